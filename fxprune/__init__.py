@@ -1,0 +1,71 @@
+"""fxprune: a pruning compiler for PyTorch.
+
+Captures a model as a ``torch.fx`` graph, puts masks on its parameters as graph nodes, bakes them, and ships the result.
+"""
+
+from fxprune._version import __version__
+from fxprune.capture import capture
+from fxprune.errors import (
+    CaptureError,
+    CaptureWarning,
+    ExportError,
+    ExportWarning,
+    FxpruneError,
+    HookError,
+    InputError,
+    LoweringError,
+    PruningError,
+)
+from fxprune.methods import (
+    BasePruningMethod,
+    CustomFromMask,
+    Identity,
+    L1Unstructured,
+    LnStructured,
+    PruningContainer,
+    RandomStructured,
+    RandomUnstructured,
+    custom_from_mask,
+    global_unstructured,
+    identity,
+    is_pruned,
+    l1_unstructured,
+    ln_structured,
+    random_structured,
+    random_unstructured,
+    remove,
+)
+from fxprune.passes import finalize, mask
+
+__all__ = [
+    "BasePruningMethod",
+    "CaptureError",
+    "CaptureWarning",
+    "CustomFromMask",
+    "ExportError",
+    "ExportWarning",
+    "FxpruneError",
+    "HookError",
+    "Identity",
+    "InputError",
+    "L1Unstructured",
+    "LnStructured",
+    "LoweringError",
+    "PruningContainer",
+    "PruningError",
+    "RandomStructured",
+    "RandomUnstructured",
+    "__version__",
+    "capture",
+    "custom_from_mask",
+    "finalize",
+    "global_unstructured",
+    "identity",
+    "is_pruned",
+    "l1_unstructured",
+    "ln_structured",
+    "mask",
+    "random_structured",
+    "random_unstructured",
+    "remove",
+]

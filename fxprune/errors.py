@@ -1,0 +1,80 @@
+"""Every exception and warning that fxprune raises on purpose.
+
+All errors derive from :class:`FxpruneError`. Where the public API mirrors ``torch.nn.utils.prune``, the error is also of
+the builtin type that torch raises there, so that code written for torch keeps catching it.
+"""
+
+
+class FxpruneError(Exception):
+    """Base class of all errors raised by fxprune."""
+
+
+class CaptureError(FxpruneError, RuntimeError):
+    """A model could not be turned into a graph."""
+
+
+class InputError(CaptureError, TypeError):
+    """The example inputs do not fit the model's ``forward``."""
+
+
+class HookError(CaptureError):
+    """The model carries hooks, which a graph cannot keep."""
+
+
+class LoweringError(FxpruneError, NotImplementedError):
+    """A leaf module has no functional form, so its parameters cannot be masked one by one."""
+
+
+class PruningError(FxpruneError):
+    """Base class of the errors of the pruning API."""
+
+
+class PruningValueError(PruningError, ValueError):
+    """An argument has a value out of range, or a parameter is not in the state that the call needs."""
+
+
+class PruningTypeError(PruningError, TypeError):
+    """An argument or a parameter has the wrong type."""
+
+
+class PruningAssertionError(PruningError, AssertionError):
+    """A mask or importance tensor has the wrong shape."""
+
+
+class PruningIndexError(PruningError, IndexError):
+    """A dimension is out of range."""
+
+
+class PruningAttributeError(PruningError, AttributeError):
+    """The graph has no parameter of the given name."""
+
+
+class PruningRuntimeError(PruningError, RuntimeError):
+    """A pruning method failed for another reason; the cause is chained."""
+
+
+class ExportError(FxpruneError, RuntimeError):
+    """A graph could not be exported."""
+
+
+class CaptureWarning(UserWarning):
+    """The graph is right as captured, but keeps less freedom than the model had."""
+
+
+class ExportWarning(UserWarning):
+    """The exported artefact is right, but keeps less freedom than the graph had."""
+
+
+_MIRRORED: tuple[tuple[type[Exception], type[PruningError]], ...] = (
+    (ValueError, PruningValueError),
+    (TypeError, PruningTypeError),
+    (AssertionError, PruningAssertionError),
+    (IndexError, PruningIndexError),
+    (AttributeError, PruningAttributeError),
+)
+
+
+def as_pruning_error(error: Exception, context: str) -> PruningError:
+    """Return ``error`` as the :class:`PruningError` that is also of its builtin type, with ``context`` before its text."""
+    mirrored = next((ours for theirs, ours in _MIRRORED if isinstance(error, theirs)), PruningRuntimeError)
+    return mirrored(f"{context}: {error}")

@@ -1,0 +1,164 @@
+"""The export front end: ``torch.export``, for what symbolic tracing cannot follow.
+
+Gives an ATen-level graph whose parameters are read under their original names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune import functional
+from fxprune.errors import CaptureError, CaptureWarning
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.Graph, dict[str, Any]]:
+    """Export ``model`` in its current mode.
+
+    Args:
+        model: the model; left as it was.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+
+    Returns:
+        The graph, and its constants by the names that it reads them under.
+
+    Raises:
+        CaptureError: if ``torch.export`` refuses the model; the cause is chained.
+    """
+    args, kwargs = _two_samples(args, kwargs)
+    try:
+        with _quiet(), _slow_attention():
+            program = torch.export.export(
+                model, args, kwargs, dynamic_shapes=_dynamic(model, args, kwargs), strict=False
+            )
+            # The guards are written into the graph below, as nodes that script and pickle.
+            unlifted = program.module(check_guards=False)
+    except Exception as error:  # torch.export raises many kinds of errors, and the model its own
+        raise CaptureError(_reason(error)) from error
+    graph = unlifted.graph
+    graph.owning_module = None
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        path = list(stack.values())[-1][0] if stack else ""
+        node.meta["fxprune_module"] = path.partition("@")[0] if path != "_empty_nn_module_stack_from_metadata_hook" else ""
+    _write_guards(graph)
+    constants = {name: value for name, value in program.constants.items()}
+    constants |= {str(n.target): _get(unlifted, str(n.target)) for n in graph.find_nodes(op="get_attr")}
+    return graph, constants
+
+
+def _get(root: nn.Module, target: str) -> Any:
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # About torch.export's own internals; what concerns the user is raised or warned of here.
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Switch off the fused eval-mode kernel of nn.MultiheadAttention: it has no counterpart in train mode."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the input tensors whose first dimension is the batch: as long as that of the first tensor."""
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 0]
+    return [t for t in tensors if t.shape[0] == tensors[0].shape[0]]
+
+
+def _two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Repeat a batch of one: ``torch.export`` takes a dimension of size 1 for a constant."""
+    batched = _batched(args, kwargs)
+    if not batched or batched[0].shape[0] != 1:
+        return args, kwargs
+    ids = {id(t) for t in batched}
+
+    def repeat(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if id(leaf) in ids else leaf
+
+    repeated: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(repeat, (args, kwargs))
+    return repeated
+
+
+def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    shapes = torch.export.ShapesCollection()
+    for tensor in _batched(args, kwargs):
+        shapes[tensor] = {0: torch.export.Dim.AUTO}
+    return shapes.dynamic_shapes(model, args, kwargs)
+
+
+def _write_guards(graph: fx.Graph) -> None:
+    """Check, at the head of the graph, each input that was taken for a constant."""
+    placeholders = graph.find_nodes(op="placeholder")
+    if not placeholders:
+        return
+    sizes: dict[Any, fx.Node] = {}
+    with graph.inserting_before(_first_after(placeholders[-1])):
+        for node in placeholders:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor):
+                _check_shape(graph, node, value, sizes)
+            elif value is None or isinstance(value, bool | int | float | str):
+                _check_value(graph, node, value)
+    if not sizes and any(isinstance(n.meta.get("val"), Tensor) for n in placeholders):
+        warnings.warn(
+            "the model fixes its batch size: the graph takes only batches of the example's size", CaptureWarning, stacklevel=4
+        )
+
+
+def _first_after(node: fx.Node) -> fx.Node:
+    return node.next
+
+
+def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, sizes: dict[Any, fx.Node]) -> None:
+    expected: list[Any] = []
+    for dim, size in enumerate(value.shape):
+        if isinstance(size, int):
+            expected.append(size)
+            continue
+        symbol = size.node.expr
+        if symbol in sizes:
+            expected.append(sizes[symbol])
+        else:
+            if dim == 0:
+                sizes[symbol] = graph.call_method("size", (node, dim))
+            expected.append(-1)
+    if any(not isinstance(size, int) or size >= 0 for size in expected):
+        graph.call_function(functional.check_shape, (node, expected, str(node.target)))
+
+
+def _check_value(graph: fx.Graph, node: fx.Node, value: Any) -> None:
+    import operator
+
+    message = f"input {node.target!r} was {value!r} when the graph was captured; capture the model again for another value"
+    if value is None:
+        graph.call_function(functional.check_none, (node, message))
+        return
+    node.type = type(value)
+    same = graph.call_function(operator.eq, (node, value))
+    graph.call_function(torch._assert, (same, message))

@@ -1,0 +1,158 @@
+"""The trace front end: symbolic tracing with ``torch.fx``.
+
+Gives a module-level graph: torch's own modules stay leaves, user modules are traced through, sizes stay symbolic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune import functional
+from fxprune.errors import CaptureError, InputError
+from fxprune.forms import is_opaque
+
+
+class Tracer(fx.Tracer):
+    """Traces a model over the inputs of one example: tensors become placeholders, other values are fixed and checked.
+
+    Args:
+        call: the model's forward signature bound to the example inputs.
+        fixed_numbers: fix ints and floats among the inputs and the shapes of parameters, for models that branch on them.
+    """
+
+    # A buffer read as a constant would go stale when the model's buffer changes.
+    proxy_buffer_attributes = True
+
+    def __init__(self, call: inspect.BoundArguments, *, fixed_numbers: bool) -> None:
+        super().__init__(param_shapes_constant=fixed_numbers)
+        self._call = call
+        self._fixed_numbers = fixed_numbers
+        self.record_stack_traces = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Keep torch's own modules whole, unless they hide parameters that no pass could reach."""
+        if nn.utils.parametrize.is_parametrized(m) or is_opaque(m):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Create a node that remembers which module's ``forward`` made it."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["fxprune_module"] = self.scope.module_path
+        return node
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Make one placeholder for each input of the example, and call the model with them as the example does."""
+        call = self._call
+        arguments: dict[str, Any] = {}
+        for name, value in call.arguments.items():
+            kind = call.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                arguments[name] = tuple(self._input(f"{name}_{i}", v) for i, v in enumerate(value))
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                arguments[name] = {key: self._input(key, v) for key, v in value.items()}
+            else:
+                arguments[name] = self._input(name, value)
+        traced = inspect.BoundArguments(call.signature, arguments)  # type: ignore[arg-type]
+        return lambda: root_fn(self.root, *traced.args, **traced.kwargs), []
+
+    def _input(self, name: str, value: Any) -> Any:
+        type_expr = type(value) if isinstance(value, bool | int | float | str) else None
+        placeholder = self.create_proxy("placeholder", name, (), {}, type_expr=type_expr)
+        placeholder.node.meta["example"] = value
+        if _has_tensor(value) or (type(value) in (int, float) and not self._fixed_numbers):
+            return placeholder
+        _check_fixed(self, placeholder, name, value)
+        return value
+
+
+def _check_fixed(tracer: fx.Tracer, placeholder: fx.Proxy, name: str, value: Any) -> None:
+    message = f"input {name!r} was {value!r} when the graph was captured; capture the model again for another value"
+    if value is None:
+        tracer.create_proxy("call_function", functional.check_none, (placeholder, message), {})
+        return
+    same = tracer.create_proxy("call_function", operator.eq, (placeholder, value), {})
+    tracer.create_proxy("call_function", torch._assert, (same, message), {})
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+class _NoRandomness(TorchDispatchMode):
+    """Refuses random draws on real tensors while tracing: they would become constants of the graph."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise CaptureError(f"the model draws random numbers ({func}) that do not depend on its inputs")
+        return func(*args, **(kwargs or {}))
+
+
+def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    """Return the inputs bound to the model's ``forward``.
+
+    Raises:
+        InputError: if they do not fit the signature.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; pass the positional "
+            "inputs as a tuple in example_inputs and the keyword inputs as a dict in example_kwargs"
+        ) from error
+
+
+def trace(model: nn.Module, call: inspect.BoundArguments) -> tuple[fx.Graph, dict[str, Any]]:
+    """Trace ``model`` in its current mode.
+
+    Args:
+        model: the model; left as it was.
+        call: example inputs bound to its ``forward``.
+
+    Returns:
+        The graph, and the constants that tracing made by the names that the graph reads them under.
+
+    Raises:
+        CaptureError: if the model's code needs more than symbolic values; the cause is chained.
+    """
+    if "forward" in vars(model):
+        raise CaptureError("forward was replaced on the instance, where symbolic tracing does not look")
+    error: Exception | None = None
+    for fixed_numbers in (False, True):
+        try:
+            with _constants_of(model) as constants, _NoRandomness():
+                graph = Tracer(call, fixed_numbers=fixed_numbers).trace(model)
+            return graph, constants
+        except Exception as e:  # the model's own code fails in any way it likes on symbolic values
+            error = error or e
+    raise CaptureError(_reason(error)) from error
+
+
+def _reason(error: Exception | None) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+@contextlib.contextmanager
+def _constants_of(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Take back the attributes that the tracer sets on the model for constants, and hand them out."""
+    before = set(vars(model)) | set(model._buffers)
+    constants: dict[str, Any] = {}
+    try:
+        yield constants
+    finally:
+        for name in [n for n in vars(model) if n not in before]:
+            constants[name] = vars(model).pop(name)
+        for name in [n for n in model._buffers if n not in before]:
+            constants[name] = model._buffers.pop(name)

@@ -1,0 +1,204 @@
+"""The module classes that a captured graph is made of.
+
+``CapturedModule`` is the GraphModule itself; ``Container`` holds parameters under their original names; ``Lowered`` stands
+in for a leaf module whose computation was written out as nodes; ``ByMode`` holds two versions of a computation, one for
+train and one for eval mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Node
+
+ORIG = "_orig"
+MASK = "_mask"
+
+
+def is_binary(mask: Tensor) -> bool:
+    """Tell whether every element of ``mask`` is 0 or 1; a mask on the meta device has no elements that could say no."""
+    return mask.is_meta or mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all())
+
+
+class MaskLoading(nn.Module):
+    """Mixin that lets a state_dict with masks of any dtype load without loss.
+
+    Masks are stored in one byte an element. A mask that is not of zeros and ones (a user's own) does not fit there, so
+    when one arrives the buffer takes the parameter's dtype first.
+    """
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, mask in list(self._buffers.items()):
+            orig = self._parameters.get(name.removesuffix(MASK) + ORIG) if name.endswith(MASK) else None
+            incoming = state_dict.get(prefix + name)
+            if orig is None or mask is None or not isinstance(incoming, Tensor):
+                continue
+            if mask.dtype == torch.uint8 and incoming.shape == mask.shape and not is_binary(incoming):
+                self._buffers[name] = torch.empty_like(mask, dtype=orig.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Container(MaskLoading):
+    """Holds parameters, buffers and submodules under their original names; computes nothing.
+
+    It also carries a live ``training`` flag for the part of the model that it stands for.
+    """
+
+
+class Lowered(Container):
+    """Stands in for a leaf module whose computation was written out as graph nodes.
+
+    It keeps the module's tensors under their names and everything else that :meth:`restore` needs to make the module
+    again. ``calls`` has one entry for each way in which the graph called the module: its arguments with ``Slot`` values
+    in place of nodes.
+    """
+
+    _leaf_type: type[nn.Module]
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Lowered:
+        """Return the stand-in for ``module``, which itself stays as it is; tensors are shared."""
+        lowered = cls.__new__(cls)
+        lowered.__dict__.update(_shell(module, cls.of))
+        lowered.__dict__["_leaf_type"] = type(module)
+        lowered.__dict__["calls"] = []
+        return lowered
+
+    def restore(self) -> nn.Module:
+        """Return a module of the original class with the tensors that this one holds now."""
+        module = self._leaf_type.__new__(self._leaf_type)
+        shell = _shell(self, lambda child: cast(Lowered, child).restore())
+        for key in ("_leaf_type", "calls"):
+            del shell[key]
+        module.__setstate__(shell)
+        for name, parameter in list(module._parameters.items()):
+            # Recurrent modules keep a second list of their weights, which follows assignments.
+            setattr(module, name, parameter)
+        return module
+
+    def extra_repr(self) -> str:
+        """Name the class of the module that this one stands for."""
+        return self._leaf_type.__name__
+
+
+def clone(module: nn.Module) -> nn.Module:
+    """Return a module of the same class, configuration and tensors (shared), whose submodules are clones as well."""
+    copy = type(module).__new__(type(module))
+    copy.__setstate__(_shell(module, clone))
+    return copy
+
+
+def _shell(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
+    """Return the module's state as for pickling, with registries of its own and every submodule converted."""
+    shell = dict(module.__getstate__())
+    for key, value in shell.items():
+        if key.startswith("_") and isinstance(value, dict | set):
+            shell[key] = value.copy()
+    shell["_modules"] = {
+        name: None if child is None else convert(child) for name, child in module._modules.items()
+    }
+    return shell
+
+
+class Slot(str):
+    """The place of a graph node in stored call arguments, numbered in order of first appearance."""
+
+    __slots__ = ()
+
+
+class ByMode(nn.Module):
+    """Computes ``in_train`` while training and ``in_eval`` otherwise: a part of the model that differs by mode.
+
+    Both branches are GraphModules from ``(tensors, sizes)`` to a list of tensors and hold no state of their own.
+    """
+
+    _is_impure = True  # a branch may update a buffer, so dead-code elimination must not judge by the users alone
+
+    def __init__(self, in_train: fx.GraphModule, in_eval: fx.GraphModule) -> None:
+        super().__init__()
+        self.in_train = in_train
+        self.in_eval = in_eval
+
+    def forward(self, tensors: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        """Run the branch of the current mode."""
+        if self.training:
+            return self.in_train(tensors, sizes)
+        return self.in_eval(tensors, sizes)
+
+
+class CapturedModule(MaskLoading, fx.GraphModule):
+    """An ordinary ``torch.fx.GraphModule`` that pickles its graph as it is.
+
+    torch.fx pickles the generated code and traces it again on loading, which would freeze the live ``training`` flags that
+    the graph reads.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the state and a flat list of the nodes."""
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code")}
+        return _rebuild, (state, type(self).__name__, _dump(self.graph), self.graph._codegen)
+
+
+_KEPT_META = ("stack_trace", "is_wrapped", "fxprune_module")
+
+
+class _Reference(int):
+    """The index of a node in a dumped graph."""
+
+
+def _dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    index = {node: _Reference(i) for i, node in enumerate(graph.nodes)}
+    # map_arg accepts any result, but its annotation knows only graph arguments.
+    to_index: Callable[[Node], Any] = index.__getitem__
+    return [
+        (
+            node.op,
+            node.target,
+            fx.map_arg(node.args, to_index),
+            fx.map_arg(node.kwargs, to_index),
+            node.name,
+            node.type,
+            {k: node.meta[k] for k in _KEPT_META if k in node.meta},
+        )
+        for node in graph.nodes
+    ]
+
+
+def _load(dump: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:
+    graph, nodes = fx.Graph(), list[Node]()
+
+    def to_node(value: Any) -> Any:
+        return nodes[value] if isinstance(value, _Reference) else value
+
+    for op, target, args, kwargs, name, type_expr, meta in dump:
+        node = graph.create_node(op, target, map_aggregate(args, to_node), map_aggregate(kwargs, to_node), name, type_expr)
+        # The namespace may have changed a name that shadows a builtin; the dumped one was legal.
+        node.name = name
+        node.meta.update(meta)
+        nodes.append(node)
+    graph.set_codegen(codegen)
+    return graph
+
+
+def map_aggregate(value: Any, fn: Callable[[Any], Any]) -> Any:
+    """Map over the aggregates that torch.fx allows in arguments (pytree would not enter a slice)."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_aggregate(v, fn) for v in value))
+    if isinstance(value, tuple | list):
+        return type(value)(map_aggregate(v, fn) for v in value)
+    if isinstance(value, dict):
+        return type(value)((k, map_aggregate(v, fn)) for k, v in value.items())
+    if isinstance(value, slice):
+        return slice(map_aggregate(value.start, fn), map_aggregate(value.stop, fn), map_aggregate(value.step, fn))
+    return fn(value)
+
+
+def _rebuild(state: dict[str, Any], class_name: str, dump: list[tuple[Any, ...]], codegen: Any) -> CapturedModule:
+    gm = CapturedModule(nn.Module(), fx.Graph(), class_name)
+    gm.__dict__.update(state)
+    gm.graph = _load(dump, codegen)
+    return gm

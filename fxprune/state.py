@@ -1,0 +1,165 @@
+"""Where parameters and masks live in a graph's module tree, and how they are renamed there.
+
+The names are those of ``state_dict``: dotted paths. A parameter that is tied has several names and one object; a masked
+parameter ``w`` is stored as the parameter ``w_orig`` and the buffer ``w_mask``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxprune.errors import PruningAttributeError
+from fxprune.modules import MASK, ORIG, Container
+
+
+def join(path: str, name: str) -> str:
+    """Return the dotted name of ``name`` inside the module at ``path`` (empty for the root)."""
+    return f"{path}.{name}" if path else name
+
+
+def split(name: str) -> tuple[str, str]:
+    """Return the module path and the last part of a dotted name."""
+    path, _, last = name.rpartition(".")
+    return path, last
+
+
+def ensure_container(root: nn.Module, path: str) -> nn.Module:
+    """Return the module at ``path``, making containers on the way where there is none."""
+    module = root
+    for part in path.split(".") if path else ():
+        child = module._modules.get(part)
+        if child is None:
+            child = Container()
+            child.train(module.training)
+            module.add_module(part, child)
+        module = child
+    return module
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """A masked parameter: its dotted ``names`` (several if tied), the ``orig`` Parameter and its ``mask``."""
+
+    names: tuple[str, ...]
+    orig: nn.Parameter
+    mask: Tensor
+
+    @property
+    def name(self) -> str:
+        """The first of the names."""
+        return self.names[0]
+
+
+def parameter_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]:
+    """Return every dotted name under which ``parameter`` is registered."""
+    return tuple(name for name, p in root.named_parameters(remove_duplicate=False) if p is parameter)
+
+
+def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
+    """Yield each (module, attribute) that holds ``parameter``; a module registered twice comes once."""
+    for module in root.modules():
+        for attribute, value in module._parameters.items():
+            if value is parameter:
+                yield module, attribute
+
+
+def find_masked(root: nn.Module, name: str) -> Masked | None:
+    """Return the masked parameter that ``name`` means, or None if no parameter of that name is masked."""
+    path, last = split(name)
+    try:
+        owner = root.get_submodule(path)
+    except AttributeError:
+        return None
+    orig, mask = owner._parameters.get(last + ORIG), owner._buffers.get(last + MASK)
+    if orig is None or mask is None or last in owner._parameters:
+        return None
+    return Masked(tuple(n.removesuffix(ORIG) for n in parameter_names(root, orig)), orig, mask)
+
+
+def all_masked(root: nn.Module) -> list[Masked]:
+    """Return every masked parameter of the graph, each tied one once, in the order of ``named_parameters``."""
+    found = (
+        find_masked(root, name.removesuffix(ORIG)) for name, _ in root.named_parameters() if name.endswith(ORIG)
+    )
+    return [masked for masked in found if masked is not None]
+
+
+def find_parameter(root: nn.Module, name: str) -> nn.Parameter:
+    """Return the parameter called ``name``, masked or not.
+
+    Raises:
+        PruningAttributeError: if there is none; the message lists the closest names.
+    """
+    masked = find_masked(root, name) if isinstance(name, str) else None
+    if masked is not None:
+        return masked.orig
+    parameters = dict(root.named_parameters(remove_duplicate=False))
+    if name in parameters:
+        return parameters[name]
+    raise PruningAttributeError(_unknown(root, name, list(parameters)))
+
+
+def _unknown(root: nn.Module, name: object, known: list[str]) -> str:
+    import difflib
+
+    message = f"the graph has no parameter named {name!r}"
+    if name in dict(root.named_buffers(remove_duplicate=False)):
+        return f"{message}: that is a buffer; only parameters can be pruned"
+    close = difflib.get_close_matches(str(name), known, n=3)
+    hint = f"; close to it are {', '.join(close)}" if close else f"; it has {len(known)} parameters"
+    return f"{message}{hint} (see named_parameters())"
+
+
+def register_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor) -> None:
+    """Rename ``parameter`` to ``<name>_orig`` in place, wherever it is held, and put ``mask`` beside it."""
+    for owner, attribute in list(owners(root, parameter)):
+        _rename(owner, attribute, attribute + ORIG)
+        owner.register_buffer(attribute + MASK, mask)
+
+
+def replace_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor) -> None:
+    """Put ``mask`` in place of the one that ``parameter`` has now."""
+    for owner, attribute in owners(root, parameter):
+        owner._buffers[attribute.removesuffix(ORIG) + MASK] = mask
+
+
+def unregister_mask(root: nn.Module, parameter: nn.Parameter) -> None:
+    """Give ``parameter`` its own name back and drop its mask; its values stay as they are."""
+    for owner, attribute in list(owners(root, parameter)):
+        base = attribute.removesuffix(ORIG)
+        _rename(owner, attribute, base)
+        del owner._buffers[base + MASK]
+
+
+def _rename(owner: nn.Module, old: str, new: str) -> None:
+    # The order of parameters is that of an optimizer's state, so the entry keeps its place.
+    renamed = {new if key == old else key: value for key, value in owner._parameters.items()}
+    owner._parameters.clear()
+    owner._parameters.update(renamed)
+
+
+def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` is registered."""
+    for module in list(root.modules()):
+        for name, child in module._modules.items():
+            if child is old:
+                module._modules[name] = new
+
+
+# GraphModule.meta is what torch.fx carries through deepcopy and pickle.
+_METHODS = "fxprune.methods"
+
+
+def methods_of(gm: fx.GraphModule) -> dict[str, Any]:
+    """Return the record of pruning methods by parameter name (the first of its names), as kept in ``gm.meta``."""
+    record: dict[str, Any] = gm.meta.setdefault(_METHODS, {})
+    return record
+
+
+def forget_methods(gm: fx.GraphModule) -> None:
+    """Drop the record of pruning methods."""
+    gm.meta.pop(_METHODS, None)

@@ -1,0 +1,50 @@
+"""Finalize: fold every mask into its parameter and give the graph its captured form back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxprune import state
+from fxprune.passes.mask import remove_masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Finalize:
+    """Pass: bake all masks.
+
+    Ensures: no parameter is masked, no multiplication by a mask is left, and the graph's text is the one before masking.
+    """
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the pass in place."""
+        modified = remove_masks(graph_module, state.all_masked(graph_module))
+        if modified:
+            state.forget_methods(graph_module)
+            graph_module.recompile()
+        return PassResult(graph_module, modified)
+
+
+def finalize(gm: fx.GraphModule) -> fx.GraphModule:
+    """Bake every mask of a graph into its parameter, in place; shapes stay as they are.
+
+    The Parameter objects stay the same, so an optimizer over them keeps working and keeps its state. A graph without
+    masks is left alone.
+
+    Args:
+        gm: the graph.
+
+    Returns:
+        ``gm``.
+
+    Source: ``torch.nn.utils.prune.remove``, for all parameters at once.
+
+    Example:
+        >>> gm = fxprune.finalize(gm)
+        >>> fxprune.is_pruned(gm)
+        False
+    """
+    Finalize()(gm)
+    return gm

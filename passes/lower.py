@@ -1,0 +1,126 @@
+"""Lower: write out the leaf modules that hold given parameters as functional nodes.
+
+``conv1(x)`` becomes ``conv2d(x, conv1.weight, conv1.bias, ...)``: the parameters are read by ``get_attr``, where another
+pass can put something between. The module's place in the tree is taken by a :class:`fxprune.modules.Lowered`, which keeps
+names and configuration, so that :mod:`fxprune.passes.raise_leaves` can put the module back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxprune import forms, state
+from fxprune.errors import LoweringError
+from fxprune.modules import Lowered, Slot
+
+
+@dataclasses.dataclass(frozen=True)
+class Lower:
+    """Pass: write out every called leaf module that holds one of the parameters ``names``.
+
+    Requires: the names are parameters of the graph. Ensures: each of them is read by ``get_attr`` alone.
+
+    Example: ``Lower(["conv1.weight"])(gm).graph_module.print_readable()``
+    """
+
+    names: tuple[str, ...] | list[str]
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the pass in place."""
+        parameters = [state.find_parameter(graph_module, name) for name in self.names]
+        modified = lower(graph_module, parameters)
+        if modified:
+            graph_module.recompile()
+        return PassResult(graph_module, modified)
+
+
+def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter]) -> bool:
+    """Write out the called leaf modules that hold any of ``parameters``, in place; all of them or, on an error, none.
+
+    Args:
+        gm: the graph; it is not recompiled.
+        parameters: parameters of ``gm``.
+
+    Returns:
+        Whether the graph changed.
+
+    Raises:
+        LoweringError: if one of the modules has no functional form; names node, module and class.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    called = [(node, gm.get_submodule(str(node.target))) for node in gm.graph.find_nodes(op="call_module")]
+    calls = [(node, leaf) for node, leaf in called if any(id(p) in wanted for p in leaf.parameters())]
+    written = []
+    try:
+        for node, leaf in calls:
+            written.append(_write_out(gm.graph, node, leaf))
+    except LoweringError as error:
+        for nodes in written:
+            _erase(nodes)
+        names = [n for n, p in gm.named_parameters(remove_duplicate=False) if id(p) in wanted]
+        raise LoweringError(
+            f"node {node.name!r} calls {node.target!r} ({type(leaf).__name__}), which holds {', '.join(names)}: {error}. "
+            'Capture the model with frontend="export" to mask this parameter.'
+        ) from error
+    stand_ins: dict[nn.Module, Lowered] = {}
+    for (node, leaf), nodes in zip(calls, written, strict=True):
+        if leaf not in stand_ins:
+            stand_ins[leaf] = Lowered.of(leaf)
+            state.replace_module(gm, leaf, stand_ins[leaf])
+        call = _with_slots(node)
+        if call not in stand_ins[leaf].calls:
+            stand_ins[leaf].calls.append(call)
+        take_over(node, nodes[-1])
+    return bool(calls)
+
+
+def _write_out(graph: fx.Graph, node: fx.Node, leaf: nn.Module) -> list[fx.Node]:
+    """Insert the functional form of one call before it; return the new nodes, the result last."""
+    before = node.prev
+    try:
+        with graph.inserting_before(node):
+            result = forms.emit(leaf, str(node.target), graph, node.args, node.kwargs)
+    except LoweringError:
+        _erase(_between(before, node))
+        raise
+    nodes = [n for n in _between(before, node) if n is not result]
+    for unused in [n for n in reversed(nodes) if not n.users]:  # a flag that the form read but did not need
+        graph.erase_node(unused)
+        nodes.remove(unused)
+    return [*nodes, result]
+
+
+def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    nodes, node = [], first.next
+    while node is not last:
+        nodes.append(node)
+        node = node.next
+    return nodes
+
+
+def _erase(nodes: list[fx.Node]) -> None:
+    for node in reversed(nodes):
+        node.graph.erase_node(node)
+
+
+def take_over(old: fx.Node, new: fx.Node) -> None:
+    """Let ``new`` stand for ``old`` in every respect, its name included, and erase ``old``."""
+    old.replace_all_uses_with(new)
+    new.meta = {**old.meta, **new.meta}
+    name = old.name
+    old.graph.erase_node(old)
+    new.name = name
+
+
+def _with_slots(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    slots: dict[fx.Node, Slot] = {}
+
+    def to_slot(argument: fx.Node) -> Any:
+        return slots.setdefault(argument, Slot(f"${len(slots)}"))
+
+    return tuple(fx.map_arg(node.args, to_slot)), dict(fx.map_arg(node.kwargs, to_slot))

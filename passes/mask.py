@@ -1,0 +1,182 @@
+"""Mask: put a multiplication by a mask between a parameter and everything that reads it.
+
+``w`` becomes ``w = w_orig * w_mask``, what ``torch.nn.utils.prune.BasePruningMethod.apply_mask`` computes in a hook. A mask
+of zeros and ones takes one byte an element; any other keeps the parameter's dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxprune import state
+from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValueError
+from fxprune.modules import MASK, ORIG, is_binary
+from fxprune.passes.lower import lower, take_over
+from fxprune.passes.raise_leaves import raise_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Pass: mask parameters with given masks.
+
+    Requires: the names are parameters of floating-point or complex dtype, each mask has its parameter's shape. Ensures:
+    every use of such a parameter in the graph reads the product.
+
+    Example: ``Mask({"fc.weight": torch.ones(10, 20)})(gm)``
+    """
+
+    masks: Mapping[str, Tensor]
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the pass in place."""
+        modified = insert_masks(graph_module, self.masks)
+        if modified:
+            graph_module.recompile()
+        return PassResult(graph_module, modified)
+
+
+def mask(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> fx.GraphModule:
+    """Mask parameters of a graph, in place.
+
+    Args:
+        gm: the graph.
+        masks: for each dotted parameter name a tensor of the parameter's shape, of any real dtype, that multiplies it. It
+            replaces the mask that the parameter may have already.
+
+    Returns:
+        ``gm``.
+
+    Raises:
+        PruningAttributeError: a name is not a parameter of the graph.
+        PruningAssertionError: a mask has another shape than its parameter.
+        PruningTypeError: a mask is not a tensor, or a parameter is not of floating-point or complex dtype.
+        LoweringError: a leaf module that holds one of the parameters cannot be written out.
+            In each case nothing has changed.
+
+    Example:
+        >>> gm = fxprune.mask(gm, {"fc.weight": (gm.fc.weight.abs() > 0.1)})
+    """
+    Mask(masks)(gm)
+    return gm
+
+
+def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> bool:
+    """Do the work of :func:`mask`; the graph is not recompiled. Returns whether anything changed."""
+    parameters = {name: _maskable(gm, name, mask) for name, mask in masks.items()}
+    fresh = {name: p for name, p in parameters.items() if state.find_masked(gm, name) is None}
+    compact = {name: compact_mask(masks[name], parameter) for name, parameter in parameters.items()}
+    lower(gm, fresh.values())
+    for name, parameter in parameters.items():
+        if state.find_masked(gm, name) is not None:  # also the second name of a tied parameter
+            state.replace_mask(gm, parameter, compact[name])
+            continue
+        names = state.parameter_names(gm, parameter)
+        state.register_mask(gm, parameter, compact[name])
+        _insert_product(gm.graph, names)
+    return bool(parameters)
+
+
+def _maskable(gm: fx.GraphModule, name: str, mask: Tensor) -> nn.Parameter:
+    parameter = state.find_parameter(gm, name)
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        raise PruningTypeError(
+            f"parameter {name!r} of shape {tuple(parameter.shape)} has dtype {parameter.dtype}; only floating-point and "
+            "complex parameters can be pruned"
+        )
+    if not isinstance(mask, Tensor):
+        raise PruningTypeError(f"the mask of {name!r} must be a tensor, not {type(mask).__name__}")
+    if mask.shape != parameter.shape:
+        raise PruningAssertionError(
+            f"the mask of {name!r} must have the parameter's shape {tuple(parameter.shape)}, got {tuple(mask.shape)}"
+        )
+    for owner, attribute in state.owners(gm, parameter):
+        base = attribute.removesuffix(ORIG)
+        taken = [n for n in (base + ORIG, base + MASK) if hasattr(owner, n)] if base == attribute else []
+        if taken:
+            raise PruningValueError(
+                f"parameter {name!r} cannot be masked: the name {taken[0]!r} is taken by another attribute of its module"
+            )
+    return parameter
+
+
+def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Return ``mask`` on the parameter's device, in uint8 if it is of zeros and ones, else in the parameter's dtype."""
+    # uint8, not bool: the product with a float is a third faster on CPU, and averaging or reducing buffers is defined.
+    dtype = torch.uint8 if is_binary(mask) else parameter.dtype
+    return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _insert_product(graph: fx.Graph, names: tuple[str, ...]) -> None:
+    reads = sorted(node for name in names for node in graph.find_nodes(op="get_attr", target=name))
+    if not reads:  # registered in the model but unused in this graph
+        return
+    first = reads[0]
+    with graph.inserting_before(first):
+        orig = graph.create_node("get_attr", f"{first.target}{ORIG}")
+        factor = graph.create_node("get_attr", f"{first.target}{MASK}")
+        product = graph.call_function(operator.mul, (orig, factor))
+    orig.meta.update(first.meta)
+    product.meta.update(first.meta)
+    for other in reads[1:]:
+        other.replace_all_uses_with(product)
+        graph.erase_node(other)
+    take_over(first, product)
+
+
+def remove_masks(gm: fx.GraphModule, masked: list[state.Masked], *, bake: bool = True) -> bool:
+    """Take masks out of a graph, in place, and raise the leaf modules that are free of masks then; no recompiling.
+
+    Args:
+        gm: the graph.
+        masked: the masked parameters, from :mod:`fxprune.state`.
+        bake: multiply each parameter by its mask first; its Parameter object stays.
+
+    Returns:
+        Whether anything changed.
+    """
+    for entry in masked:
+        if bake:
+            with torch.no_grad():
+                entry.orig.mul_(entry.mask)
+        state.unregister_mask(gm, entry.orig)
+        for name in entry.names:
+            _erase_product(gm.graph, name)
+    if masked:
+        raise_leaves(gm)
+    return bool(masked)
+
+
+def _erase_product(graph: fx.Graph, name: str) -> None:
+    for orig in list(graph.find_nodes(op="get_attr", target=name + ORIG)):
+        for product in [user for user in orig.users if is_product(user)]:
+            with graph.inserting_before(orig):
+                plain = graph.create_node("get_attr", name)
+            plain.meta.update(orig.meta)
+            take_over(product, plain)
+        if orig.users:  # another pass reads the parameter as it is
+            orig.target = name
+        else:
+            graph.erase_node(orig)
+    for factor in list(graph.find_nodes(op="get_attr", target=name + MASK)):
+        if not factor.users:
+            graph.erase_node(factor)
+
+
+def is_product(node: fx.Node) -> bool:
+    """Tell whether ``node`` multiplies a parameter by its mask."""
+    if node.op != "call_function" or node.target is not operator.mul or len(node.args) != 2:
+        return False
+    orig, factor = node.args
+    return (
+        isinstance(orig, fx.Node)
+        and isinstance(factor, fx.Node)
+        and orig.op == factor.op == "get_attr"
+        and str(orig.target).endswith(ORIG)
+        and str(factor.target) == str(orig.target).removesuffix(ORIG) + MASK
+    )

@@ -1,0 +1,171 @@
+"""Raise: put lowered leaf modules back where their nodes are still as lowering wrote them.
+
+The pattern to look for is made by lowering the module once more, into a scratch graph. So nothing about the first time
+needs to be remembered, and a graph that was copied, pickled or rewritten elsewhere in between is raised all the same.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxprune import forms, state
+from fxprune.modules import Lowered, Slot, map_aggregate
+from fxprune.passes.lower import take_over
+
+
+@dataclasses.dataclass(frozen=True)
+class RaiseLeaves:
+    """Pass: put back every lowered leaf module that no mask stands in any more.
+
+    Ensures: after ``Lower`` and nothing else, the graph's text is the one before.
+    """
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the pass in place."""
+        modified = raise_leaves(graph_module)
+        if modified:
+            graph_module.recompile()
+        return PassResult(graph_module, modified)
+
+
+@dataclasses.dataclass
+class _Match:
+    """Where a pattern was found: its root, all its nodes (inputs before users), and the nodes in place of the slots."""
+
+    root: fx.Node
+    nodes: list[fx.Node]
+    slots: dict[str, fx.Node]
+
+
+def raise_leaves(gm: fx.GraphModule) -> bool:
+    """Put lowered modules back, in place; the graph is not recompiled.
+
+    A module with a parameter that is still masked stays written out, as does one whose nodes another pass has changed.
+
+    Returns:
+        Whether the graph changed.
+    """
+    lowered = [(path, module) for path, module in gm.named_modules() if isinstance(module, Lowered)]
+    tops = [(path, module) for path, module in lowered if not any(path.startswith(p + ".") for p, _ in lowered)]
+    ready = [(path, module) for path, module in tops if not state.all_masked(module)]
+    if not ready:
+        return False
+    readers = _readers(gm)
+    return any([_raise(gm, path, module, readers) for path, module in ready])
+
+
+def _readers(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
+    """Map the identity of each tensor of the graph to the get_attr nodes that read it."""
+    tensors = dict(gm.named_parameters(remove_duplicate=False)) | dict(gm.named_buffers(remove_duplicate=False))
+    readers: dict[int, list[fx.Node]] = collections.defaultdict(list)
+    for node in gm.graph.find_nodes(op="get_attr"):
+        if node.target in tensors:
+            readers[id(tensors[node.target])].append(node)
+    return readers
+
+
+def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, list[fx.Node]]) -> bool:
+    module = lowered.restore()
+    reads = [node for p in module.parameters() for node in readers.get(id(p), ()) if not node._erased]
+    users = list(dict.fromkeys(user for node in reads for user in node.users))
+    tensor_of = {node: key for key, nodes in readers.items() for node in nodes} if users else {}
+    found = False
+    for args, kwargs in lowered.calls:
+        pattern = _pattern(module, path, args, kwargs)
+        for site in users:
+            if site._erased:
+                continue
+            match = _Matcher(module, path, tensor_of).run(pattern, site)
+            if match is None:
+                continue
+            _put_call(gm.graph, path, args, kwargs, match)
+            found = True
+    if found:
+        state.replace_module(gm, lowered, module)
+    return found
+
+
+def _pattern(module: nn.Module, path: str, args: Any, kwargs: Any) -> fx.Node:
+    """Return the root of the module's functional form in a graph of its own, with placeholders for the slots."""
+    scratch = fx.Graph()
+    inputs: dict[str, fx.Node] = {}
+
+    def to_input(value: Any) -> Any:
+        if not isinstance(value, Slot):
+            return value
+        if value not in inputs:
+            inputs[value] = scratch.create_node("placeholder", str(value), name=f"slot_{len(inputs)}")
+        return inputs[value]
+
+    args, kwargs = map_aggregate(args, to_input), map_aggregate(kwargs, to_input)
+    return forms.emit(module, path, scratch, args, kwargs)
+
+
+def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, match: _Match) -> None:
+    def fill(value: Any) -> Any:
+        return match.slots[value] if isinstance(value, Slot) else value
+
+    with graph.inserting_before(match.root):
+        call = graph.call_module(path, map_aggregate(args, fill), map_aggregate(kwargs, fill))
+    take_over(match.root, call)
+    for node in reversed(match.nodes[:-1]):
+        if not node._erased and not node.users:
+            graph.erase_node(node)
+
+
+class _Matcher:
+    """Compares nodes of the graph with a pattern, from a root back to the slots."""
+
+    def __init__(self, module: nn.Module, path: str, tensor_of: dict[fx.Node, int]) -> None:
+        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        self.targets = {state.join(path, name): id(tensor) for name, tensor in named if isinstance(tensor, Tensor)}
+        self.tensor_of = tensor_of
+
+    def run(self, pattern: fx.Node, site: fx.Node) -> _Match | None:
+        matched: dict[fx.Node, fx.Node] = {}
+        if not self._same(pattern, site, matched):
+            return None
+        slots = {str(p.target): n for p, n in matched.items() if p.op == "placeholder"}
+        nodes = [n for p, n in matched.items() if p.op != "placeholder"]
+        return _Match(site, nodes, slots)
+
+    def _same(self, pattern: fx.Node, node: fx.Node, matched: dict[fx.Node, fx.Node]) -> bool:
+        if pattern in matched:
+            return matched[pattern] is node
+        if pattern.op == "get_attr":
+            # A tied parameter may be read under another of its names.
+            same = node.op == "get_attr" and (
+                node.target == pattern.target
+                or (node in self.tensor_of and self.tensor_of[node] == self.targets.get(str(pattern.target)))
+            )
+        else:
+            same = pattern.op == "placeholder" or (
+                node.op == pattern.op and node.target == pattern.target and self._same_arguments(pattern, node, matched)
+            )
+        if same:
+            matched[pattern] = node
+        return same
+
+    def _same_arguments(self, pattern: fx.Node, node: fx.Node, matched: dict[fx.Node, fx.Node]) -> bool:
+        ours, theirs = list(_nodes_in(pattern)), list(_nodes_in(node))
+        return (
+            len(ours) == len(theirs)
+            and _without_nodes(pattern) == _without_nodes(node)
+            and all(self._same(p, n, matched) for p, n in zip(ours, theirs, strict=True))
+        )
+
+
+def _nodes_in(node: fx.Node) -> Iterator[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
+    return iter(found)
+
+
+def _without_nodes(node: fx.Node) -> Any:
+    return fx.map_arg((node.args, node.kwargs), lambda n: Ellipsis)
