@@ -16,6 +16,7 @@ from fxprune.errors import (
     LoweringError,
     PruningError,
 )
+from fxprune.export import to_exported_program, to_onnx, to_torchscript
 from fxprune.methods import (
     BasePruningMethod,
     CustomFromMask,
@@ -36,6 +37,7 @@ from fxprune.methods import (
     remove,
 )
 from fxprune.passes import finalize, mask
+from fxprune.report import summary
 
 __all__ = [
     "BasePruningMethod",
@@ -68,4 +70,8 @@ __all__ = [
     "random_structured",
     "random_unstructured",
     "remove",
+    "summary",
+    "to_exported_program",
+    "to_onnx",
+    "to_torchscript",
 ]

@@ -20,7 +20,7 @@ from fxprune.frontends.assemble import assemble
 from fxprune.frontends.export import export
 from fxprune.frontends.hooks import Pruned, check_hooks, without_prune_hooks
 from fxprune.frontends.merge import merge_modes
-from fxprune.frontends.modes import ModeReads, in_mode, noting_mode_reads
+from fxprune.frontends.modes import ModeReads, in_mode, noting_mode_reads, untouched
 from fxprune.frontends.trace import bind, trace
 from fxprune.modules import CapturedModule
 from fxprune.passes.mask import insert_masks
@@ -112,12 +112,12 @@ def _first_that_works(example: _Example, frontend: Frontend) -> CapturedModule:
 def _by_trace(example: _Example) -> CapturedModule:
     model, training = example.model, example.model.training
     call = bind(model, example.args, example.kwargs)
-    with noting_mode_reads(model) as reads, in_mode(model, training):
+    with noting_mode_reads(model) as reads, untouched(model), in_mode(model, training):
         graph, constants = trace(model, call)
     gm = assemble(model, graph, constants)
     _compute_values(gm, [node.meta["example"] for node in graph.find_nodes(op="placeholder")])
     if reads:
-        with in_mode(model, not training):
+        with untouched(model), in_mode(model, not training):
             other, other_constants = trace(model, call)
         _merge(gm, model, other, other_constants, reads)
     return gm
@@ -125,11 +125,11 @@ def _by_trace(example: _Example) -> CapturedModule:
 
 def _by_export(example: _Example) -> CapturedModule:
     model, training = example.model, example.model.training
-    with noting_mode_reads(model) as reads, in_mode(model, training):
+    with noting_mode_reads(model) as reads, untouched(model), in_mode(model, training):
         graph, constants = export(model, example.args, example.kwargs)
     gm = assemble(model, graph, constants)
     if reads:
-        with in_mode(model, not training):
+        with untouched(model), in_mode(model, not training):
             other, other_constants = export(model, example.args, example.kwargs)
         _merge(gm, model, other, other_constants, reads)
     return gm

@@ -7,11 +7,15 @@ train and one for eval mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.node import Node
 
 ORIG = "_orig"
@@ -92,6 +96,28 @@ def clone(module: nn.Module) -> nn.Module:
     return copy
 
 
+def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Return a copy with the module's tensors, mode and converted submodules, and no other attribute.
+
+    The copy is of the module's class if that computes something, else a :class:`Container`.
+    """
+    copy: nn.Module
+    if isinstance(module, fx.GraphModule):
+        copy = CapturedModule(nn.Module(), fx.Graph(), type(module).__name__)
+    elif isinstance(module, ByMode):
+        copy = ByMode(module.in_train, module.in_eval)
+    else:
+        copy = Container()
+    for name, parameter in module._parameters.items():
+        copy.register_parameter(name, parameter)
+    for name, buffer in module._buffers.items():
+        copy.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+    for name, child in module._modules.items():
+        copy._modules[name] = None if child is None else convert(child)
+    copy.training = module.training
+    return copy
+
+
 def _shell(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
     """Return the module's state as for pickling, with registries of its own and every submodule converted."""
     shell = dict(module.__getstate__())
@@ -139,8 +165,19 @@ class CapturedModule(MaskLoading, fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the state and a flat list of the nodes."""
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code")}
-        return _rebuild, (state, type(self).__name__, _dump(self.graph), self.graph._codegen)
+        derived = ("_graph", "_code", "_in_spec", "_out_spec")
+        state = {k: v for k, v in self.__dict__.items() if k not in derived}
+        with _quiet_specs():
+            graph = pickle.dumps((_dump(self.graph), self.graph._codegen))
+        return _rebuild, (state, type(self).__name__, graph)
+
+
+@contextlib.contextmanager
+def _quiet_specs() -> Iterator[None]:
+    """Hide what torch says about its own TreeSpec class when one is pickled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 _KEPT_META = ("stack_trace", "is_wrapped", "fxprune_module")
@@ -150,6 +187,20 @@ class _Reference(int):
     """The index of a node in a dumped graph."""
 
 
+class _Operator:
+    """Pickles an operator of the dispatcher, which itself does not pickle, by its name."""
+
+    def __init__(self, operator: OpOverload | HigherOrderOperator) -> None:
+        higher_order = isinstance(operator, HigherOrderOperator)
+        self.path = f"higher_order.{operator.name()}" if higher_order else str(operator)
+
+    def find(self) -> Any:
+        found: Any = torch.ops
+        for part in self.path.split("."):
+            found = getattr(found, part)
+        return found
+
+
 def _dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
     index = {node: _Reference(i) for i, node in enumerate(graph.nodes)}
     # map_arg accepts any result, but its annotation knows only graph arguments.
@@ -157,7 +208,7 @@ def _dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
     return [
         (
             node.op,
-            node.target,
+            _Operator(node.target) if isinstance(node.target, OpOverload | HigherOrderOperator) else node.target,
             fx.map_arg(node.args, to_index),
             fx.map_arg(node.kwargs, to_index),
             node.name,
@@ -175,6 +226,8 @@ def _load(dump: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:
         return nodes[value] if isinstance(value, _Reference) else value
 
     for op, target, args, kwargs, name, type_expr, meta in dump:
+        if isinstance(target, _Operator):
+            target = target.find()
         node = graph.create_node(op, target, map_aggregate(args, to_node), map_aggregate(kwargs, to_node), name, type_expr)
         # The namespace may have changed a name that shadows a builtin; the dumped one was legal.
         node.name = name
@@ -197,8 +250,9 @@ def map_aggregate(value: Any, fn: Callable[[Any], Any]) -> Any:
     return fn(value)
 
 
-def _rebuild(state: dict[str, Any], class_name: str, dump: list[tuple[Any, ...]], codegen: Any) -> CapturedModule:
+def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:
     gm = CapturedModule(nn.Module(), fx.Graph(), class_name)
     gm.__dict__.update(state)
-    gm.graph = _load(dump, codegen)
+    with _quiet_specs():
+        gm.graph = _load(*pickle.loads(graph))
     return gm

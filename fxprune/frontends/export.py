@@ -6,6 +6,7 @@ Gives an ATen-level graph whose parameters are read under their original names.
 from __future__ import annotations
 
 import contextlib
+import operator
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,9 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         stack = node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
         node.meta["fxprune_module"] = path.partition("@")[0] if path != "_empty_nn_module_stack_from_metadata_hook" else ""
+    for node in graph.find_nodes(op="get_attr"):
+        if not node.users:  # the second name of a tied parameter, or a parameter out of use
+            graph.erase_node(node)
     _write_guards(graph)
     constants = {name: value for name, value in program.constants.items()}
     constants |= {str(n.target): _get(unlifted, str(n.target)) for n in graph.find_nodes(op="get_attr")}
@@ -113,48 +117,35 @@ def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _write_guards(graph: fx.Graph) -> None:
-    """Check, at the head of the graph, each input that was taken for a constant."""
+    """Check, at the head of the graph, each input of which the graph holds something as a constant."""
     placeholders = graph.find_nodes(op="placeholder")
     if not placeholders:
         return
-    sizes: dict[Any, fx.Node] = {}
-    with graph.inserting_before(_first_after(placeholders[-1])):
+    tensors = [n for n in placeholders if isinstance(n.meta.get("val"), Tensor)]
+    batch = [n for n in tensors if n.meta["val"].dim() > 0 and not isinstance(n.meta["val"].shape[0], int)]
+    if tensors and not batch:
+        message = "the model fixes its batch size: the graph takes only batches of the example's size"
+        warnings.warn(message, CaptureWarning, stacklevel=6)
+    with graph.inserting_before(placeholders[-1].next):
+        size = graph.call_method("size", (batch[0], 0)) if len(batch) > 1 else None
         for node in placeholders:
             value = node.meta.get("val")
             if isinstance(value, Tensor):
-                _check_shape(graph, node, value, sizes)
+                _check_shape(graph, node, value, size, batch)
             elif value is None or isinstance(value, bool | int | float | str):
                 _check_value(graph, node, value)
-    if not sizes and any(isinstance(n.meta.get("val"), Tensor) for n in placeholders):
-        warnings.warn(
-            "the model fixes its batch size: the graph takes only batches of the example's size", CaptureWarning, stacklevel=4
-        )
 
 
-def _first_after(node: fx.Node) -> fx.Node:
-    return node.next
-
-
-def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, sizes: dict[Any, fx.Node]) -> None:
-    expected: list[Any] = []
-    for dim, size in enumerate(value.shape):
-        if isinstance(size, int):
-            expected.append(size)
-            continue
-        symbol = size.node.expr
-        if symbol in sizes:
-            expected.append(sizes[symbol])
-        else:
-            if dim == 0:
-                sizes[symbol] = graph.call_method("size", (node, dim))
-            expected.append(-1)
-    if any(not isinstance(size, int) or size >= 0 for size in expected):
+def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, size: fx.Node | None, batch: list[fx.Node]) -> None:
+    """Check the constant dimensions, and that a batch is as long as that of the first input where the graph takes it so."""
+    expected: list[Any] = [s if isinstance(s, int) else -1 for s in value.shape]
+    if node in batch[1:] and value.shape[0].node.expr == batch[0].meta["val"].shape[0].node.expr:
+        expected[0] = size
+    if any(s != -1 for s in expected):
         graph.call_function(functional.check_shape, (node, expected, str(node.target)))
 
 
 def _check_value(graph: fx.Graph, node: fx.Node, value: Any) -> None:
-    import operator
-
     message = f"input {node.target!r} was {value!r} when the graph was captured; capture the model again for another value"
     if value is None:
         graph.call_function(functional.check_none, (node, message))

@@ -165,6 +165,8 @@ class _Merge:
     # -- differences -------------------------------------------------------------------------------------------------
 
     def _differences(self, ours: fx.Node, theirs: fx.Node) -> Iterable[_Difference]:
+        _spell_out_defaults(ours, theirs)
+        _spell_out_defaults(theirs, ours)
         a, spec_a = _flatten(ours)
         b, spec_b = _flatten(theirs)
         if spec_a != spec_b:
@@ -341,6 +343,17 @@ def _key(node: fx.Node) -> tuple[Any, ...]:
 
 def _flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
     return pytree.tree_flatten((node.args, node.kwargs))
+
+
+def _spell_out_defaults(node: fx.Node, like: fx.Node) -> None:
+    """Give ``node`` the default arguments that ``like`` has and it leaves out; torch.export drops them."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    schema = node.target._schema.arguments
+    missing = schema[len(node.args) : len(like.args)]
+    node.args = (*node.args, *(argument.default_value for argument in missing))
+    defaults = {argument.name: argument.default_value for argument in schema}
+    node.kwargs = {**{k: defaults[k] for k in like.kwargs if k not in node.kwargs}, **node.kwargs}
 
 
 def _is_tensor(node: fx.Node) -> bool:

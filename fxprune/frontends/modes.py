@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 # (path of the module that was asked, file and line of the code that asked)
 Read = tuple[str, str]
@@ -85,3 +85,35 @@ def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
     finally:
         for module, flag in before.items():
             module.__dict__["training"] = flag
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Give every module its attributes back after the context, however the model's code changed them while captured.
+
+    Within the context, plain dicts of tensors start empty: they are caches of what ``forward`` computed before, and a
+    cached tensor would enter the graph as a constant.
+    """
+    registries = set(vars(nn.Module()))
+    saved = []
+    for module in model.modules():
+        attributes = dict(module.__dict__)
+        contents = {k: v.copy() for k, v in attributes.items() if isinstance(v, dict | list | set)}
+        saved.append((module, attributes, contents))
+        for name, content in contents.items():
+            if name not in registries and _is_tensor_cache(content):
+                attributes[name].clear()
+    try:
+        yield
+    finally:
+        for module, attributes, contents in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name, content in contents.items():
+                held = attributes[name]
+                held.clear()
+                held.extend(content) if isinstance(held, list) else held.update(content)
+
+
+def _is_tensor_cache(content: object) -> bool:
+    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())

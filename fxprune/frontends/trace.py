@@ -50,6 +50,12 @@ class Tracer(fx.Tracer):
         node.meta["fxprune_module"] = self.scope.module_path
         return node
 
+    def create_arg(self, a: Any) -> Any:
+        """Refuse a tensor that was computed from parameters before: in the graph it would be a constant."""
+        if isinstance(a, Tensor) and a.grad_fn is not None:
+            raise CaptureError(f"the model reads a tensor of shape {tuple(a.shape)} that it computed outside this call")
+        return super().create_arg(a)
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Make one placeholder for each input of the example, and call the model with them as the example does."""
         call = self._call

@@ -1,0 +1,1 @@
+"""Real model definitions, randomly initialised, for tests and benchmarks."""
