@@ -17,6 +17,7 @@ from fxprune.errors import (
     PruningError,
 )
 from fxprune.export import to_exported_program, to_onnx, to_torchscript
+from fxprune.global_pruning import global_unstructured
 from fxprune.methods import (
     BasePruningMethod,
     CustomFromMask,
@@ -27,7 +28,6 @@ from fxprune.methods import (
     RandomStructured,
     RandomUnstructured,
     custom_from_mask,
-    global_unstructured,
     identity,
     is_pruned,
     l1_unstructured,

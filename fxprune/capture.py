@@ -104,9 +104,9 @@ def _first_that_works(example: _Example, frontend: Frontend) -> CapturedModule:
     _blame_inputs(example)
     listed = "\n  ".join(f"{name}: {error}" for name, error in reasons.items())
     hint = "" if frontend == "auto" else '\nThe other front end may be able to: frontend="auto" tries both.'
-    raise CaptureError(f"{type(example.model).__name__} could not be captured:\n  {listed}{hint}") from list(
-        reasons.values()
-    )[-1]
+    raise CaptureError(f"{type(example.model).__name__} could not be captured:\n  {listed}{hint}") from list(reasons.values())[
+        -1
+    ]
 
 
 def _by_trace(example: _Example) -> CapturedModule:

@@ -235,7 +235,7 @@ def _trace(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> torch.jit.ScriptModul
     call.training = gm.training
     try:
         with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-            traced = torch.jit.trace(call, call.tensors, strict=False, check_trace=False)
+            traced: torch.jit.ScriptModule = torch.jit.trace(call, call.tensors, strict=False, check_trace=False)
             if not gm.training:
                 torch.testing.assert_close(traced(*call.tensors), call(*call.tensors), equal_nan=True)
     except Exception as error:
@@ -274,5 +274,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-

@@ -95,9 +95,7 @@ def _form(*leaves: type[nn.Module]) -> Callable[[Form], Form]:
 def _conv_transpose(m: Any, x: Any, output_size: Any = None) -> Any:
     extra = m.output_padding
     if output_size is not None:
-        extra = m.call(
-            functional.output_padding, x, output_size, m.stride, m.padding, m.kernel_size, m.dilation
-        )
+        extra = m.call(functional.output_padding, x, output_size, m.stride, m.padding, m.kernel_size, m.dilation)
     convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(m.kernel_size) - 1]
     return convolve(x, m.weight, m.bias, m.stride, m.padding, extra, m.groups, m.dilation)
 

@@ -73,9 +73,7 @@ def output_padding(
     wanted = output_size[len(output_size) - n :]
     extra: list[int] = []
     for d in range(n):
-        smallest = (
-            (input.size(first_spatial + d) - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel_size[d] - 1) + 1
-        )
+        smallest = (input.size(first_spatial + d) - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel_size[d] - 1) + 1
         if wanted[d] < smallest or wanted[d] > smallest + stride[d] - 1:
             raise ValueError("requested an output size that this transposed convolution cannot give")
         extra.append(wanted[d] - smallest)
@@ -110,9 +108,7 @@ def instance_norm(
 ) -> Tensor:
     """Apply ``F.instance_norm``; an ``input`` of fewer than ``batched_dim`` dimensions is one sample without a batch."""
     if input.dim() < batched_dim:
-        single = F.instance_norm(
-            input.unsqueeze(0), running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-        )
+        single = F.instance_norm(input.unsqueeze(0), running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return single.squeeze(0)
     return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 

@@ -12,7 +12,7 @@ Source: https://docs.pytorch.org/docs/stable/nn.html#utilities (``torch.nn.utils
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +21,6 @@ from torch.nn.utils import prune as torch_prune
 
 from fxprune import state
 from fxprune.errors import (
-    FxpruneError,
     PruningAssertionError,
     PruningError,
     PruningTypeError,
@@ -74,7 +73,7 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         method, mask = _compute(cls, module, name, args, kwargs, importance_scores)
         insert_masks(module, {name: mask})
         module.recompile()
-        _remember(module, method)
+        remember(module, method)
         return method
 
     def apply_mask(self, module: fx.GraphModule) -> Tensor:
@@ -88,7 +87,7 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
 
     def _masked(self, module: fx.GraphModule) -> state.Masked:
         name = self._tensor_name
-        masked = state.find_masked(_graph_module(module), name) if name is not None else None
+        masked = state.find_masked(graph_module(module), name) if name is not None else None
         if masked is None:
             raise PruningAssertionError(f"parameter {name!r} is not pruned by this {type(self).__name__}")
         return masked
@@ -99,31 +98,32 @@ class PruningContainer(torch_prune.PruningContainer, BasePruningMethod):
     """The methods applied to one parameter, in order; see ``torch.nn.utils.prune.PruningContainer``."""
 
 
-class Identity(torch_prune.Identity, BasePruningMethod):
+class Identity(torch_prune.Identity, BasePruningMethod):  # type: ignore[misc]
     """Insert a mask of ones; see ``torch.nn.utils.prune.Identity``."""
 
 
-class RandomUnstructured(torch_prune.RandomUnstructured, BasePruningMethod):
+class RandomUnstructured(torch_prune.RandomUnstructured, BasePruningMethod):  # type: ignore[misc]
     """Prune elements at random; see ``torch.nn.utils.prune.RandomUnstructured``."""
 
 
-class L1Unstructured(torch_prune.L1Unstructured, BasePruningMethod):
+class L1Unstructured(torch_prune.L1Unstructured, BasePruningMethod):  # type: ignore[misc]
     """Prune the elements of smallest absolute value; see ``torch.nn.utils.prune.L1Unstructured``."""
 
 
-class RandomStructured(torch_prune.RandomStructured, BasePruningMethod):
+class RandomStructured(torch_prune.RandomStructured, BasePruningMethod):  # type: ignore[misc]
     """Prune channels of one dimension at random; see ``torch.nn.utils.prune.RandomStructured``."""
 
 
-class LnStructured(torch_prune.LnStructured, BasePruningMethod):
+class LnStructured(torch_prune.LnStructured, BasePruningMethod):  # type: ignore[misc]
     """Prune the channels of smallest Ln norm; see ``torch.nn.utils.prune.LnStructured``."""
 
 
-class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):
+class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):  # type: ignore[misc]
     """Prune by a given mask; see ``torch.nn.utils.prune.CustomFromMask``."""
 
 
-def _graph_module(module: Any) -> fx.GraphModule:
+def graph_module(module: Any) -> fx.GraphModule:
+    """Return ``module``, or raise PruningTypeError if it is not a graph."""
     if not isinstance(module, fx.GraphModule):
         raise PruningTypeError(
             f"expected a torch.fx.GraphModule, got {type(module).__name__}; make one with fxprune.capture(model, inputs)"
@@ -140,19 +140,19 @@ def _compute(
     cls: type[_Method], gm: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], importance_scores: Any
 ) -> tuple[torch_prune.BasePruningMethod, Tensor]:
     """Return the method to record for ``name`` and the new mask; the graph is only read."""
-    parameter = state.find_parameter(_graph_module(gm), name)
+    parameter = state.find_parameter(graph_module(gm), name)
     masked = state.find_masked(gm, name)
     try:
-        _check_dtype(name, parameter)
+        state.check_prunable(name, parameter)
         method: torch_prune.BasePruningMethod = cls(*args, **kwargs)
-        method._tensor_name = masked.name if masked is not None else name
+        method._tensor_name = state.base_names(gm, parameter)[0]
         with torch.no_grad():
-            current, default_mask = _current(parameter, masked)
-            scores = _scores(importance_scores, current, name)
+            value, default_mask = current_value(parameter, masked)
+            scores = scores_for(importance_scores, value, name)
             if masked is not None:
-                method = _chain(gm, masked.name, method)
+                method = chain(gm, method._tensor_name, method)
             # The mask is copied: methods may hand back the user's own tensor.
-            mask = method.compute_mask(scores, default_mask=default_mask).detach().clone()  # type: ignore[no-untyped-call]
+            mask = method.compute_mask(scores, default_mask=default_mask).detach().clone()
     except PruningError:
         raise
     except Exception as error:
@@ -160,15 +160,7 @@ def _compute(
     return method, mask
 
 
-def _check_dtype(name: str, parameter: nn.Parameter) -> None:
-    if not (parameter.is_floating_point() or parameter.is_complex()):
-        raise PruningTypeError(
-            f"parameter {name!r} of shape {tuple(parameter.shape)} has dtype {parameter.dtype}; only floating-point and "
-            "complex parameters can be pruned"
-        )
-
-
-def _current(parameter: nn.Parameter, masked: state.Masked | None) -> tuple[Tensor, Tensor]:
+def current_value(parameter: nn.Parameter, masked: state.Masked | None) -> tuple[Tensor, Tensor]:
     """Return what the graph computes with now, and the mask in force in the parameter's dtype."""
     if masked is None:
         return parameter.detach(), torch.ones_like(parameter)
@@ -176,7 +168,8 @@ def _current(parameter: nn.Parameter, masked: state.Masked | None) -> tuple[Tens
     return mask * parameter.detach(), mask.clone(memory_format=torch.contiguous_format)
 
 
-def _scores(importance_scores: Any, current: Tensor, name: str) -> Tensor:
+def scores_for(importance_scores: Any, current: Tensor, name: str) -> Tensor:
+    """Return what a method ranks by: the user's scores, checked, or what the graph computes with now."""
     if importance_scores is None:
         return current
     if not isinstance(importance_scores, Tensor):
@@ -191,20 +184,21 @@ def _scores(importance_scores: Any, current: Tensor, name: str) -> Tensor:
     return importance_scores
 
 
-def _chain(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> PruningContainer:
+def chain(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> PruningContainer:
     """Return a container of the methods so far and ``method``, as torch makes one; the record is not touched."""
     earlier = state.methods_of(gm).get(name)
-    container = PruningContainer()  # type: ignore[no-untyped-call]
+    container = PruningContainer()
     container._tensor_name = name
     if isinstance(earlier, torch_prune.PruningContainer):
-        container._pruning_methods = tuple(earlier)  # type: ignore[no-untyped-call]
+        container._pruning_methods = tuple(earlier)
     elif earlier is not None:
         container._pruning_methods = (earlier,)
-    container.add_pruning_method(method)  # type: ignore[no-untyped-call]
+    container.add_pruning_method(method)
     return container
 
 
-def _remember(gm: fx.GraphModule, method: torch_prune.BasePruningMethod) -> None:
+def remember(gm: fx.GraphModule, method: torch_prune.BasePruningMethod) -> None:
+    """Record the method of the parameter that it names."""
     state.methods_of(gm)[method._tensor_name] = _without_tensors(method)
 
 
@@ -221,12 +215,10 @@ def _without_tensors(method: torch_prune.BasePruningMethod) -> torch_prune.BaseP
 
 def adopt(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> None:
     """Record that ``method``, a hook of a module, made the mask of ``name``."""
-    masked = state.find_masked(gm, name)
-    assert masked is not None
     kept = _without_tensors(method)
     for part in (kept, *getattr(kept, "_pruning_methods", ())):
-        part._tensor_name = masked.name
-    state.methods_of(gm)[masked.name] = kept
+        part._tensor_name = state.base_names(gm, state.find_parameter(gm, name))[0]
+    remember(gm, kept)
 
 
 def identity(gm: fx.GraphModule, name: str) -> fx.GraphModule:
@@ -335,104 +327,6 @@ def custom_from_mask(gm: fx.GraphModule, name: str, mask: Tensor) -> fx.GraphMod
     return gm
 
 
-def global_unstructured(
-    gm: fx.GraphModule,
-    names: Iterable[str],
-    pruning_method: type[torch_prune.BasePruningMethod],
-    importance_scores: Mapping[str, Tensor] | None = None,
-    **kwargs: Any,
-) -> fx.GraphModule:
-    """Prune several parameters in place by one ranking of all their elements; returns ``gm``.
-
-    Args:
-        gm: the graph.
-        names: dotted names of parameters; a tied parameter counts once, whichever of its names come.
-        pruning_method: a class whose ``PRUNING_TYPE`` is ``"unstructured"``, such as :class:`L1Unstructured`.
-        importance_scores: for some of the names, a tensor of the parameter's shape to rank by instead.
-        kwargs: arguments of ``pruning_method``, such as ``amount``.
-
-    Raises:
-        PruningError: see :meth:`BasePruningMethod.apply`; nothing has changed then.
-
-    Source: ``torch.nn.utils.prune.global_unstructured``.
-
-    Example:
-        >>> names = [n for n, p in gm.named_parameters() if p.dim() > 1]
-        >>> gm = fxprune.global_unstructured(gm, names, fxprune.L1Unstructured, amount=0.8)
-    """
-    parameters = _distinct(gm, names)
-    given = _given_scores(parameters, importance_scores)
-    try:
-        method = pruning_method(**kwargs)
-    except Exception as error:
-        raise as_pruning_error(error, f"cannot prune with {getattr(pruning_method, '__name__', pruning_method)}") from error
-    if method.PRUNING_TYPE != "unstructured":  # type: ignore[attr-defined]
-        raise PruningTypeError(
-            f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has '
-            f"{method.PRUNING_TYPE!r}"  # type: ignore[attr-defined]
-        )
-    masks = _global_masks(gm, parameters, given, method)
-    insert_masks(gm, masks)
-    gm.recompile()
-    for name in parameters:
-        custom = CustomFromMask(None)  # type: ignore[no-untyped-call]
-        custom._tensor_name = name
-        earlier = state.methods_of(gm).get(name)
-        _remember(gm, custom if earlier is None else _chain(gm, name, custom))
-    return gm
-
-
-def _distinct(gm: Any, names: Any) -> dict[str, nn.Parameter]:
-    """Return the parameters by the first of their names, each once, in the order given."""
-    if not isinstance(names, Iterable) or isinstance(names, str):
-        raise PruningTypeError(f"names must be an iterable of parameter names, not {type(names).__name__}")
-    found: dict[str, nn.Parameter] = {}
-    for name in names:
-        parameter = state.find_parameter(_graph_module(gm), name)
-        _check_dtype(name, parameter)
-        masked = state.find_masked(gm, name)
-        first = masked.name if masked is not None else name
-        if not any(parameter is other for other in found.values()):
-            found[first] = parameter
-    if not found:
-        raise PruningValueError("names is empty: there is no parameter to prune")
-    return found
-
-
-def _given_scores(parameters: Mapping[str, nn.Parameter], scores: Any) -> dict[str, Tensor]:
-    if scores is None:
-        return {}
-    if not isinstance(scores, Mapping):
-        raise PruningTypeError(f"importance_scores must map parameter names to tensors, not {type(scores).__name__}")
-    unknown = [name for name in scores if name not in parameters]
-    if unknown:
-        raise PruningValueError(f"importance_scores has names that are not to be pruned: {', '.join(map(str, unknown))}")
-    return {name: _scores(score, parameters[name], name) for name, score in scores.items()}
-
-
-def _global_masks(
-    gm: fx.GraphModule,
-    parameters: Mapping[str, nn.Parameter],
-    given: Mapping[str, Tensor],
-    method: torch_prune.BasePruningMethod,
-) -> dict[str, Tensor]:
-    """Let ``method`` choose among all elements at once and cut its mask into one for each parameter."""
-    current = {name: _current(p, state.find_masked(gm, name)) for name, p in parameters.items()}
-    try:
-        with torch.no_grad():
-            scores = nn.utils.parameters_to_vector([given.get(name, tensor) for name, (tensor, _) in current.items()])
-            default_mask = nn.utils.parameters_to_vector([mask for _, mask in current.values()])
-            method._tensor_name = "temp"
-            mask = _chain(gm, "temp", method).compute_mask(scores, default_mask)  # type: ignore[no-untyped-call]
-    except FxpruneError:
-        raise
-    except Exception as error:
-        names = f"{len(parameters)} parameters ({', '.join(list(parameters)[:3])}{', ...' if len(parameters) > 3 else ''})"
-        raise as_pruning_error(error, f"cannot prune {names} with {type(method).__name__}") from error
-    pieces = mask.split([p.numel() for p in parameters.values()])
-    return {name: piece.view_as(p) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
-
-
 def remove(gm: fx.GraphModule, name: str) -> fx.GraphModule:
     """Bake the mask of one parameter into it and take the mask out of the graph, in place; returns ``gm``.
 
@@ -448,7 +342,7 @@ def remove(gm: fx.GraphModule, name: str) -> fx.GraphModule:
 
     Source: ``torch.nn.utils.prune.remove``.
     """
-    parameter = state.find_parameter(_graph_module(gm), name)
+    parameter = state.find_parameter(graph_module(gm), name)
     masked = state.find_masked(gm, name)
     if masked is None:
         raise PruningValueError(
@@ -462,4 +356,4 @@ def remove(gm: fx.GraphModule, name: str) -> fx.GraphModule:
 
 def is_pruned(gm: fx.GraphModule) -> bool:
     """Tell whether any parameter of the graph is masked."""
-    return bool(state.all_masked(_graph_module(gm)))
+    return bool(state.all_masked(graph_module(gm)))

@@ -124,9 +124,7 @@ def _shell(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> dict
     for key, value in shell.items():
         if key.startswith("_") and isinstance(value, dict | set):
             shell[key] = value.copy()
-    shell["_modules"] = {
-        name: None if child is None else convert(child) for name, child in module._modules.items()
-    }
+    shell["_modules"] = {name: None if child is None else convert(child) for name, child in module._modules.items()}
     return shell
 
 
@@ -151,9 +149,12 @@ class ByMode(nn.Module):
 
     def forward(self, tensors: list[Tensor], sizes: list[int]) -> list[Tensor]:
         """Run the branch of the current mode."""
+        results: list[Tensor]
         if self.training:
-            return self.in_train(tensors, sizes)
-        return self.in_eval(tensors, sizes)
+            results = self.in_train(tensors, sizes)
+        else:
+            results = self.in_eval(tensors, sizes)
+        return results
 
 
 class CapturedModule(MaskLoading, fx.GraphModule):

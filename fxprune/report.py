@@ -8,6 +8,7 @@ from tabulate import tabulate
 from torch import Tensor, fx
 
 from fxprune import state
+from fxprune.modules import ORIG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def summary(gm: fx.GraphModule) -> Summary:
     rows = []
     for _, parameter in gm.named_parameters():
         names = state.parameter_names(gm, parameter)
-        masked = state.find_masked(gm, names[0].removesuffix(state.ORIG))
+        masked = state.find_masked(gm, names[0].removesuffix(ORIG))
         if masked is not None and masked.orig is parameter:
             value: Tensor = parameter.detach() * masked.mask
             rows.append(_row(masked.names, value, _method_names(methods.get(masked.name)), _bytes(masked.mask)))

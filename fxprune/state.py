@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.errors import PruningAttributeError
+from fxprune.errors import PruningAttributeError, PruningTypeError
 from fxprune.modules import MASK, ORIG, Container
 
 
@@ -59,6 +59,22 @@ def parameter_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]
     return tuple(name for name, p in root.named_parameters(remove_duplicate=False) if p is parameter)
 
 
+def base_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]:
+    """Return the names of ``parameter`` as they are when it is not masked."""
+    names = parameter_names(root, parameter)
+    masked = [n.removesuffix(ORIG) for n in names if n.endswith(ORIG) and find_masked(root, n.removesuffix(ORIG))]
+    return tuple(masked) or names
+
+
+def check_prunable(name: str, parameter: nn.Parameter) -> None:
+    """Raise PruningTypeError if ``parameter`` has a dtype that cannot be multiplied by a mask and trained."""
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        raise PruningTypeError(
+            f"parameter {name!r} of shape {tuple(parameter.shape)} has dtype {parameter.dtype}; only floating-point and "
+            "complex parameters can be pruned"
+        )
+
+
 def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
     """Yield each (module, attribute) that holds ``parameter``; a module registered twice comes once."""
     for module in root.modules():
@@ -82,9 +98,7 @@ def find_masked(root: nn.Module, name: str) -> Masked | None:
 
 def all_masked(root: nn.Module) -> list[Masked]:
     """Return every masked parameter of the graph, each tied one once, in the order of ``named_parameters``."""
-    found = (
-        find_masked(root, name.removesuffix(ORIG)) for name, _ in root.named_parameters() if name.endswith(ORIG)
-    )
+    found = (find_masked(root, name.removesuffix(ORIG)) for name, _ in root.named_parameters() if name.endswith(ORIG))
     return [masked for masked in found if masked is not None]
 
 

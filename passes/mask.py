@@ -84,11 +84,7 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> bool:
 
 def _maskable(gm: fx.GraphModule, name: str, mask: Tensor) -> nn.Parameter:
     parameter = state.find_parameter(gm, name)
-    if not (parameter.is_floating_point() or parameter.is_complex()):
-        raise PruningTypeError(
-            f"parameter {name!r} of shape {tuple(parameter.shape)} has dtype {parameter.dtype}; only floating-point and "
-            "complex parameters can be pruned"
-        )
+    state.check_prunable(name, parameter)
     if not isinstance(mask, Tensor):
         raise PruningTypeError(f"the mask of {name!r} must be a tensor, not {type(mask).__name__}")
     if mask.shape != parameter.shape:

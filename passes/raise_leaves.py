@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -57,7 +57,8 @@ def raise_leaves(gm: fx.GraphModule) -> bool:
     if not ready:
         return False
     readers = _readers(gm)
-    return any([_raise(gm, path, module, readers) for path, module in ready])
+    raised = [_raise(gm, path, module, readers) for path, module in ready]
+    return any(raised)
 
 
 def _readers(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
@@ -168,4 +169,5 @@ def _nodes_in(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _without_nodes(node: fx.Node) -> Any:
-    return fx.map_arg((node.args, node.kwargs), lambda n: Ellipsis)
+    blank: Callable[[fx.Node], Any] = lambda _: Ellipsis  # noqa: E731 (map_arg's annotation knows only graph arguments)
+    return fx.map_arg((node.args, node.kwargs), blank)

@@ -97,5 +97,3 @@ def _read(model: nn.Module, target: str) -> Any:
     for part in target.split("."):
         value = getattr(value, part)
     return value
-
-

@@ -36,9 +36,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     args, kwargs = _two_samples(args, kwargs)
     try:
         with _quiet(), _slow_attention():
-            program = torch.export.export(
-                model, args, kwargs, dynamic_shapes=_dynamic(model, args, kwargs), strict=False
-            )
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=_dynamic(model, args, kwargs), strict=False)
             # The guards are written into the graph below, as nodes that script and pickle.
             unlifted = program.module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds of errors, and the model its own
@@ -53,7 +51,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         if not node.users:  # the second name of a tied parameter, or a parameter out of use
             graph.erase_node(node)
     _write_guards(graph)
-    constants = {name: value for name, value in program.constants.items()}
+    constants = dict(program.constants)
     constants |= {str(n.target): _get(unlifted, str(n.target)) for n in graph.find_nodes(op="get_attr")}
     return graph, constants
 
@@ -139,10 +137,15 @@ def _write_guards(graph: fx.Graph) -> None:
 def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, size: fx.Node | None, batch: list[fx.Node]) -> None:
     """Check the constant dimensions, and that a batch is as long as that of the first input where the graph takes it so."""
     expected: list[Any] = [s if isinstance(s, int) else -1 for s in value.shape]
-    if node in batch[1:] and value.shape[0].node.expr == batch[0].meta["val"].shape[0].node.expr:
+    if node in batch[1:] and _symbol(node) == _symbol(batch[0]):
         expected[0] = size
     if any(s != -1 for s in expected):
         graph.call_function(functional.check_shape, (node, expected, str(node.target)))
+
+
+def _symbol(node: fx.Node) -> Any:
+    size: Any = node.meta["val"].shape[0]
+    return size.node.expr
 
 
 def _check_value(graph: fx.Graph, node: fx.Node, value: Any) -> None:

@@ -66,7 +66,7 @@ def without_prune_hooks(model: nn.Module) -> Iterator[list[Pruned]]:
             saved.append((module, _snapshot(module)))
             for key, hook in hooks.items():
                 name = hook._tensor_name
-                found.append(Pruned(join(path, name), module._buffers[name + MASK], hook))  # type: ignore[arg-type]
+                found.append(Pruned(join(path, name), module._buffers[name + MASK], hook))
                 del module._forward_pre_hooks[key]
                 _undress(module, name)
         yield found

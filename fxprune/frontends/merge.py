@@ -384,5 +384,3 @@ def _same_constant(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         return ours.dtype == theirs.dtype and ours.device == theirs.device and torch.equal(ours, theirs)
     return False
-
-

@@ -68,7 +68,7 @@ class Tracer(fx.Tracer):
                 arguments[name] = {key: self._input(key, v) for key, v in value.items()}
             else:
                 arguments[name] = self._input(name, value)
-        traced = inspect.BoundArguments(call.signature, arguments)  # type: ignore[arg-type]
+        traced = inspect.BoundArguments(call.signature, arguments)
         return lambda: root_fn(self.root, *traced.args, **traced.kwargs), []
 
     def _input(self, name: str, value: Any) -> Any:

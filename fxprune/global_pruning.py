@@ -1,0 +1,114 @@
+"""global_unstructured: one ranking over the elements of several parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import prune as torch_prune
+
+from fxprune import state
+from fxprune.errors import FxpruneError, PruningTypeError, PruningValueError, as_pruning_error
+from fxprune.methods import CustomFromMask, chain, current_value, graph_module, remember, scores_for
+from fxprune.passes.mask import insert_masks
+
+
+def global_unstructured(
+    gm: fx.GraphModule,
+    names: Iterable[str],
+    pruning_method: type[torch_prune.BasePruningMethod],
+    importance_scores: Mapping[str, Tensor] | None = None,
+    **kwargs: Any,
+) -> fx.GraphModule:
+    """Prune several parameters in place by one ranking of all their elements; returns ``gm``.
+
+    Args:
+        gm: the graph.
+        names: dotted names of parameters; a tied parameter counts once, whichever of its names come.
+        pruning_method: a class whose ``PRUNING_TYPE`` is ``"unstructured"``, such as :class:`L1Unstructured`.
+        importance_scores: for some of the names, a tensor of the parameter's shape to rank by instead.
+        kwargs: arguments of ``pruning_method``, such as ``amount``.
+
+    Raises:
+        PruningError: see :meth:`BasePruningMethod.apply`; nothing has changed then.
+
+    Source: ``torch.nn.utils.prune.global_unstructured``.
+
+    Example:
+        >>> names = [n for n, p in gm.named_parameters() if p.dim() > 1]
+        >>> gm = fxprune.global_unstructured(gm, names, fxprune.L1Unstructured, amount=0.8)
+    """
+    parameters = _distinct(gm, names)
+    given = _given_scores(gm, parameters, importance_scores)
+    try:
+        method = pruning_method(**kwargs)
+    except Exception as error:
+        raise as_pruning_error(error, f"cannot prune with {getattr(pruning_method, '__name__', pruning_method)}") from error
+    kind = method.PRUNING_TYPE  # type: ignore[attr-defined]
+    if kind != "unstructured":
+        raise PruningTypeError(
+            f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has '
+            f"{kind!r}"
+        )
+    masks = _global_masks(gm, parameters, given, method)
+    insert_masks(gm, masks)
+    gm.recompile()
+    for name in parameters:
+        custom = CustomFromMask(None)
+        custom._tensor_name = name
+        earlier = state.methods_of(gm).get(name)
+        remember(gm, custom if earlier is None else chain(gm, name, custom))
+    return gm
+
+
+def _distinct(gm: Any, names: Any) -> dict[str, nn.Parameter]:
+    """Return the parameters by the first of their names, each once, in the order given."""
+    if not isinstance(names, Iterable) or isinstance(names, str):
+        raise PruningTypeError(f"names must be an iterable of parameter names, not {type(names).__name__}")
+    found: dict[str, nn.Parameter] = {}
+    for name in names:
+        parameter = state.find_parameter(graph_module(gm), name)
+        state.check_prunable(name, parameter)
+        found[state.base_names(gm, parameter)[0]] = parameter
+    if not found:
+        raise PruningValueError("names is empty: there is no parameter to prune")
+    return found
+
+
+def _given_scores(gm: fx.GraphModule, parameters: Mapping[str, nn.Parameter], scores: Any) -> dict[str, Tensor]:
+    if scores is None:
+        return {}
+    if not isinstance(scores, Mapping):
+        raise PruningTypeError(f"importance_scores must map parameter names to tensors, not {type(scores).__name__}")
+    by_first_name: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        first = state.base_names(gm, state.find_parameter(gm, name))[0]
+        if first not in parameters:
+            raise PruningValueError(f"importance_scores has {name!r}, which is not among the names to prune")
+        by_first_name[first] = scores_for(score, parameters[first], name)
+    return by_first_name
+
+
+def _global_masks(
+    gm: fx.GraphModule,
+    parameters: Mapping[str, nn.Parameter],
+    given: Mapping[str, Tensor],
+    method: torch_prune.BasePruningMethod,
+) -> dict[str, Tensor]:
+    """Let ``method`` choose among all elements at once and cut its mask into one for each parameter."""
+    values = {name: current_value(p, state.find_masked(gm, name)) for name, p in parameters.items()}
+    try:
+        with torch.no_grad():
+            scores = nn.utils.parameters_to_vector([given.get(name, tensor) for name, (tensor, _) in values.items()])
+            default_mask = nn.utils.parameters_to_vector([mask for _, mask in values.values()])
+            method._tensor_name = "temp"
+            mask = chain(gm, "temp", method).compute_mask(scores, default_mask)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        names = f"{len(parameters)} parameters ({', '.join(list(parameters)[:3])}{', ...' if len(parameters) > 3 else ''})"
+        raise as_pruning_error(error, f"cannot prune {names} with {type(method).__name__}") from error
+    pieces = mask.split([p.numel() for p in parameters.values()])
+    return {name: piece.view_as(p) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}

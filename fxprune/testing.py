@@ -1,0 +1,60 @@
+"""What a legal graph is, written down once; for tests of passes, ours and users'."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from fxprune import state
+from fxprune.modules import MASK, ORIG, is_binary
+from fxprune.passes.mask import is_product
+
+
+class IllegalGraphError(AssertionError):
+    """A graph breaks one of the rules that every pass keeps."""
+
+
+def check_graph(gm: fx.GraphModule) -> None:
+    """Raise :class:`IllegalGraphError` unless ``gm`` is a legal graph.
+
+    The rules: the graph passes torch.fx's own lint; the compiled code is that of the graph; whatever is read by get_attr
+    exists; a masked parameter is read by the product with its mask and by nothing else; a mask has its parameter's shape and
+    takes one byte an element, or is not of zeros and ones; no parameter is held both plain and masked.
+
+    Args:
+        gm: the graph; only read.
+
+    Example:
+        >>> check_graph(MyPass()(gm).graph_module)
+    """
+    gm.graph.lint()
+    _require(gm.code == gm.graph.python_code("self").src, "the graph was changed without recompile()")
+    for node in gm.graph.find_nodes(op="get_attr"):
+        _require(_exists(gm, str(node.target)), f"node {node.name!r} reads {node.target!r}, which does not exist")
+    for masked in state.all_masked(gm):
+        _check_masked(gm, masked)
+
+
+def _check_masked(gm: fx.GraphModule, masked: state.Masked) -> None:
+    _require(masked.mask.shape == masked.orig.shape, f"the mask of {masked.name!r} has another shape")
+    compact = masked.mask.element_size() == 1 or not is_binary(masked.mask)
+    _require(compact, f"the mask of {masked.name!r} takes more than one byte an element")
+    for name in masked.names:
+        for suffix in (ORIG, MASK):
+            for read in gm.graph.find_nodes(op="get_attr", target=name + suffix):
+                bare = [user.name for user in read.users if not is_product(user)]
+                _require(not bare, f"nodes {bare} read {read.target!r} past its mask")
+        _require(not gm.graph.find_nodes(op="get_attr", target=name), f"the graph reads {name!r}, which is masked")
+
+
+def _exists(gm: fx.GraphModule, target: str) -> bool:
+    value: object = gm
+    for part in target.split("."):
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return value is not None or isinstance(value, Tensor)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise IllegalGraphError(message)
