@@ -10,18 +10,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
 from fxprune import methods
 from fxprune.errors import CaptureError, CaptureWarning, InputError
 from fxprune.frontends.assemble import assemble
-from fxprune.frontends.export import export
+from fxprune.frontends.check import check_against_model
+from fxprune.frontends.export import export, two_samples
 from fxprune.frontends.hooks import Pruned, check_hooks, without_prune_hooks
 from fxprune.frontends.merge import merge_modes
 from fxprune.frontends.modes import ModeReads, in_mode, noting_mode_reads, untouched
-from fxprune.frontends.trace import bind, trace
+from fxprune.frontends.trace import bind, graph_inputs, trace
 from fxprune.modules import CapturedModule
 from fxprune.passes.mask import insert_masks
 
@@ -115,12 +114,29 @@ def _by_trace(example: _Example) -> CapturedModule:
     with noting_mode_reads(model) as reads, untouched(model), in_mode(model, training):
         graph, constants = trace(model, call)
     gm = assemble(model, graph, constants)
-    _compute_values(gm, [node.meta["example"] for node in graph.find_nodes(op="placeholder")])
+    _check(gm, example)
     if reads:
         with untouched(model), in_mode(model, not training):
             other, other_constants = trace(model, call)
         _merge(gm, model, other, other_constants, reads)
     return gm
+
+
+def _check(gm: CapturedModule, example: _Example) -> None:
+    """Run graph and model side by side; on two copies of a single sample if they can: some layers train on no fewer."""
+    model = example.model
+    for args, kwargs in _distinct([two_samples(example.args, example.kwargs), (example.args, example.kwargs)]):
+        inputs = graph_inputs(bind(model, args, kwargs))
+        try:
+            with in_mode(model, model.training), in_mode(gm, model.training):
+                return check_against_model(gm, model, args, kwargs, inputs)
+        except CaptureError as error:
+            failure = error
+    raise failure
+
+
+def _distinct(examples: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    return examples[:1] if examples[0][0] is examples[1][0] else examples
 
 
 def _by_export(example: _Example) -> CapturedModule:
@@ -150,48 +166,6 @@ def _merge(gm: CapturedModule, model: nn.Module, other: fx.Graph, constants: dic
 
 
 _TORCH = torch.__file__.removesuffix("__init__.py")
-
-# The operators that fake tensors cannot run, because their results' shapes depend on data.
-_NEEDS_DATA = (
-    torch._subclasses.fake_tensor.DataDependentOutputException,
-    torch._subclasses.fake_tensor.DynamicOutputShapeException,
-    torch._subclasses.fake_tensor.UnsupportedOperatorException,
-)
-
-
-class _Values(FakeTensorProp):
-    """Runs a graph on fake tensors and remembers the node it is at."""
-
-    at: fx.Node | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.at = n
-        return super().run_node(n)
-
-
-def _compute_values(gm: CapturedModule, inputs: list[Any]) -> None:
-    """Set ``node.meta["val"]`` throughout, which also shows whether the inputs go through the graph."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def to_fake(leaf: Any) -> Any:
-        return mode.from_tensor(leaf, static_shapes=True) if isinstance(leaf, Tensor) else leaf
-
-    run = _Values(gm, mode)
-    try:
-        with torch.no_grad():
-            run.propagate_dont_convert_inputs(*pytree.tree_map(to_fake, inputs))
-    except _NEEDS_DATA:
-        return
-    except Exception as error:  # whatever an operator raises on operands that do not fit
-        node = run.at
-        assert node is not None
-        shapes = ", ".join(_shape(a.meta.get("val")) for a in node.all_input_nodes)
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CaptureError(f"node {node.name!r} ({node.op} {node.target}) fails on ({shapes}): {first_line}") from error
-
-
-def _shape(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, FakeTensor) else type(value).__name__
 
 
 def _blame_inputs(example: _Example) -> None:

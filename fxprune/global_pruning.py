@@ -49,8 +49,7 @@ def global_unstructured(
     kind = method.PRUNING_TYPE  # type: ignore[attr-defined]
     if kind != "unstructured":
         raise PruningTypeError(
-            f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has '
-            f"{kind!r}"
+            f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has {kind!r}'
         )
     masks = _global_masks(gm, parameters, given, method)
     insert_masks(gm, masks)

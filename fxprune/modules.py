@@ -172,6 +172,13 @@ class CapturedModule(MaskLoading, fx.GraphModule):
             graph = pickle.dumps((_dump(self.graph), self.graph._codegen))
         return _rebuild, (state, type(self).__name__, graph)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
+        """Copy state and graph."""
+        with _quiet_specs():
+            copied = super().__deepcopy__(memo)
+        assert isinstance(copied, CapturedModule)
+        return copied
+
 
 @contextlib.contextmanager
 def _quiet_specs() -> Iterator[None]:

@@ -104,7 +104,9 @@ def _maskable(gm: fx.GraphModule, name: str, mask: Tensor) -> nn.Parameter:
 def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
     """Return ``mask`` on the parameter's device, in uint8 if it is of zeros and ones, else in the parameter's dtype."""
     # uint8, not bool: the product with a float is a third faster on CPU, and averaging or reducing buffers is defined.
-    dtype = torch.uint8 if is_binary(mask) else parameter.dtype
+    binary = is_binary(mask)
+    dtype = torch.uint8 if binary else parameter.dtype
+    mask = mask != 0 if binary else mask  # no cast from complex
     return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format)
 
 

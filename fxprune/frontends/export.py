@@ -33,7 +33,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     Raises:
         CaptureError: if ``torch.export`` refuses the model; the cause is chained.
     """
-    args, kwargs = _two_samples(args, kwargs)
+    args, kwargs = two_samples(args, kwargs)
     try:
         with _quiet(), _slow_attention():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=_dynamic(model, args, kwargs), strict=False)
@@ -51,9 +51,9 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         if not node.users:  # the second name of a tied parameter, or a parameter out of use
             graph.erase_node(node)
     _write_guards(graph)
-    constants = dict(program.constants)
-    constants |= {str(n.target): _get(unlifted, str(n.target)) for n in graph.find_nodes(op="get_attr")}
-    return graph, constants
+    read = {str(node.target): _get(unlifted, str(node.target)) for node in graph.find_nodes(op="get_attr")}
+    of_model = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
+    return graph, {target: value for target, value in read.items() if target not in of_model}
 
 
 def _get(root: nn.Module, target: str) -> Any:
@@ -93,7 +93,7 @@ def _batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     return [t for t in tensors if t.shape[0] == tensors[0].shape[0]]
 
 
-def _two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Repeat a batch of one: ``torch.export`` takes a dimension of size 1 for a constant."""
     batched = _batched(args, kwargs)
     if not batched or batched[0].shape[0] != 1:
@@ -120,7 +120,7 @@ def _write_guards(graph: fx.Graph) -> None:
     if not placeholders:
         return
     tensors = [n for n in placeholders if isinstance(n.meta.get("val"), Tensor)]
-    batch = [n for n in tensors if n.meta["val"].dim() > 0 and not isinstance(n.meta["val"].shape[0], int)]
+    batch = [n for n in tensors if n.meta["val"].dim() > 0 and _is_free(n.meta["val"].shape[0])]
     if tensors and not batch:
         message = "the model fixes its batch size: the graph takes only batches of the example's size"
         warnings.warn(message, CaptureWarning, stacklevel=6)
@@ -136,7 +136,7 @@ def _write_guards(graph: fx.Graph) -> None:
 
 def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, size: fx.Node | None, batch: list[fx.Node]) -> None:
     """Check the constant dimensions, and that a batch is as long as that of the first input where the graph takes it so."""
-    expected: list[Any] = [s if isinstance(s, int) else -1 for s in value.shape]
+    expected: list[Any] = [-1 if _is_free(s) else int(s) for s in value.shape]
     if node in batch[1:] and _symbol(node) == _symbol(batch[0]):
         expected[0] = size
     if any(s != -1 for s in expected):
@@ -146,6 +146,11 @@ def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, size: fx.Node | 
 def _symbol(node: fx.Node) -> Any:
     size: Any = node.meta["val"].shape[0]
     return size.node.expr
+
+
+def _is_free(size: Any) -> bool:
+    """Tell whether a size is a symbol; torch.export keeps some constants in the same wrapping."""
+    return not isinstance(size, int) and not size.node.expr.is_number
 
 
 def _check_value(graph: fx.Graph, node: fx.Node, value: Any) -> None:

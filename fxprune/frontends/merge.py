@@ -86,6 +86,7 @@ class _Merge:
         self.twin: dict[fx.Node, fx.Node] = {}
         self.hunks: list[_Hunk] = []
         self.hunk_of: dict[fx.Node, _Hunk] = {}
+        self.sizes: set[fx.Node] = set()
         self.lost: dict[str, None] = {}
         self._align(other)
 
@@ -128,6 +129,34 @@ class _Merge:
             self.hunks.append(hunk)
             self.hunk_of.update(dict.fromkeys([*hunk.base, *hunk.other], hunk))
         self.twin[other.output_node()] = end
+        for hunk in self.hunks:
+            self._share_sizes(hunk)
+
+    def _share_sizes(self, hunk: _Hunk) -> None:
+        """Take computations on sizes out of a hunk: they are the same in both modes, and other hunks may use them."""
+        for node in [n for n in hunk.base if self._is_size(n, lambda n: n not in self.hunk_of)]:
+            hunk.base.remove(node)
+            del self.hunk_of[node]
+            self.sizes.add(node)
+        for node in [n for n in hunk.other if self._is_size(n, lambda n: n in self.twin)]:
+            hunk.other.remove(node)
+            del self.hunk_of[node]
+            with self.graph.inserting_before((hunk.base or [hunk.at])[0]):
+                self.twin[node] = copy = self.graph.node_copy(node, self.twin.__getitem__)
+            self.sizes.add(copy)
+
+    def _is_size(self, node: fx.Node, is_common: Callable[[fx.Node], bool]) -> bool:
+        of_tensor = (
+            node.target is torch.ops.aten.sym_size.int
+            or (node.op == "call_method" and (node.target == "dim" or (node.target == "size" and len(node.args) == 2)))
+            or (node.target is getattr and node.args[1] == "ndim")
+        )
+        of_sizes = (
+            node.op == "call_function"
+            and getattr(node.target, "__module__", None) == operator.mul.__module__
+            and all(n in self.sizes or self.twin.get(n) in self.sizes for n in node.all_input_nodes)
+        )
+        return (of_tensor or of_sizes) and all(is_common(n) for n in node.all_input_nodes)
 
     def _align_reads(self, other: fx.Graph) -> None:
         reads = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
@@ -266,7 +295,7 @@ class _Merge:
         theirs = self._branch_inputs(hunk.other, [b for _, b in hunk.demands], self.twin.get)
         inputs.update(dict.fromkeys([*ours.values(), *theirs.values()]))
         tensors = [n for n in inputs if isinstance(n.meta.get("val"), Tensor)]
-        sizes = [n for n in inputs if isinstance(n.meta.get("val"), int | torch.SymInt)]
+        sizes = [n for n in inputs if n in self.sizes or isinstance(n.meta.get("val"), int | torch.SymInt)]
         if len(tensors) + len(sizes) != len(inputs) or not all(_is_tensor(a) for a, _ in hunk.demands):
             raise _CannotMergeError
         base = _branch(self.gm, hunk.base, [a for a, _ in hunk.demands], ours, tensors, sizes)

@@ -5,6 +5,7 @@ Gives a module-level graph: torch's own modules stay leaves, user modules are tr
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import inspect
 import operator
@@ -74,11 +75,22 @@ class Tracer(fx.Tracer):
     def _input(self, name: str, value: Any) -> Any:
         type_expr = type(value) if isinstance(value, bool | int | float | str) else None
         placeholder = self.create_proxy("placeholder", name, (), {}, type_expr=type_expr)
-        placeholder.node.meta["example"] = value
-        if _has_tensor(value) or (type(value) in (int, float) and not self._fixed_numbers):
-            return placeholder
-        _check_fixed(self, placeholder, name, value)
-        return value
+        return self._unpack(placeholder, name, value)
+
+    def _unpack(self, proxy: Any, name: str, value: Any) -> Any:
+        """Return what the model's code gets for ``value``: real containers, so that it can ask what they are."""
+        if isinstance(value, Tensor) or (type(value) in (int, float) and not self._fixed_numbers):
+            return proxy
+        if not _has_tensor(value):
+            _check_fixed(self, proxy, name, value)
+            return value
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self._unpack(proxy[i], f"{name}[{i}]", v) for i, v in enumerate(value)))
+        if type(value) in (list, tuple):
+            return type(value)(self._unpack(proxy[i], f"{name}[{i}]", v) for i, v in enumerate(value))
+        if type(value) in (dict, collections.OrderedDict):
+            return type(value)((k, self._unpack(proxy[k], f"{name}[{k!r}]", v)) for k, v in value.items())
+        return proxy
 
 
 def _check_fixed(tracer: fx.Tracer, placeholder: fx.Proxy, name: str, value: Any) -> None:
@@ -117,6 +129,20 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ins
             f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; pass the positional "
             "inputs as a tuple in example_inputs and the keyword inputs as a dict in example_kwargs"
         ) from error
+
+
+def graph_inputs(call: inspect.BoundArguments) -> list[Any]:
+    """Return the inputs in the order of the placeholders that :class:`Tracer` makes for them."""
+    inputs: list[Any] = []
+    for name, value in call.arguments.items():
+        kind = call.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            inputs.extend(value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            inputs.extend(value.values())
+        else:
+            inputs.append(value)
+    return inputs
 
 
 def trace(model: nn.Module, call: inspect.BoundArguments) -> tuple[fx.Graph, dict[str, Any]]:
