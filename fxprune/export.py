@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 import warnings
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError, ExportWarning, InputError
-from fxprune.modules import ByMode, Lowered, bare_copy
+from fxprune.scriptable import plain, scriptable
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -147,73 +145,6 @@ def to_onnx(
     return onnx_program
 
 
-def scriptable(gm: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of the graph that TorchScript has a chance to compile; tensors are shared.
-
-    Operator overloads become the operators that TorchScript resolves itself, inputs and outputs become plain values, and
-    stand-ins for lowered modules lose the configuration that TorchScript has no types for.
-    """
-    copied = _copy_for_script(gm)
-    assert isinstance(copied, fx.GraphModule)
-    return copied
-
-
-def _copy_for_script(module: nn.Module) -> nn.Module:
-    copied = bare_copy(module, _copy_for_script) if _is_ours(module) else module
-    if isinstance(module, fx.GraphModule):
-        assert isinstance(copied, fx.GraphModule)
-        graph = copy.deepcopy(module.graph)
-        _use_plain_values(graph)
-        for node in list(graph.nodes):
-            if isinstance(node.target, torch._ops.OpOverload):
-                _use_packet(graph, node)
-        copied.graph = graph
-    return copied
-
-
-def _is_ours(module: nn.Module) -> bool:
-    return isinstance(module, fx.GraphModule | ByMode | Lowered) or not _computes(module)
-
-
-def _computes(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
-
-
-def _use_packet(graph: fx.Graph, node: fx.Node) -> None:
-    if node.target is torch.ops.aten.sym_size.int:
-        with graph.inserting_before(node):
-            size = graph.call_method("size", node.args)
-        node.replace_all_uses_with(size)
-        graph.erase_node(node)
-    else:
-        assert isinstance(node.target, torch._ops.OpOverload)
-        node.target = node.target.overloadpacket
-
-
-def _use_plain_values(graph: fx.Graph) -> None:
-    """Write the structure of the output into the graph, in types that TorchScript knows."""
-    output = graph.output_node()
-    result = output.args[0]
-    info = getattr(graph._codegen, "pytree_info", None)
-    if info is not None:
-        leaves = result if isinstance(result, list | tuple) else [result]
-        result = pytree.tree_unflatten(leaves, info.out_spec) if info.out_spec is not None else result
-        graph.set_codegen(CodeGen())
-    output.args = (_plain(result),)
-    for node in graph.find_nodes(op="placeholder"):
-        if node.type is None and "val" in node.meta and node.meta["val"] is None:
-            node.type = Tensor | None
-
-
-def _plain(value: Any) -> Any:
-    """Return a result with its mappings turned into dicts without None, and other sequences into tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(v) for key, v in value.items() if v is not None}
-    if isinstance(value, tuple | list):
-        return tuple(_plain(v) for v in value)
-    return value
-
-
 class _PlainCall(nn.Module):
     """Calls a graph with the tensors among its inputs; the others, which torch.jit.trace does not take, are fixed."""
 
@@ -227,7 +158,7 @@ class _PlainCall(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)
         leaves = [next(given) if fixed is None else fixed[0] for fixed in self._fixed]
-        return _plain(self.gm(*pytree.tree_unflatten(leaves, self._spec)))
+        return plain(self.gm(*pytree.tree_unflatten(leaves, self._spec)))
 
 
 def _trace(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> torch.jit.ScriptModule:

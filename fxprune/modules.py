@@ -149,12 +149,9 @@ class ByMode(nn.Module):
 
     def forward(self, tensors: list[Tensor], sizes: list[int]) -> list[Tensor]:
         """Run the branch of the current mode."""
-        results: list[Tensor]
         if self.training:
-            results = self.in_train(tensors, sizes)
-        else:
-            results = self.in_eval(tensors, sizes)
-        return results
+            return self.in_train(tensors, sizes)  # type: ignore[no-any-return]
+        return self.in_eval(tensors, sizes)  # type: ignore[no-any-return]
 
 
 class CapturedModule(MaskLoading, fx.GraphModule):
