@@ -1,0 +1,254 @@
+"""Aligns two graphs of one model, of train and of eval mode, node by node.
+
+The result says which nodes of the two are the same, where one graph has nodes that the other has not (hunks), and in which
+arguments nodes that are the same otherwise differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+_BODY = ("call_function", "call_method", "call_module")
+
+
+@dataclasses.dataclass(eq=False)
+class Hunk:
+    """Nodes that only one of the modes has, at one place: before the node ``at`` of the base graph."""
+
+    base: list[fx.Node]
+    other: list[fx.Node]
+    at: fx.Node
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """An argument of the base node ``user``, number ``index`` when flattened, that is ``ours`` there and ``theirs`` else."""
+
+    user: fx.Node
+    index: int
+    ours: Any
+    theirs: Any
+
+    @property
+    def is_value(self) -> bool:
+        """Whether both are nodes, so that what differs is a value computed by the graph."""
+        return isinstance(self.ours, fx.Node) and isinstance(self.theirs, fx.Node)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether both are numbers that can be chosen by a flag: two bools, or two others."""
+        kinds = {type(self.ours), type(self.theirs)}
+        return kinds == {bool} or kinds <= {int, float}
+
+
+class Alignment:
+    """What is the same in two graphs and what is not.
+
+    Args:
+        gm: the module of the base graph. Sizes and reads that only the other graph has are added to its graph.
+        other: the other graph.
+        constants: the constants that ``other`` reads, by target.
+    """
+
+    def __init__(self, gm: fx.GraphModule, other: fx.Graph, constants: dict[str, Any]) -> None:
+        self.gm, self.graph, self.constants = gm, gm.graph, constants
+        self.twin: dict[fx.Node, fx.Node] = {}  # node of the other graph -> the same node of the base graph
+        self.hunk_of: dict[fx.Node, Hunk] = {}
+        self.hunks: list[Hunk] = []
+        self.sizes: set[fx.Node] = set()  # base nodes whose values are sizes, besides those with an example value
+        self.odd: list[fx.Node] = []  # base nodes whose arguments differ in structure
+        end = self.graph.output_node()
+        self.twin[other.output_node()] = end
+        self.twin.update(zip(other.find_nodes(op="placeholder"), self.graph.find_nodes(op="placeholder"), strict=True))
+        self._align_reads(other)
+        self._align_body([n for n in self.graph.nodes if n.op in _BODY], [n for n in other.nodes if n.op in _BODY], end)
+        for hunk in self.hunks:
+            self._share_sizes(hunk)
+        while self._part_unlike() or self._join_hunks():
+            pass
+
+    def differences(self) -> list[Difference]:
+        """Return what differs between nodes that are the same otherwise, in the order of the base graph."""
+        self.odd = []
+        return [d for theirs, ours in sorted(self.twin.items(), key=lambda pair: pair[1]) for d in self._compare(ours, theirs)]
+
+    # -- who is who --------------------------------------------------------------------------------------------------
+
+    def _align_body(self, a: list[fx.Node], b: list[fx.Node], end: fx.Node) -> None:
+        matcher = difflib.SequenceMatcher(None, [_key(n) for n in a], [_key(n) for n in b], autojunk=False)
+        for tag, a0, a1, b0, b1 in matcher.get_opcodes():
+            if tag == "equal":
+                self.twin.update(zip(b[b0:b1], a[a0:a1], strict=True))
+            else:
+                self._add(Hunk(a[a0:a1], b[b0:b1], a[a1] if a1 < len(a) else end), len(self.hunks))
+
+    def _add(self, hunk: Hunk, index: int) -> None:
+        self.hunks.insert(index, hunk)
+        self.hunk_of.update(dict.fromkeys([*hunk.base, *hunk.other], hunk))
+
+    def _align_reads(self, other: fx.Graph) -> None:
+        reads = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
+        for node in other.find_nodes(op="get_attr"):
+            twin = self._read_like(reads, str(node.target))
+            if twin is not None:
+                self.twin[node] = twin
+
+    def _read_like(self, reads: dict[str, fx.Node], target: str) -> fx.Node | None:
+        """Return the base node that reads what ``target`` is in the other graph, making it if there is none."""
+        constant = self.constants.get(target)
+        if constant is None:  # a tensor of the model
+            if target not in reads and _value(self.gm, target) is not None:
+                reads[target] = self._new_read(target)
+            return reads.get(target)
+        # Constants are numbered in order of appearance, which the mode may change; so they are compared by value.
+        for name in [target, *reads] if target in reads else reads:
+            if _same_constant(_value(self.gm, name), constant):
+                return reads[name]
+        if not isinstance(constant, Tensor):
+            return None
+        name = f"{target}_by_mode"
+        owner, _, last = name.rpartition(".")
+        self.gm.get_submodule(owner).register_buffer(last, constant, persistent=False)
+        reads[name] = self._new_read(name)
+        return reads[name]
+
+    def _new_read(self, target: str) -> fx.Node:
+        first = next(n for n in self.graph.nodes if n.op != "placeholder")
+        with self.graph.inserting_before(first):
+            node = self.graph.create_node("get_attr", target)
+        node.meta["val"] = _value(self.gm, target)
+        return node
+
+    # -- sizes -------------------------------------------------------------------------------------------------------
+
+    def _share_sizes(self, hunk: Hunk) -> None:
+        """Take computations on sizes out of a hunk: they are the same in both modes, and other hunks may use them."""
+        for node in [n for n in hunk.base if self._is_size(n, lambda n: n not in self.hunk_of)]:
+            hunk.base.remove(node)
+            del self.hunk_of[node]
+            self.sizes.add(node)
+        for node in [n for n in hunk.other if self._is_size(n, lambda n: n in self.twin)]:
+            hunk.other.remove(node)
+            del self.hunk_of[node]
+            with self.graph.inserting_before((hunk.base or [hunk.at])[0]):
+                self.twin[node] = copy = self.graph.node_copy(node, self.twin.__getitem__)
+            self.sizes.add(copy)
+
+    def _is_size(self, node: fx.Node, is_common: Callable[[fx.Node], bool]) -> bool:
+        of_tensor = (
+            node.target is torch.ops.aten.sym_size.int
+            or (node.op == "call_method" and (node.target == "dim" or (node.target == "size" and len(node.args) == 2)))
+            or (node.target is getattr and node.args[1] == "ndim")
+        )
+        of_sizes = (
+            node.op == "call_function"
+            and getattr(node.target, "__module__", None) == operator.mul.__module__
+            and all(n in self.sizes or self.twin.get(n) in self.sizes for n in node.all_input_nodes)
+        )
+        return (of_tensor or of_sizes) and all(is_common(n) for n in node.all_input_nodes)
+
+    # -- pairs that are not the same after all -----------------------------------------------------------------------
+
+    def _part_unlike(self) -> bool:
+        """Make a hunk of each pair of nodes that share no form; returns whether there were such."""
+        differences = self.differences()
+        unlike = [*self.odd, *(d.user for d in differences if not d.is_value and not d.is_number)]
+        unlike = [node for node in unlike if node.op in _BODY]
+        others = {ours: theirs for theirs, ours in self.twin.items()}
+        for ours in dict.fromkeys(unlike):
+            theirs = others[ours]
+            del self.twin[theirs]
+            at = ours.next
+            self._add(Hunk([ours], [theirs], at), sum(hunk.at <= ours for hunk in self.hunks))
+        return bool(unlike)
+
+    # -- hunks that belong together ----------------------------------------------------------------------------------
+
+    def _join_hunks(self) -> bool:
+        """Make one of two hunks if one uses what the other makes; returns whether there were such."""
+        uses = [(hunk, n) for hunk in self.hunks for node in [*hunk.base, *hunk.other] for n in node.all_input_nodes]
+        together = [(hunk, self.hunk_of[n]) for hunk, n in uses if self.hunk_of.get(n, hunk) is not hunk]
+        for d in self.differences():
+            made = [self.hunk_of[n] for n in (d.ours, d.theirs) if isinstance(n, fx.Node) and n in self.hunk_of]
+            if len(made) == 2 and made[0] is not made[1]:
+                together.append((made[0], made[1]))
+        if not together:
+            return False
+        first, last = sorted(map(self.hunks.index, together[0]))
+        self._join(first, last)
+        return True
+
+    def _join(self, first: int, last: int) -> None:
+        """Put the hunks from ``first`` to ``last`` and everything between them into one."""
+        joined = self.hunks[first : last + 1]
+        base, other = ([n for h in joined for n in h.base], [n for h in joined for n in h.other])
+        start, end = joined[0].at, joined[-1].at
+        between = {ours: theirs for theirs, ours in self.twin.items() if start <= ours < end and ours.op in _BODY}
+        between = {ours: theirs for ours, theirs in between.items() if ours not in self.sizes}
+        for theirs in between.values():
+            del self.twin[theirs]
+        del self.hunks[first : last + 1]
+        self._add(Hunk(sorted([*base, *between]), sorted([*other, *between.values()]), end), first)
+
+    # -- differences -------------------------------------------------------------------------------------------------
+
+    def _compare(self, ours: fx.Node, theirs: fx.Node) -> Iterator[Difference]:
+        _spell_out_defaults(ours, theirs)
+        _spell_out_defaults(theirs, ours)
+        a, spec_a = flatten(ours)
+        b, spec_b = flatten(theirs)
+        if spec_a != spec_b:
+            self.odd.append(ours)
+            return
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            if isinstance(y, fx.Node) and y in self.twin:
+                same = x is self.twin[y]
+            else:
+                same = type(x) is type(y) and not isinstance(x, fx.Node) and bool(x == y)
+            if not same:
+                yield Difference(ours, index, x, y)
+
+
+def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
+    """Return the leaves and the structure of a node's arguments."""
+    return pytree.tree_flatten((node.args, node.kwargs))
+
+
+def _key(node: fx.Node) -> tuple[Any, ...]:
+    return node.op, node.target, node.meta.get("fxprune_module")
+
+
+def _spell_out_defaults(node: fx.Node, like: fx.Node) -> None:
+    """Give ``node`` the default arguments that ``like`` has and it leaves out; torch.export drops them."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    schema = node.target._schema.arguments
+    missing = schema[len(node.args) : len(like.args)]
+    node.args = (*node.args, *(argument.default_value for argument in missing))
+    defaults = {argument.name: argument.default_value for argument in schema}
+    node.kwargs = {**{k: defaults[k] for k in like.kwargs if k not in node.kwargs}, **node.kwargs}
+
+
+def _value(root: nn.Module, target: str) -> Any:
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _same_constant(ours: Any, theirs: Any) -> bool:
+    if ours is theirs:
+        return True
+    if isinstance(ours, fx.GraphModule) and isinstance(theirs, fx.GraphModule):
+        return ours.code == theirs.code
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        return ours.dtype == theirs.dtype and ours.device == theirs.device and torch.equal(ours, theirs)
+    return False
