@@ -303,3 +303,21 @@ def rnn_cell(
     else:
         h = torch.rnn_relu_cell(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
     return h if batched else h.squeeze(0)
+
+
+# All of the above, for tracers that have to keep them as they are.
+ALL = (
+    select_float,
+    select_int,
+    invert,
+    check_none,
+    check_shape,
+    output_padding,
+    batch_norm_momentum,
+    instance_norm,
+    multi_head_attention,
+    lstm,
+    gru,
+    lstm_cell,
+    rnn_cell,
+)

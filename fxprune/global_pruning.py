@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,14 +14,16 @@ from fxprune.errors import FxpruneError, PruningTypeError, PruningValueError, as
 from fxprune.methods import CustomFromMask, chain, current_value, graph_module, remember, scores_for
 from fxprune.passes.mask import insert_masks
 
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
+
 
 def global_unstructured(
-    gm: fx.GraphModule,
+    gm: _Graph,
     names: Iterable[str],
     pruning_method: type[torch_prune.BasePruningMethod],
     importance_scores: Mapping[str, Tensor] | None = None,
     **kwargs: Any,
-) -> fx.GraphModule:
+) -> _Graph:
     """Prune several parameters in place by one ranking of all their elements; returns ``gm``.
 
     Args:

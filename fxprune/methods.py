@@ -29,6 +29,7 @@ from fxprune.errors import (
 )
 from fxprune.passes.mask import insert_masks, remove_masks
 
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 _Method = TypeVar("_Method", bound=torch_prune.BasePruningMethod)
 
 
@@ -221,7 +222,7 @@ def adopt(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) 
     remember(gm, kept)
 
 
-def identity(gm: fx.GraphModule, name: str) -> fx.GraphModule:
+def identity(gm: _Graph, name: str) -> _Graph:
     """Insert a mask of ones for one parameter, in place; returns ``gm``.
 
     Args:
@@ -235,7 +236,7 @@ def identity(gm: fx.GraphModule, name: str) -> fx.GraphModule:
     return gm
 
 
-def random_unstructured(gm: fx.GraphModule, name: str, amount: int | float) -> fx.GraphModule:
+def random_unstructured(gm: _Graph, name: str, amount: int | float) -> _Graph:
     """Prune elements of one parameter at random, in place; returns ``gm``.
 
     Args:
@@ -250,9 +251,7 @@ def random_unstructured(gm: fx.GraphModule, name: str, amount: int | float) -> f
     return gm
 
 
-def l1_unstructured(
-    gm: fx.GraphModule, name: str, amount: int | float, importance_scores: Tensor | None = None
-) -> fx.GraphModule:
+def l1_unstructured(gm: _Graph, name: str, amount: int | float, importance_scores: Tensor | None = None) -> _Graph:
     """Prune the elements of one parameter with the smallest absolute value, in place; returns ``gm``.
 
     Args:
@@ -271,7 +270,7 @@ def l1_unstructured(
     return gm
 
 
-def random_structured(gm: fx.GraphModule, name: str, amount: int | float, dim: int) -> fx.GraphModule:
+def random_structured(gm: _Graph, name: str, amount: int | float, dim: int) -> _Graph:
     """Prune channels of one parameter along ``dim`` at random, in place; returns ``gm``.
 
     Args:
@@ -288,13 +287,13 @@ def random_structured(gm: fx.GraphModule, name: str, amount: int | float, dim: i
 
 
 def ln_structured(
-    gm: fx.GraphModule,
+    gm: _Graph,
     name: str,
     amount: int | float,
     n: int | float | str,
     dim: int,
     importance_scores: Tensor | None = None,
-) -> fx.GraphModule:
+) -> _Graph:
     """Prune the channels of one parameter along ``dim`` with the smallest Ln norm, in place; returns ``gm``.
 
     Args:
@@ -312,7 +311,7 @@ def ln_structured(
     return gm
 
 
-def custom_from_mask(gm: fx.GraphModule, name: str, mask: Tensor) -> fx.GraphModule:
+def custom_from_mask(gm: _Graph, name: str, mask: Tensor) -> _Graph:
     """Prune one parameter by a given mask, in place; returns ``gm``.
 
     Args:
@@ -327,7 +326,7 @@ def custom_from_mask(gm: fx.GraphModule, name: str, mask: Tensor) -> fx.GraphMod
     return gm
 
 
-def remove(gm: fx.GraphModule, name: str) -> fx.GraphModule:
+def remove(gm: _Graph, name: str) -> _Graph:
     """Bake the mask of one parameter into it and take the mask out of the graph, in place; returns ``gm``.
 
     The Parameter object stays the same.

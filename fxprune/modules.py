@@ -8,6 +8,7 @@ train and one for eval mode.
 from __future__ import annotations
 
 import contextlib
+import copy
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -91,9 +92,9 @@ class Lowered(Container):
 
 def clone(module: nn.Module) -> nn.Module:
     """Return a module of the same class, configuration and tensors (shared), whose submodules are clones as well."""
-    copy = type(module).__new__(type(module))
-    copy.__setstate__(_shell(module, clone))
-    return copy
+    cloned = type(module).__new__(type(module))
+    cloned.__setstate__(_shell(module, clone))
+    return cloned
 
 
 def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -101,21 +102,21 @@ def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> n
 
     The copy is of the module's class if that computes something, else a :class:`Container`.
     """
-    copy: nn.Module
+    copied: nn.Module
     if isinstance(module, fx.GraphModule):
-        copy = CapturedModule(nn.Module(), fx.Graph(), type(module).__name__)
+        copied = CapturedModule(nn.Module(), fx.Graph(), type(module).__name__)
     elif isinstance(module, ByMode):
-        copy = ByMode(module.in_train, module.in_eval)
+        copied = ByMode(module.in_train, module.in_eval)
     else:
-        copy = Container()
+        copied = Container()
     for name, parameter in module._parameters.items():
-        copy.register_parameter(name, parameter)
+        copied.register_parameter(name, parameter)
     for name, buffer in module._buffers.items():
-        copy.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+        copied.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
     for name, child in module._modules.items():
-        copy._modules[name] = None if child is None else convert(child)
-    copy.training = module.training
-    return copy
+        copied._modules[name] = None if child is None else convert(child)
+    copied.training = module.training
+    return copied
 
 
 def _shell(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
@@ -163,18 +164,23 @@ class CapturedModule(MaskLoading, fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the state and a flat list of the nodes."""
-        derived = ("_graph", "_code", "_in_spec", "_out_spec")
-        state = {k: v for k, v in self.__dict__.items() if k not in derived}
+        state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
         with _quiet_specs():
             graph = pickle.dumps((_dump(self.graph), self.graph._codegen))
         return _rebuild, (state, type(self).__name__, graph)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
-        """Copy state and graph."""
+        """Copy state and graph; torch.fx would lose second names and which buffers are persistent."""
+        copied = CapturedModule(nn.Module(), fx.Graph(), type(self).__name__)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _DERIVED}, memo))
         with _quiet_specs():
-            copied = super().__deepcopy__(memo)
-        assert isinstance(copied, CapturedModule)
+            copied.graph = copy.deepcopy(self.graph)
         return copied
+
+
+# What recompile() makes of the graph.
+_DERIVED = ("_graph", "_code", "_in_spec", "_out_spec")
 
 
 @contextlib.contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune import state
 from fxprune.passes.mask import remove_masks
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Finalize:
         return PassResult(graph_module, modified)
 
 
-def finalize(gm: fx.GraphModule) -> fx.GraphModule:
+def finalize(gm: _Graph) -> _Graph:
     """Bake every mask of a graph into its parameter, in place; shapes stay as they are.
 
     The Parameter objects stay the same, so an optimizer over them keeps working and keeps its state. A graph without

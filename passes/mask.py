@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +20,8 @@ from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValue
 from fxprune.modules import MASK, ORIG, is_binary
 from fxprune.passes.lower import lower, take_over
 from fxprune.passes.raise_leaves import raise_leaves
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Mask:
         return PassResult(graph_module, modified)
 
 
-def mask(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> fx.GraphModule:
+def mask(gm: _Graph, masks: Mapping[str, Tensor]) -> _Graph:
     """Mask parameters of a graph, in place.
 
     Args:

@@ -71,8 +71,9 @@ class InParts(nn.Module):
         self.scales = nn.ParameterList([nn.Parameter(torch.empty(4, 4)) for _ in range(2)])
         self.shifts = nn.ParameterDict({"first": nn.Parameter(torch.empty(4))})
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x @ self.scales[0] + self.shifts["first"]) @ self.scales[1]
+    def forward(self, x: Tensor) -> Any:
+        first, last = self.scales
+        return torch.tanh(x @ first + self.shifts["first"]) @ last
 
 
 class Tied(nn.Module):
@@ -86,6 +87,17 @@ class Tied(nn.Module):
 
     def forward(self, tokens: Tensor) -> Any:
         return self.head(torch.tanh(self.embed(tokens)))
+
+
+class TiedInFunction(nn.Module):
+    """An embedding whose weight is read a second time outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(torch.tanh(self.embed(tokens)), self.embed.weight)
 
 
 class Twice(nn.Module):
@@ -204,6 +216,7 @@ _PRODUCTS = (
     # A hook runs when its module is called; torch computes the masked parameter once and then it is stale.
     Kind("in_parts", InParts, _normal((3, 4)), ("scales.0", "scales.1", "shifts.first"), hooks=False),
     Kind("tied", Tied, _whole(7, 3, 5), ("embed.weight",), hooks=False),
+    Kind("tied_in_function", TiedInFunction, _whole(7, 3, 5), ("embed.weight",), hooks=False),
     Kind("twice", Twice, _normal((3, 4)), ("layer.weight", "layer.bias")),
 )
 
@@ -262,9 +275,7 @@ _RECURRENT = (
     _one("lstm_cell_unbatched", lambda: nn.LSTMCell(4, 5), _normal((4,)), "weight_ih", "bias_hh"),
     _one("gru_cell", lambda: nn.GRUCell(4, 5), _normal((3, 4), (3, 5)), "weight_ih", "weight_hh", "bias_ih"),
     _one("rnn_cell", lambda: nn.RNNCell(4, 5, bias=False), _normal((3, 4)), "weight_ih", "weight_hh"),
-    _one(
-        "rnn_cell_unbatched", lambda: nn.RNNCell(4, 5, nonlinearity="relu"), _normal((4,), (5,)), "weight_ih", "weight_hh"
-    ),
+    _one("rnn_cell_unbatched", lambda: nn.RNNCell(4, 5, nonlinearity="relu"), _normal((4,), (5,)), "weight_ih", "weight_hh"),
 )
 
 

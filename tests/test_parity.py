@@ -17,7 +17,7 @@ pytestmark = [
     # Told by torch itself, of the dense module too.
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     # Recurrent layers and inputs without a batch, on the export front end.
-    pytest.mark.filterwarnings("ignore:the model fixes its batch size"),
+    pytest.mark.filterwarnings("ignore:.*fixes its batch size:fxprune.CaptureWarning"),
 ]
 
 Arguments = Callable[[Tensor], dict[str, Any]]
@@ -107,6 +107,12 @@ def both(kind: Kind) -> tuple[fx.GraphModule, nn.Module]:
     return gm, model
 
 
+def assert_close(value: Any, expected: Any, what: str, tolerance: float | None = None) -> None:
+    torch.testing.assert_close(
+        value, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text: f"{what}: {text}"
+    )
+
+
 def assert_same_state(gm: fx.GraphModule, model: nn.Module) -> None:
     """Keys are equal, values are equal to the last bit; masks may differ in dtype and nothing else."""
     ours, theirs = gm.state_dict(), model.state_dict()
@@ -114,7 +120,7 @@ def assert_same_state(gm: fx.GraphModule, model: nn.Module) -> None:
     for key, value in theirs.items():
         if not key.endswith("_mask"):
             assert ours[key].dtype == value.dtype, key
-        torch.testing.assert_close(ours[key].to(value.dtype), value, rtol=0, atol=0, equal_nan=True, msg=key)
+        assert_close(ours[key].to(value.dtype), value, key, tolerance=0)
 
 
 def run(module: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> tuple[Any, dict[str, Tensor | None]]:
@@ -135,10 +141,10 @@ def assert_same_step(gm: fx.GraphModule, model: nn.Module, kind: Kind) -> None:
         torch.testing.assert_close(output, expected)
         assert set(gradients) == set(expected_gradients)
         for name, gradient in expected_gradients.items():
-            torch.testing.assert_close(gradients[name], gradient, msg=f"gradient of {name}, training={training}")
+            assert_close(gradients[name], gradient, f"gradient of {name}, training={training}")
         buffers = dict(model.named_buffers())
         for name, buffer in gm.named_buffers():
-            torch.testing.assert_close(buffer.to(buffers[name].dtype), buffers[name], msg=name)
+            assert_close(buffer.to(buffers[name].dtype), buffers[name], name)
 
 
 def seeded(*calls: Callable[[], None]) -> None:
@@ -149,21 +155,7 @@ def seeded(*calls: Callable[[], None]) -> None:
 
 
 # Every call on these, and on all other kinds one call of each sort: what a call chooses depends on the values only.
-WHOLE_MATRIX = {
-    "conv1d",
-    "conv2d",
-    "conv_transpose2d",
-    "linear",
-    "bilinear",
-    "embedding",
-    "prelu",
-    "bare",
-    "batch_norm2d",
-    "layer_norm",
-    "lstm",
-    "gru_cell",
-    "attention",
-}
+WHOLE_MATRIX = {"conv1d", "conv2d", "linear", "prelu", "bare", "batch_norm2d", "lstm", "attention"}
 ONE_OF_EACH_SORT = {"random_share", "l1_share", "custom_graded", "random_structured_first", "l2_structured"}
 
 
@@ -208,10 +200,11 @@ def test_masked_graph_is_the_dense_module_with_zeros_in_its_parameters(kind: Kin
 def test_masked_graph_of_the_export_front_end_is_the_dense_module_with_zeros(kind: Kind) -> None:
     model = kind.build()
     gm = fxprune.capture(copy.deepcopy(model), kind.inputs(), frontend="export")
-    before = gm.code
+    before, parameters = gm.code, [id(parameter) for parameter in gm.parameters()]
     check_against_zeros(gm, model, kind)
     fxprune.finalize(gm)
     assert gm.code == before
+    assert [id(parameter) for parameter in gm.parameters()] == parameters
     assert_same_state(gm, model)
     assert_same_step(gm, model, kind)
 
@@ -233,12 +226,12 @@ def check_against_zeros(gm: fx.GraphModule, model: nn.Module, kind: Kind) -> Non
         for name, gradient in expected_gradients.items():
             if name in masks:
                 assert gradient is not None
-                torch.testing.assert_close(gradients[f"{name}_orig"], gradient * masks[name], msg=name)
+                assert_close(gradients[f"{name}_orig"], gradient * masks[name], f"gradient of {name}")
             else:
-                torch.testing.assert_close(gradients[name], gradient, msg=name)
+                assert_close(gradients[name], gradient, f"gradient of {name}")
         buffers = dict(gm.named_buffers())
         for name, buffer in model.named_buffers():
-            torch.testing.assert_close(buffers[name], buffer, msg=name)
+            assert_close(buffers[name], buffer, name)
 
 
 def test_embedding_that_renormalises_its_rows_is_the_hooked_module() -> None:
@@ -306,7 +299,8 @@ def test_iterated_calls_of_any_two_methods_are_the_iterated_calls_of_torch(kind:
 def test_iterated_calls_on_a_channels_last_weight_end_as_those_of_torch(call: Call) -> None:
     """Also in an error of the same builtin type, where torch's method needs a contiguous weight."""
     kind = dataclasses.replace(
-        KINDS["conv2d"], module=lambda: KINDS["conv2d"].module().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        KINDS["conv2d"],
+        module=lambda: KINDS["conv2d"].module().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
     )
     gm, model = both(kind)
     name = "layer.weight"
@@ -405,11 +399,11 @@ def test_global_pruning_is_that_of_torch(first: GlobalCall, second: GlobalCall |
     assert_same_state(gm, model)
 
 
-LOCAL_CALLS = [call for call in CALLS if call.name in {"identity", "random_share", "l1_share", "custom", "l2_structured"}]
+LOCAL_CALLS = [call for call in CALLS if call.name in {"identity", "random_share", "custom", "l2_structured"}]
 
 
 @pytest.mark.parametrize("local", LOCAL_CALLS, ids=by_name)
-@pytest.mark.parametrize("whole", GLOBAL_CALLS, ids=by_name)
+@pytest.mark.parametrize("whole", GLOBAL_CALLS[2:6], ids=by_name)
 def test_global_pruning_on_top_of_and_below_a_local_one_is_that_of_torch(whole: GlobalCall, local: Call) -> None:
     gm, model = both(NET)
     name = "conv.weight"
@@ -486,6 +480,19 @@ def test_mask_of_other_values_loads_where_one_of_zeros_and_ones_was(kind: Kind) 
     fxprune.identity(gm, name)
     torch_prune.custom_from_mask(*owner(model, name), mask_like(model.get_parameter(name), (0.25, 1.0, -3.0)))
     gm.load_state_dict(model.state_dict(), strict=True)
+    assert_same_state(gm, model)
+    assert_same_step(gm, model, kind)
+
+
+def test_mask_of_other_values_loads_into_a_graph_that_torch_fx_made() -> None:
+    """Such a graph has none of the module classes of a captured one."""
+    kind = KINDS["bare"]
+    gm, model = fx.symbolic_trace(kind.build()), kind.build()
+    fxprune.identity(gm, "scale")
+    torch_prune.custom_from_mask(model, "scale", mask_like(model.get_parameter("scale"), (0.25, 1.0, -3.0)))
+    gm.load_state_dict(model.state_dict(), strict=True)
+    torch_prune.identity(model, "shift")
+    fxprune.identity(gm, "shift")
     assert_same_state(gm, model)
     assert_same_step(gm, model, kind)
 

@@ -6,6 +6,7 @@ another path with them, and no error says so; only the result does.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,24 +14,28 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
-from fxprune.frontends.modes import untouched
+from fxprune.frontends.effects import writes_to_parameters
+from fxprune.frontends.untouched import fixed_seed, untouched
 
 
 class _Recorder(fx.Interpreter):
     """Runs a graph and notes on each node what its value looks like, as a fake tensor."""
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, record: bool) -> None:
         super().__init__(gm)
+        self.record = record
         self.mode = FakeTensorMode()
         self.at: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         self.at = n
         value = super().run_node(n)
-        n.meta["val"] = pytree.tree_map(self._look, value)
+        if self.record:
+            n.meta["val"] = pytree.tree_map(self._look, value)
         return value
 
     def _look(self, leaf: Any) -> Any:
@@ -38,51 +43,77 @@ class _Recorder(fx.Interpreter):
 
 
 class _Run(nn.Module):
-    def __init__(self, gm: fx.GraphModule) -> None:
+    """The graph under an interpreter, as a module, so that its tensors can be replaced for one call."""
+
+    def __init__(self, gm: fx.GraphModule, record: bool) -> None:
         super().__init__()
         self.gm = gm
-        self.recorder = _Recorder(gm)
+        self.recorder = _Recorder(gm, record)
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.recorder.run(*inputs, enable_io_processing=False)
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs: list[Any] = list(inspect.signature(self.gm.forward).bind(*args, **kwargs).arguments.values())
+        if isinstance(self.gm.graph._codegen, _PyTreeCodeGen):
+            inputs = pytree.tree_leaves(inputs)
+        return self.gm.graph.process_outputs(self.recorder.run(*inputs, enable_io_processing=False))
 
 
 def check_against_model(
-    gm: fx.GraphModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Any
+    gm: fx.GraphModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, record: bool = False
 ) -> None:
-    """Run both on the example, compare, and set ``node.meta["val"]`` throughout the graph.
+    """Run both on the example, and compare results and effects.
 
-    Neither changes: buffers are copied for the time of the run, and both draw the same random numbers.
+    Neither changes, nor do the inputs: all are copied for the time of the run. Both draw the same random numbers.
 
     Args:
-        gm: the graph, not yet in use by anyone.
+        gm: the graph; its forward takes what the model's takes.
         model: its model.
-        args: positional inputs of the model.
-        kwargs: keyword inputs of the model.
-        inputs: the same in the order of the graph's placeholders.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        record: set ``node.meta["val"]`` throughout the graph, as fake tensors.
 
     Raises:
         CaptureError: the graph fails, naming node, operation and shapes; or it gives another result than the model.
+        ModelError: the model fails.
     """
-    run = _Run(gm)
+    run = _Run(gm, record)
+    failure: CaptureError | None = None
+    writes = writes_to_parameters(gm)
+    ours_state = _copied_state(run, writes)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            ours = functional_call(run, _copied_buffers(run), tuple(inputs))
+        with torch.no_grad(), fixed_seed(model):
+            ours = functional_call(run, ours_state, _copied((args, kwargs)))
     except Exception as error:  # whatever an operator raises on operands that do not fit
-        raise CaptureError(_failure(run.recorder.at, error)) from error
+        failure = CaptureError(_failure(run.recorder.at, error))
+        failure.__cause__ = error
+    theirs_state = _copied_state(model, writes)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched(model):
-            torch.manual_seed(0)
-            theirs = functional_call(model, _copied_buffers(model), args, kwargs)
+        with torch.no_grad(), fixed_seed(model), untouched(model):
+            theirs = functional_call(model, theirs_state, *_copied((args, kwargs)))
     except Exception as error:
-        raise CaptureError(f"the model itself fails on the example inputs: {error}") from error
+        raise ModelError(f"the model itself fails on the example inputs: {error}") from error
+    if failure is not None:
+        raise failure
     if not _alike(ours, theirs):
-        raise CaptureError("the traced graph does not give the model's result on the example inputs")
+        raise CaptureError("the graph does not give the model's result on the example inputs")
+    changed = [name for name, t in theirs_state.items() if not _close(ours_state[f"gm.{name}"], t)]
+    if changed:
+        raise CaptureError(f"the graph does not change {', '.join(changed)} as the model does")
 
 
-def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
-    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+class ModelError(CaptureError):
+    """The model itself cannot run, so that there is nothing to compare a graph with."""
+
+
+def _copied(inputs: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def _copied_state(module: nn.Module, parameters: bool) -> dict[str, Tensor]:
+    """Return copies of the tensors that ``forward`` may change in place."""
+    tensors = dict(module.named_buffers())
+    if parameters:
+        tensors |= dict(module.named_parameters())
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _failure(node: fx.Node | None, error: Exception) -> str:

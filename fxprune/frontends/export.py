@@ -6,37 +6,52 @@ Gives an ATen-level graph whose parameters are read under their original names.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import operator
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils import _pytree as pytree
 
 from fxprune import functional
-from fxprune.errors import CaptureError, CaptureWarning
+from fxprune.errors import CaptureError
+from fxprune.frontends.untouched import Changes, untouched
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.Graph, dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A graph, its constants by the names it reads them under, what the model's code tried to change, and why the batch size
+    is fixed, if it is."""
+
+    graph: fx.Graph
+    constants: dict[str, Any]
+    changes: Changes
+    fixed_batch: str | None
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, free_batch: bool) -> Exported:
     """Export ``model`` in its current mode.
 
     Args:
         model: the model; left as it was.
         args: positional example inputs.
         kwargs: keyword example inputs.
-
-    Returns:
-        The graph, and its constants by the names that it reads them under.
+        free_batch: whether to leave the batch size free where the model allows it.
 
     Raises:
         CaptureError: if ``torch.export`` refuses the model; the cause is chained.
     """
-    args, kwargs = two_samples(args, kwargs)
     try:
-        with _quiet(), _slow_attention():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=_dynamic(model, args, kwargs), strict=False)
+        with untouched(model) as changes, _quiet(), _slow_attention():
+            shapes = _dynamic(model, args, kwargs) if free_batch else None
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             # The guards are written into the graph below, as nodes that script and pickle.
             unlifted = program.module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds of errors, and the model its own
@@ -44,16 +59,55 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     graph = unlifted.graph
     graph.owning_module = None
     for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        path = list(stack.values())[-1][0] if stack else ""
-        node.meta["fxprune_module"] = path.partition("@")[0] if path != "_empty_nn_module_stack_from_metadata_hook" else ""
+        node.meta["fxprune_module"] = _module_path(node)
     for node in graph.find_nodes(op="get_attr"):
         if not node.users:  # the second name of a tied parameter, or a parameter out of use
             graph.erase_node(node)
+    fixed_batch = _why_batch_is_fixed(program, graph, batched(args, kwargs)) if free_batch else None
     _write_guards(graph)
     read = {str(node.target): _get(unlifted, str(node.target)) for node in graph.find_nodes(op="get_attr")}
     of_model = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
-    return graph, {target: value for target, value in read.items() if target not in of_model}
+    constants = {target: value for target, value in read.items() if target not in of_model}
+    return Exported(graph, constants, changes, fixed_batch)
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    return "" if path.startswith("_empty_nn_module_stack") else path.partition("@")[0]
+
+
+def _why_batch_is_fixed(program: ExportedProgram, graph: fx.Graph, inputs: list[Tensor]) -> str | None:
+    """Return why the graph is not right for every batch size, as far as ``torch.export`` knows; None if it is."""
+    if not inputs:
+        return None
+    values = [n.meta.get("val") for n in graph.find_nodes(op="placeholder")]
+    sizes: list[Any] = [v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() > 0]
+    free = [size for size in sizes if _is_free(size)]
+    if not free:
+        return "its code needs the number itself"
+    for symbol, bounds in program.range_constraints.items():
+        if symbol in {s.node.expr for s in free} and (bounds.lower > 2 or bounds.upper.is_Integer):
+            return f"its code depends on the batch size being in [{bounds.lower}, {bounds.upper}]"
+    broken = [guard for guard in program._guards_code if not _holds_for_all_batches(guard)]
+    return f"its code depends on {broken[0]}" if broken else None
+
+
+def _holds_for_all_batches(guard: str) -> bool:
+    """Try a guard, Python code over input sizes, at several batch sizes; the same one for all inputs."""
+    names = dict.fromkeys(re.findall(r"L((?:\[[^\]]+\])+)\.size\(\)\[0\]", guard))
+    if re.search(r"L\[", re.sub(r"L(?:\[[^\]]+\])+\.size\(\)\[0\]", "", guard)):
+        return False  # about something else than batch sizes
+    for batch in (2, 3, 4, 5, 7, 64, 1021):
+        code = guard
+        for name in names:
+            code = code.replace(f"L{name}.size()[0]", str(batch))
+        try:
+            if not eval(code, {"__builtins__": {}}, dict(SYMPY_INTERP)):
+                return False
+        except Exception:  # a function that only torch knows
+            return False
+    return True
 
 
 def _get(root: nn.Module, target: str) -> Any:
@@ -73,7 +127,13 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # About torch.export's own internals; what concerns the user is raised or warned of here.
         warnings.simplefilter("ignore")
-        yield
+        # torch.export logs whole graphs when it fails, which here is one of two ways and no news to the user.
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 @contextlib.contextmanager
@@ -87,7 +147,7 @@ def _slow_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the input tensors whose first dimension is the batch: as long as that of the first tensor."""
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 0]
     return [t for t in tensors if t.shape[0] == tensors[0].shape[0]]
@@ -95,10 +155,10 @@ def _batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 def two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Repeat a batch of one: ``torch.export`` takes a dimension of size 1 for a constant."""
-    batched = _batched(args, kwargs)
-    if not batched or batched[0].shape[0] != 1:
+    tensors = batched(args, kwargs)
+    if not tensors or tensors[0].shape[0] != 1:
         return args, kwargs
-    ids = {id(t) for t in batched}
+    ids = {id(t) for t in tensors}
 
     def repeat(leaf: Any) -> Any:
         return torch.cat([leaf, leaf]) if id(leaf) in ids else leaf
@@ -109,7 +169,7 @@ def two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[An
 
 def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     shapes = torch.export.ShapesCollection()
-    for tensor in _batched(args, kwargs):
+    for tensor in batched(args, kwargs):
         shapes[tensor] = {0: torch.export.Dim.AUTO}
     return shapes.dynamic_shapes(model, args, kwargs)
 
@@ -121,9 +181,6 @@ def _write_guards(graph: fx.Graph) -> None:
         return
     tensors = [n for n in placeholders if isinstance(n.meta.get("val"), Tensor)]
     batch = [n for n in tensors if n.meta["val"].dim() > 0 and _is_free(n.meta["val"].shape[0])]
-    if tensors and not batch:
-        message = "the model fixes its batch size: the graph takes only batches of the example's size"
-        warnings.warn(message, CaptureWarning, stacklevel=6)
     with graph.inserting_before(placeholders[-1].next):
         size = graph.call_method("size", (batch[0], 0)) if len(batch) > 1 else None
         for node in placeholders:

@@ -72,12 +72,17 @@ def without_prune_hooks(model: nn.Module) -> Iterator[list[Pruned]]:
         yield found
     finally:
         for module, before in saved:
+            for name, value in before.items():
+                held = module.__dict__.get(name)
+                if isinstance(value, list) and isinstance(held, list):
+                    held[:] = value
+                    before[name] = held
             module.__dict__.clear()
             module.__dict__.update(before)
 
 
 def _snapshot(module: nn.Module) -> dict[str, object]:
-    return {k: v.copy() if k.startswith("_") and isinstance(v, dict) else v for k, v in module.__dict__.items()}
+    return {k: v.copy() if k.startswith("_") and isinstance(v, dict | list) else v for k, v in module.__dict__.items()}
 
 
 def _undress(module: nn.Module, name: str) -> None:

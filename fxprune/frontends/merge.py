@@ -21,6 +21,8 @@ from torch.utils import _pytree as pytree
 from fxprune import functional
 from fxprune.frontends.align import Alignment, Difference, Hunk, flatten
 from fxprune.frontends.assemble import ensure_module
+from fxprune.frontends.effects import may_write
+from fxprune.frontends.modes import ModeReads
 from fxprune.modules import ByMode, CapturedModule, clone
 from fxprune.state import join
 
@@ -39,7 +41,7 @@ class _CannotMergeError(Exception):
 
 
 def merge_modes(
-    gm: CapturedModule, model: nn.Module, other: fx.Graph, constants: dict[str, Any], *, training: bool
+    gm: CapturedModule, model: nn.Module, other: fx.Graph, constants: dict[str, Any], reads: ModeReads
 ) -> list[str]:
     """Make ``gm`` follow ``train()`` and ``eval()`` where the graph of the other mode says that the model does.
 
@@ -48,12 +50,12 @@ def merge_modes(
         model: the model that both graphs are of.
         other: the graph of the other mode.
         constants: the constants that ``other`` reads.
-        training: whether ``gm`` is of train mode.
+        reads: who asked for the mode while the graphs were captured.
 
     Returns:
         The paths of the modules with a dependence on the mode that could not be kept, each once.
     """
-    return _Merge(gm, model, Alignment(gm, other, constants), training).run()
+    return _Merge(gm, model, Alignment(gm, other, constants), reads).run()
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,8 +75,9 @@ class _Choice:
 
 
 class _Merge:
-    def __init__(self, gm: CapturedModule, model: nn.Module, alignment: Alignment, training: bool) -> None:
-        self.gm, self.model, self.graph, self.training = gm, model, gm.graph, training
+    def __init__(self, gm: CapturedModule, model: nn.Module, alignment: Alignment, reads: ModeReads) -> None:
+        self.gm, self.model, self.graph, self.training = gm, model, gm.graph, model.training
+        self.reads = reads
         self.aligned = alignment
         self.lost: dict[str, None] = {}
 
@@ -136,7 +139,9 @@ class _Merge:
 
     def _flag(self, node: fx.Node) -> fx.Node:
         """Read, at the insertion point, the mode of the module that made ``node``."""
-        path = node.meta.get("fxprune_module", "")
+        path = self.reads.owner_for(node.meta.get("fxprune_module", ""))
+        if path is None:
+            raise _CannotMergeError
         ensure_module(self.gm, self.model, path)
         return self.graph.create_node("get_attr", join(path, "training"))
 
@@ -145,7 +150,7 @@ class _Merge:
 
     def _settle(self, choice: _Choice) -> None:
         hunk = choice.hunk
-        if not choice.pairs and not any(_has_effect(n) for n in [*hunk.base, *hunk.other]):
+        if not choice.pairs and not self._may_write(hunk):
             return  # dead code of one mode
         if not self._settle_dropout(choice):
             self._settle_by_mode(choice)
@@ -190,7 +195,10 @@ class _Merge:
         at = self._place(choice, inputs)
         base = _branch(self.gm, hunk.base, results, ours, tensors, sizes)
         other = _branch(self.model, hunk.other, their_results, theirs, tensors, sizes)
-        made_by = (hunk.base or hunk.other or [at])[0].meta.get("fxprune_module", "")
+        asked_in = (hunk.base or hunk.other or [at])[0].meta.get("fxprune_module", "")
+        made_by = self.reads.owner_for(asked_in)
+        if made_by is None:
+            raise _CannotMergeError
         owner = ensure_module(self.gm, self.model, made_by)
         name = next(n for i in itertools.count() if not hasattr(owner, n := f"by_mode_{i}" if i else "by_mode"))
         by_mode = ByMode(base, other) if self.training else ByMode(other, base)
@@ -201,12 +209,15 @@ class _Merge:
                 choice.results[pair] = self.graph.call_function(operator.getitem, (call, index))
                 choice.results[pair].meta["val"] = pair[0].meta.get("val")
 
+    def _may_write(self, hunk: Hunk) -> bool:
+        return any(may_write(n, self.gm) for n in hunk.base) or any(may_write(n, self.model) for n in hunk.other)
+
     def _place(self, choice: _Choice, inputs: list[fx.Node]) -> fx.Node:
         """Return the node to choose before: after the hunk and all inputs, and before all users."""
         hunk, late = choice.hunk, [n for n in inputs if not n < choice.hunk.at]
         if not late:
             return hunk.at
-        if any(user <= max(late) for user in choice.users) or any(_has_effect(n) for n in [*hunk.base, *hunk.other]):
+        if any(user <= max(late) for user in choice.users) or self._may_write(hunk):
             raise _CannotMergeError
         return max(late).next
 
@@ -267,12 +278,3 @@ def _branch(
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
-
-
-def _has_effect(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None:
-        return bool(schema.is_mutable)
-    return node.is_impure() if node.op == "call_function" else False

@@ -1,15 +1,27 @@
-"""Notices where a model's code depends on ``self.training`` while it is being captured."""
+"""Notices where a model's code depends on ``self.training`` while it is being captured, and switches modes for that."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import sys
 from collections.abc import Iterator
+from types import FrameType
 
-from torch import Tensor, nn
+from torch import nn
 
-# (path of the module that was asked, file and line of the code that asked)
-Read = tuple[str, str]
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A read of the ``training`` flag of the module at path ``owner``, by code of the module ``reader`` at ``line``."""
+
+    owner: str
+    reader: str
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.owner or '(the model itself)'} at {self.line}"
 
 
 class ModeReads:
@@ -19,23 +31,42 @@ class ModeReads:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._seen: dict[Read, None] = {}
 
-    def note(self, module: nn.Module, filename: str, line: int) -> None:
-        """Record that the code at ``filename:line`` asked ``module`` for its mode."""
-        path = self._paths.get(id(module))
-        if path is not None:
-            self._seen.setdefault((path, f"{filename}:{line}"))
+    def note(self, module: nn.Module, frame: FrameType) -> None:
+        """Record that the code of ``frame`` asked ``module`` for its mode."""
+        owner = self._paths.get(id(module))
+        if owner is not None:
+            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            self._seen.setdefault(Read(owner, self._reader(frame, owner), line))
+
+    def _reader(self, frame: FrameType | None, default: str) -> str:
+        """Return the path of the module whose method the code belongs to, or was called from."""
+        while frame is not None:
+            path: str | None = self._paths.get(id(frame.f_locals.get("self")))
+            if path is not None:
+                return path
+            frame = frame.f_back
+        return default
 
     def __bool__(self) -> bool:
         return bool(self._seen)
 
-    def inside(self, path: str) -> list[Read]:
-        """Return the reads by the module at ``path`` or one around it, the innermost first."""
-        around = [read for read in self._seen if not read[0] or path == read[0] or path.startswith(read[0] + ".")]
-        return sorted(around, key=lambda read: -len(read[0]))
+    def owner_for(self, path: str) -> str | None:
+        """Return the module whose flag decides on what the code of the module at ``path`` does; None if several may.
 
-    def all(self) -> list[Read]:
-        """Return all reads."""
-        return list(self._seen)
+        A module that asks nobody goes by what the modules around it ask, which pass it their answer.
+        """
+        while True:
+            owners = {read.owner for read in self._seen if read.reader == path}
+            if owners:
+                return path if path in owners else owners.pop() if len(owners) == 1 else None
+            if not path:
+                return ""
+            path = path.rpartition(".")[0]
+
+    def inside(self, path: str) -> list[Read]:
+        """Return the reads by the module at ``path`` or one around it, the innermost first; all if there are none."""
+        around = [r for r in self._seen if not r.owner or path == r.owner or path.startswith(r.owner + ".")]
+        return sorted(around, key=lambda read: -len(read.owner)) or list(self._seen)
 
 
 class _NotingFlag:
@@ -47,8 +78,7 @@ class _NotingFlag:
     def __get__(self, module: nn.Module | None, owner: type[nn.Module]) -> object:
         if module is None:
             raise AttributeError("training")
-        caller = sys._getframe(1)
-        self.reads.note(module, caller.f_code.co_filename, caller.f_lineno)
+        self.reads.note(module, sys._getframe(1))
         try:
             return module.__dict__["training"]
         except KeyError:
@@ -74,12 +104,11 @@ def noting_mode_reads(model: nn.Module) -> Iterator[ModeReads]:
 
 
 @contextlib.contextmanager
-def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
-    """Put every module of ``model`` in train or eval mode within the context; ``None`` leaves them as they are."""
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put every module of ``model`` in train or eval mode within the context."""
     before = {module: module.__dict__["training"] for module in model.modules()}
-    if training is not None:
-        for module in before:
-            module.__dict__["training"] = training
+    for module in before:
+        module.__dict__["training"] = training
     try:
         yield
     finally:
@@ -87,33 +116,36 @@ def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
             module.__dict__["training"] = flag
 
 
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Give every module its attributes back after the context, however the model's code changed them while captured.
+def is_mixed(model: nn.Module) -> bool:
+    """Tell whether some modules are in train mode and others in eval mode."""
+    return len({module.training for module in model.modules()}) > 1
 
-    Within the context, plain dicts of tensors start empty: they are caches of what ``forward`` computed before, and a
-    cached tensor would enter the graph as a constant.
-    """
-    registries = set(vars(nn.Module()))
-    saved = []
-    for module in model.modules():
-        attributes = dict(module.__dict__)
-        contents = {k: v.copy() for k, v in attributes.items() if isinstance(v, dict | list | set)}
-        saved.append((module, attributes, contents))
-        for name, content in contents.items():
-            if name not in registries and _is_tensor_cache(content):
-                attributes[name].clear()
+
+def switching_changes(model: nn.Module) -> list[str]:
+    """Describe each module whose own ``train`` or ``eval`` does more than to set the flag, found out on a copy."""
+    notes = []
+    for path, module in model.named_modules():
+        if type(module).train is nn.Module.train and type(module).eval is nn.Module.eval:
+            continue
+        changed = _changed_by_switching(module)
+        if changed:
+            notes.append(
+                f"{type(module).__name__}.train() of module {path or '(the model itself)'!r} changes {', '.join(changed)}, not "
+                "only the flag; the graph has the values of the mode that it was captured in"
+            )
+    return notes
+
+
+def _changed_by_switching(module: nn.Module) -> list[str]:
     try:
-        yield
-    finally:
-        for module, attributes, contents in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, content in contents.items():
-                held = attributes[name]
-                held.clear()
-                held.extend(content) if isinstance(held, list) else held.update(content)
-
-
-def _is_tensor_cache(content: object) -> bool:
-    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+        copied = copy.deepcopy(module)
+    except Exception:  # a module that cannot be copied is not switched: that would change it
+        return ["attributes that could not be compared"]
+    before = dict(vars(copied))
+    versions = {name: t._version for name, t in copied.state_dict(keep_vars=True).items()}
+    copied.train(not module.training)
+    after = vars(copied)
+    # Emptied caches are fine: nothing in the graph comes from one.
+    rebound = [k for k in {**before, **after} if k != "training" and after.get(k) is not before.get(k) and after.get(k) != {}]
+    written = [n for n, t in copied.state_dict(keep_vars=True).items() if versions.get(n) != t._version]
+    return [*rebound, *written]

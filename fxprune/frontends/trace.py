@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune import functional
 from fxprune.errors import CaptureError, InputError
 from fxprune.forms import is_opaque
+from fxprune.frontends.untouched import Changes, untouched
 
 
 class Tracer(fx.Tracer):
@@ -34,8 +36,9 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, call: inspect.BoundArguments, *, fixed_numbers: bool) -> None:
-        super().__init__(param_shapes_constant=fixed_numbers)
+        super().__init__(autowrap_functions=functional.ALL, param_shapes_constant=fixed_numbers)
         self._call = call
+        self._context = _context()
         self._fixed_numbers = fixed_numbers
         self.record_stack_traces = True
 
@@ -47,6 +50,8 @@ class Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node that remembers which module's ``forward`` made it."""
+        if _context() != self._context:
+            raise CaptureError("the model switches gradients or autocast within forward, which a traced graph cannot keep")
         node = super().create_node(*args, **kwargs)
         node.meta["fxprune_module"] = self.scope.module_path
         return node
@@ -88,9 +93,23 @@ class Tracer(fx.Tracer):
             return type(value)(*(self._unpack(proxy[i], f"{name}[{i}]", v) for i, v in enumerate(value)))
         if type(value) in (list, tuple):
             return type(value)(self._unpack(proxy[i], f"{name}[{i}]", v) for i, v in enumerate(value))
+        if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
+            fields = [field.name for field in dataclasses.fields(value) if field.init]
+            make: Any = type(value)
+            return make(**{f: self._unpack(getattr(proxy, f), f"{name}.{f}", getattr(value, f)) for f in fields})
         if type(value) in (dict, collections.OrderedDict):
             return type(value)((k, self._unpack(proxy[k], f"{name}[{k!r}]", v)) for k, v in value.items())
         return proxy
+
+
+def _context() -> tuple[bool, ...]:
+    """Return what surrounds the code that runs now and would be lost in a graph."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )
 
 
 def _check_fixed(tracer: fx.Tracer, placeholder: fx.Proxy, name: str, value: Any) -> None:
@@ -103,6 +122,8 @@ def _check_fixed(tracer: fx.Tracer, placeholder: fx.Proxy, name: str, value: Any
 
 
 def _has_tensor(value: Any) -> bool:
+    if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
+        return any(_has_tensor(getattr(value, field.name)) for field in dataclasses.fields(value))
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
@@ -131,29 +152,21 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ins
         ) from error
 
 
-def graph_inputs(call: inspect.BoundArguments) -> list[Any]:
-    """Return the inputs in the order of the placeholders that :class:`Tracer` makes for them."""
-    inputs: list[Any] = []
-    for name, value in call.arguments.items():
-        kind = call.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            inputs.extend(value)
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            inputs.extend(value.values())
-        else:
-            inputs.append(value)
-    return inputs
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A graph, the constants that tracing made by the names it reads them under, and what the model's code tried to change."""
+
+    graph: fx.Graph
+    constants: dict[str, Any]
+    changes: Changes
 
 
-def trace(model: nn.Module, call: inspect.BoundArguments) -> tuple[fx.Graph, dict[str, Any]]:
+def trace(model: nn.Module, call: inspect.BoundArguments) -> Traced:
     """Trace ``model`` in its current mode.
 
     Args:
         model: the model; left as it was.
         call: example inputs bound to its ``forward``.
-
-    Returns:
-        The graph, and the constants that tracing made by the names that the graph reads them under.
 
     Raises:
         CaptureError: if the model's code needs more than symbolic values; the cause is chained.
@@ -163,9 +176,11 @@ def trace(model: nn.Module, call: inspect.BoundArguments) -> tuple[fx.Graph, dic
     error: Exception | None = None
     for fixed_numbers in (False, True):
         try:
-            with _constants_of(model) as constants, _NoRandomness():
+            with untouched(model) as changes, _constants_of(model) as constants, _NoRandomness():
                 graph = Tracer(call, fixed_numbers=fixed_numbers).trace(model)
-            return graph, constants
+            if changes.rebound_tensors:
+                raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
+            return Traced(graph, constants, changes)
         except Exception as e:  # the model's own code fails in any way it likes on symbolic values
             error = error or e
     raise CaptureError(_reason(error)) from error

@@ -1,0 +1,189 @@
+"""One attempt of one front end: from a model to a checked graph that follows the mode."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError
+from fxprune.frontends.assemble import assemble
+from fxprune.frontends.check import ModelError, check_against_model
+from fxprune.frontends.export import Exported, batched, export, two_samples
+from fxprune.frontends.merge import merge_modes
+from fxprune.frontends.modes import ModeReads, in_mode, is_mixed, noting_mode_reads
+from fxprune.frontends.trace import Traced, bind, trace
+from fxprune.frontends.untouched import Changes
+from fxprune.modules import CapturedModule
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A model and inputs to call it with."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def training(self) -> bool:
+        """The mode of the model, asked for without being noticed as code of the model would be."""
+        return bool(vars(self.model)["training"])
+
+    def sample(self, first: int) -> Example:
+        """Return the example with only the ``first`` samples of its batch."""
+        ids = {id(t) for t in batched(self.args, self.kwargs)}
+        args, kwargs = pytree.tree_map(lambda leaf: leaf[:first] if id(leaf) in ids else leaf, (self.args, self.kwargs))
+        return Example(self.model, args, kwargs)
+
+    def doubled(self) -> Example:
+        """Return the example with a batch of one repeated; the same otherwise."""
+        return Example(self.model, *two_samples(self.args, self.kwargs))
+
+
+@dataclasses.dataclass
+class Attempt:
+    """A graph, and what it cannot keep of the model, in words."""
+
+    gm: CapturedModule
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def by_trace(example: Example) -> Attempt:
+    """Capture by symbolic tracing; raises CaptureError with the reason if that does not give the model's graph."""
+    model, call = example.model, bind(example.model, example.args, example.kwargs)
+    with noting_mode_reads(model) as reads, in_mode(model, example.training):
+        traced = trace(model, call)
+    attempt = Attempt(assemble(model, traced.graph, traced.constants), _state_notes(traced.changes))
+    # Some layers need two samples to train on.
+    _check_first([example.doubled(), example], attempt.gm)
+    if reads:
+        try:
+            with in_mode(model, not model.training):
+                other = trace(model, call)
+        except CaptureError as error:
+            attempt.notes.append(_one_mode_only(model, error))
+        else:
+            _follow_mode(attempt, example.doubled(), other, reads)
+    return attempt
+
+
+def by_copy(example: Example) -> Attempt:
+    """Capture what is a graph already: a copy of it that shares its tensors; raises CaptureError if the inputs do not fit."""
+    tensors = [*example.model.parameters(), *example.model.buffers()]
+    copied = copy.deepcopy(example.model, {id(tensor): tensor for tensor in tensors})
+    assert isinstance(copied, CapturedModule)
+    _check(example, copied)
+    return Attempt(copied)
+
+
+def by_export(example: Example) -> Attempt:
+    """Capture by ``torch.export``; raises CaptureError with the reason if that does not give the model's graph."""
+    attempt, reason = _export(example.doubled(), free_batch=True)
+    if reason is None:
+        try:
+            _check(example, attempt.gm)
+            _check_if_possible(example.sample(1), attempt.gm)
+        except CaptureError as error:
+            reason = str(error)
+    if reason is not None:
+        attempt, _ = _export(example, free_batch=False)
+        _check(example, attempt.gm)
+        attempt.notes.append(f"the graph takes only batches of the example's size, as the model fixes its batch size: {reason}")
+    return attempt
+
+
+def _export(example: Example, free_batch: bool) -> tuple[Attempt, str | None]:
+    """Export in both modes; returns the attempt and, if the batch size did not stay free, why."""
+    model, args, kwargs = example.model, example.args, example.kwargs
+    with noting_mode_reads(model) as reads, in_mode(model, example.training):
+        exported = export(model, args, kwargs, free_batch=free_batch)
+    attempt = Attempt(assemble(model, exported.graph, exported.constants), _state_notes(exported.changes))
+    if reads and (exported.fixed_batch is None or not free_batch):
+        try:
+            with in_mode(model, not model.training):
+                other = export(model, args, kwargs, free_batch=free_batch)
+        except CaptureError as error:
+            attempt.notes.append(_one_mode_only(model, error))
+        else:
+            try:
+                _follow_mode(attempt, example, other, reads)
+            except CaptureError as error:
+                attempt.notes.append(f"in {_name(not model.training)} mode {error}")
+    return attempt, exported.fixed_batch
+
+
+def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, reads: ModeReads) -> None:
+    """Merge the graph of the other mode into the attempt's, and check the result in every mode that the model runs in."""
+    model, gm = example.model, attempt.gm
+    lost = merge_modes(gm, model, other.graph, other.constants, reads)
+    gm.recompile()
+    attempt.notes += [_mode_note(path, model.training, reads) for path in lost]
+    if lost:
+        return
+    for training in (not model.training, model.training):
+        with in_mode(gm, training), in_mode(model, training):
+            _check_if_possible(example, gm)
+    if is_mixed(model):
+        _check_if_possible(example, gm)
+
+
+def _check(example: Example, gm: CapturedModule) -> None:
+    check_against_model(gm, example.model, example.args, example.kwargs)
+
+
+def _check_if_possible(example: Example, gm: CapturedModule) -> None:
+    try:
+        _check(example, gm)
+    except ModelError:
+        return  # the model does not run like this either
+
+
+def _check_first(examples: list[Example], gm: CapturedModule) -> None:
+    """Check the fresh graph on the first of the examples that the model takes, and note example values on its nodes."""
+    failure: CaptureError | None = None
+    for example in examples:
+        model = example.model
+        try:
+            with in_mode(gm, model.training), in_mode(model, model.training):
+                check_against_model(gm, model, example.args, example.kwargs, record=True)
+            return
+        except ModelError as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def _name(training: bool) -> str:
+    return "train" if training else "eval"
+
+
+def _mode_note(path: str, training: bool, reads: ModeReads) -> str:
+    asked = reads.inside(path)
+    by_user = [read for read in asked if "torch/nn/modules" not in read.line.replace("\\", "/")] or asked
+    return (
+        f"module {path or '(the model itself)'!r} computes something else in train mode than in eval mode, in a way that one "
+        f"graph cannot keep; this part of the graph does what it does in {_name(training)} mode, whatever gm.train() or "
+        f"gm.eval() say. The mode is asked for by {'; '.join(dict.fromkeys(map(str, by_user)))}. Capture the model in each "
+        "mode if both matter."
+    )
+
+
+def _one_mode_only(model: nn.Module, error: CaptureError) -> str:
+    return (
+        f"the graph does what the model does in {_name(model.training)} mode, whatever gm.train() or gm.eval() say: in "
+        f"{_name(not model.training)} mode the model could not be captured ({error})"
+    )
+
+
+def _state_notes(changes: Changes) -> list[str]:
+    names = list(dict.fromkeys(changes.rebound_numbers))
+    if not names:
+        return []
+    return [
+        f"forward changes the Python value{'s' if len(names) > 1 else ''} {', '.join(names)}, which a graph has as a "
+        "constant; use a buffer for state that changes from call to call"
+    ]

@@ -1,0 +1,117 @@
+"""Keeps a model as it was while its code runs during a capture."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_REGISTRIES = frozenset(vars(nn.Module()))
+
+
+class Changes:
+    """What the model's code tried to change: the dotted names of attributes, filled when the context ends."""
+
+    def __init__(self) -> None:
+        self.rebound_tensors: list[str] = []
+        self.rebound_numbers: list[str] = []
+
+
+class _Snapshot:
+    def __init__(self, path: str, module: nn.Module) -> None:
+        self.path, self.module = path, module
+        self.attributes = dict(module.__dict__)
+        self.contents = {k: v.copy() for k, v in self.attributes.items() if isinstance(v, dict | list | set)}
+        self.tensors = {k: (v, v.clone()) for k, v in self.attributes.items() if isinstance(v, Tensor) and not v.is_meta}
+
+    def empty_caches(self) -> None:
+        for name, content in self.contents.items():
+            if name not in _REGISTRIES and _is_tensor_cache(content):
+                self.attributes[name].clear()
+
+    def compare(self, changes: Changes) -> None:
+        registered: list[Any] = [self.contents["_buffers"], self.contents["_parameters"]]
+        tensors = {**registered[0], **registered[1]}
+        now = {**self.module._buffers, **self.module._parameters}
+        names = [n for n, t in tensors.items() if t is not None and now.get(n) is not t]
+        plain = self.module.__dict__
+        names += [n for n, v in self.attributes.items() if isinstance(v, Tensor) and plain.get(n) is not v]
+        changes.rebound_tensors += [f"{self.path}.{n}" if self.path else n for n in names]
+        numbers = [n for n, v in self.attributes.items() if n != "training" and type(v) in (int, float, bool, str)]
+        names = [n for n in numbers if type(plain.get(n)) is not type(self.attributes[n]) or plain[n] != self.attributes[n]]
+        changes.rebound_numbers += [f"{self.path}.{n}" if self.path else n for n in names]
+
+    def restore(self) -> None:
+        self.module.__dict__.clear()
+        self.module.__dict__.update(self.attributes)
+        for name, content in self.contents.items():
+            held = self.attributes[name]
+            held.clear()
+            held.extend(content) if isinstance(held, list) else held.update(content)
+        for tensor, value in self.tensors.values():
+            if not torch.equal(tensor, value):
+                tensor.detach().copy_(value)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[Changes]:
+    """Give every module its attributes back after the context, however the model's code changed them.
+
+    Within the context, plain dicts of tensors start empty: they are caches of what ``forward`` computed before, and a
+    cached tensor would enter the graph as a constant. Values of parameters and buffers are not covered.
+    """
+    changes = Changes()
+    snapshots = [_Snapshot(path, module) for path, module in model.named_modules()]
+    for snapshot in snapshots:
+        snapshot.empty_caches()
+    try:
+        yield changes
+    finally:
+        for snapshot in snapshots:
+            snapshot.compare(changes)
+            snapshot.restore()
+
+
+def _is_tensor_cache(content: object) -> bool:
+    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
+@contextlib.contextmanager
+def own_random_numbers(model: nn.Module) -> Iterator[list[str]]:
+    """Leave all random states as they were; yields a list that names, afterwards, those besides torch's that were used."""
+    used: list[str] = []
+    python, numpy = random.getstate(), np.random.get_state()
+    with fixed_seed(model):
+        try:
+            yield used
+        finally:
+            if random.getstate() != python:
+                used.append("random")
+            if _differs(np.random.get_state(), numpy):
+                used.append("numpy.random")
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _differs(a: Any, b: Any) -> bool:
+    return any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@contextlib.contextmanager
+def fixed_seed(model: nn.Module) -> Iterator[None]:
+    """Seed torch's generators the same each time, on the CPU and on the model's devices, and put them back afterwards."""
+    tensors = [*model.parameters(), *model.buffers()]
+    kinds = {t.device.type for t in tensors} - {"cpu", "meta"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for kind in kinds:
+            # Seeding touches every device of a kind, whether the model is on it or not.
+            devices = list(range(torch.get_device_module(kind).device_count()))
+            stack.enter_context(torch.random.fork_rng(devices=devices, device_type=kind))
+        torch.manual_seed(0)
+        yield
