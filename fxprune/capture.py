@@ -38,7 +38,8 @@ def capture(
     state_dict keys. It is captured in the mode that the model is in.
 
     Args:
-        model: the model; left as it was. A graph from here gives a copy of itself that shares its tensors. Parameters pruned by ``torch.nn.utils.prune`` are masked in the graph.
+        model: the model; left as it was. A captured graph gives a copy that shares its tensors. Parameters pruned by
+            ``torch.nn.utils.prune`` are masked in the graph.
         example_inputs: the positional inputs of ``forward``, or the single tensor if there is one. Only shapes, dtypes and
             devices of tensors matter. Values that are not tensors are fixed, and checked when the graph runs; but plain
             numbers stay inputs where the model's code allows it.

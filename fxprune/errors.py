@@ -49,6 +49,10 @@ class PruningAttributeError(PruningError, AttributeError):
     """The graph has no parameter of the given name."""
 
 
+class UnknownParameterError(PruningAttributeError, PruningValueError):
+    """The graph has no parameter of the given name; torch raises either type, depending on the function."""
+
+
 class PruningRuntimeError(PruningError, RuntimeError):
     """A pruning method failed for another reason; the cause is chained."""
 

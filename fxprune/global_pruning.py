@@ -11,7 +11,7 @@ from torch.nn.utils import prune as torch_prune
 
 from fxprune import state
 from fxprune.errors import FxpruneError, PruningTypeError, PruningValueError, as_pruning_error
-from fxprune.methods import CustomFromMask, chain, current_value, graph_module, remember, scores_for
+from fxprune.methods import CustomFromMask, chain, current_value, remember, scores_for
 from fxprune.passes.mask import insert_masks
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
@@ -46,9 +46,9 @@ def global_unstructured(
     given = _given_scores(gm, parameters, importance_scores)
     try:
         method = pruning_method(**kwargs)
+        kind = method.PRUNING_TYPE  # type: ignore[attr-defined]
     except Exception as error:
         raise as_pruning_error(error, f"cannot prune with {getattr(pruning_method, '__name__', pruning_method)}") from error
-    kind = method.PRUNING_TYPE  # type: ignore[attr-defined]
     if kind != "unstructured":
         raise PruningTypeError(
             f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has {kind!r}'
@@ -70,7 +70,7 @@ def _distinct(gm: Any, names: Any) -> dict[str, nn.Parameter]:
         raise PruningTypeError(f"names must be an iterable of parameter names, not {type(names).__name__}")
     found: dict[str, nn.Parameter] = {}
     for name in names:
-        parameter = state.find_parameter(graph_module(gm), name)
+        parameter = state.find_parameter(state.graph_module(gm), name)
         state.check_prunable(name, parameter)
         found[state.base_names(gm, parameter)[0]] = parameter
     if not found:
@@ -112,4 +112,5 @@ def _global_masks(
         names = f"{len(parameters)} parameters ({', '.join(list(parameters)[:3])}{', ...' if len(parameters) > 3 else ''})"
         raise as_pruning_error(error, f"cannot prune {names} with {type(method).__name__}") from error
     pieces = mask.split([p.numel() for p in parameters.values()])
-    return {name: piece.view_as(p) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
+    # As in torch, where each piece is applied on top of the mask in force: a mask of other values counts twice.
+    return {name: piece.view_as(default) * default for (name, (_, default)), piece in zip(values.items(), pieces, strict=True)}

@@ -88,7 +88,7 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
 
     def _masked(self, module: fx.GraphModule) -> state.Masked:
         name = self._tensor_name
-        masked = state.find_masked(graph_module(module), name) if name is not None else None
+        masked = state.find_masked(state.graph_module(module), name) if name is not None else None
         if masked is None:
             raise PruningAssertionError(f"parameter {name!r} is not pruned by this {type(self).__name__}")
         return masked
@@ -123,15 +123,6 @@ class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):  # type: ig
     """Prune by a given mask; see ``torch.nn.utils.prune.CustomFromMask``."""
 
 
-def graph_module(module: Any) -> fx.GraphModule:
-    """Return ``module``, or raise PruningTypeError if it is not a graph."""
-    if not isinstance(module, fx.GraphModule):
-        raise PruningTypeError(
-            f"expected a torch.fx.GraphModule, got {type(module).__name__}; make one with fxprune.capture(model, inputs)"
-        )
-    return module
-
-
 def _context(gm: fx.GraphModule, name: str, method: type) -> str:
     shape = tuple(state.find_parameter(gm, name).shape)
     return f"cannot prune parameter {name!r} of shape {shape} with {method.__name__}"
@@ -141,7 +132,7 @@ def _compute(
     cls: type[_Method], gm: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], importance_scores: Any
 ) -> tuple[torch_prune.BasePruningMethod, Tensor]:
     """Return the method to record for ``name`` and the new mask; the graph is only read."""
-    parameter = state.find_parameter(graph_module(gm), name)
+    parameter = state.find_parameter(state.graph_module(gm), name)
     masked = state.find_masked(gm, name)
     try:
         state.check_prunable(name, parameter)
@@ -153,7 +144,7 @@ def _compute(
             if masked is not None:
                 method = chain(gm, method._tensor_name, method)
             # The mask is copied: methods may hand back the user's own tensor.
-            mask = method.compute_mask(scores, default_mask=default_mask).detach().clone()
+            mask = method.compute_mask(scores, default_mask=default_mask)
     except PruningError:
         raise
     except Exception as error:
@@ -341,7 +332,7 @@ def remove(gm: _Graph, name: str) -> _Graph:
 
     Source: ``torch.nn.utils.prune.remove``.
     """
-    parameter = state.find_parameter(graph_module(gm), name)
+    parameter = state.find_parameter(state.graph_module(gm), name)
     masked = state.find_masked(gm, name)
     if masked is None:
         raise PruningValueError(
@@ -355,4 +346,4 @@ def remove(gm: _Graph, name: str) -> _Graph:
 
 def is_pruned(gm: fx.GraphModule) -> bool:
     """Tell whether any parameter of the graph is masked."""
-    return bool(state.all_masked(graph_module(gm)))
+    return bool(state.all_masked(state.graph_module(gm)))

@@ -36,14 +36,19 @@ class MaskLoading(nn.Module):
     """
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name, mask in list(self._buffers.items()):
-            orig = self._parameters.get(name.removesuffix(MASK) + ORIG) if name.endswith(MASK) else None
-            incoming = state_dict.get(prefix + name)
-            if orig is None or mask is None or not isinstance(incoming, Tensor):
-                continue
-            if mask.dtype == torch.uint8 and incoming.shape == mask.shape and not is_binary(incoming):
-                self._buffers[name] = torch.empty_like(mask, dtype=orig.dtype)
+        widen_masks(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give masks of one byte an element their parameter's dtype where the arriving values need it."""
+    for name, mask in list(owner._buffers.items()):
+        orig = owner._parameters.get(name.removesuffix(MASK) + ORIG) if name.endswith(MASK) else None
+        incoming = state_dict.get(prefix + name)
+        if orig is None or mask is None or not isinstance(incoming, Tensor):
+            continue
+        if mask.dtype == torch.uint8 and incoming.shape == mask.shape and not is_binary(incoming):
+            owner._buffers[name] = torch.empty_like(mask, dtype=orig.dtype)
 
 
 class Container(MaskLoading):
@@ -191,7 +196,7 @@ def _quiet_specs() -> Iterator[None]:
         yield
 
 
-_KEPT_META = ("stack_trace", "is_wrapped", "fxprune_module")
+_KEPT_META = ("stack_trace", "is_wrapped", "fxprune_module", "fxprune_call", "fxprune_moved")
 
 
 class _Reference(int):

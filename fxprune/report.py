@@ -78,7 +78,7 @@ def summary(gm: fx.GraphModule) -> Summary:
     Example:
         >>> print(fxprune.summary(gm))
     """
-    methods = state.methods_of(gm)
+    methods = state.methods_of(state.graph_module(gm))
     rows = []
     for _, parameter in gm.named_parameters():
         names = state.parameter_names(gm, parameter)

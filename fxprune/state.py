@@ -7,13 +7,14 @@ parameter ``w`` is stored as the parameter ``w_orig`` and the buffer ``w_mask``.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.errors import PruningAttributeError, PruningTypeError
-from fxprune.modules import MASK, ORIG, Container
+from fxprune.errors import PruningTypeError, UnknownParameterError
+from fxprune.modules import MASK, ORIG, Container, MaskLoading, widen_masks
 
 
 def join(path: str, name: str) -> str:
@@ -38,6 +39,14 @@ def ensure_container(root: nn.Module, path: str) -> nn.Module:
             module.add_module(part, child)
         module = child
     return module
+
+
+# On each module that holds masked parameters, their attribute names: a model may have names of this form of its own.
+_MASKED = "_fxprune_masked"
+
+
+def _widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    widen_masks(owner, state_dict, prefix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +100,7 @@ def find_masked(root: nn.Module, name: str) -> Masked | None:
     except AttributeError:
         return None
     orig, mask = owner._parameters.get(last + ORIG), owner._buffers.get(last + MASK)
-    if orig is None or mask is None or last in owner._parameters:
+    if last not in vars(owner).get(_MASKED, ()) or orig is None or mask is None:
         return None
     return Masked(tuple(n.removesuffix(ORIG) for n in parameter_names(root, orig)), orig, mask)
 
@@ -102,28 +111,41 @@ def all_masked(root: nn.Module) -> list[Masked]:
     return [masked for masked in found if masked is not None]
 
 
+def graph_module(module: object) -> fx.GraphModule:
+    """Return ``module``, or raise PruningTypeError if it is not a graph."""
+    if not isinstance(module, fx.GraphModule):
+        raise PruningTypeError(
+            f"expected a torch.fx.GraphModule, got {type(module).__name__}; make one with fxprune.capture(model, inputs)"
+        )
+    return module
+
+
 def find_parameter(root: nn.Module, name: str) -> nn.Parameter:
     """Return the parameter called ``name``, masked or not.
 
     Raises:
-        PruningAttributeError: if there is none; the message lists the closest names.
+        PruningTypeError: if ``name`` is not a string.
+        UnknownParameterError: if there is none; the message lists the closest names.
     """
-    masked = find_masked(root, name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        raise PruningTypeError(f"the graph has no parameter named {name!r}: a name is a dotted path, a str")
+    masked = find_masked(root, name)
     if masked is not None:
         return masked.orig
-    parameters = dict(root.named_parameters(remove_duplicate=False))
-    if name in parameters:
-        return parameters[name]
-    raise PruningAttributeError(_unknown(root, name, list(parameters)))
+    if name.endswith(ORIG) and (stored := find_masked(root, name.removesuffix(ORIG))) is not None:
+        raise UnknownParameterError(f"{name!r} is where a masked parameter is stored; its name is {stored.name!r}")
+    try:
+        return root.get_parameter(name)
+    except AttributeError:
+        raise UnknownParameterError(_unknown(root, name)) from None
 
 
-def _unknown(root: nn.Module, name: object, known: list[str]) -> str:
-    import difflib
-
+def _unknown(root: nn.Module, name: str) -> str:
     message = f"the graph has no parameter named {name!r}"
     if name in dict(root.named_buffers(remove_duplicate=False)):
         return f"{message}: that is a buffer; only parameters can be pruned"
-    close = difflib.get_close_matches(str(name), known, n=3)
+    known = [base for parameter in root.parameters() for base in base_names(root, parameter)]
+    close = difflib.get_close_matches(name, known, n=3)
     hint = f"; close to it are {', '.join(close)}" if close else f"; it has {len(known)} parameters"
     return f"{message}{hint} (see named_parameters())"
 
@@ -133,6 +155,9 @@ def register_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor) -> Non
     for owner, attribute in list(owners(root, parameter)):
         _rename(owner, attribute, attribute + ORIG)
         owner.register_buffer(attribute + MASK, mask)
+        vars(owner).setdefault(_MASKED, set()).add(attribute)
+        if not isinstance(owner, MaskLoading):
+            owner.register_load_state_dict_pre_hook(_widen_masks)
 
 
 def replace_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor) -> None:
@@ -147,6 +172,10 @@ def unregister_mask(root: nn.Module, parameter: nn.Parameter) -> None:
         base = attribute.removesuffix(ORIG)
         _rename(owner, attribute, base)
         del owner._buffers[base + MASK]
+        masked: set[str] = vars(owner)[_MASKED]
+        masked.discard(base)
+        if not masked:
+            del vars(owner)[_MASKED]
 
 
 def _rename(owner: nn.Module, old: str, new: str) -> None:

@@ -23,7 +23,7 @@ class Finalize:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        modified = remove_masks(graph_module, state.all_masked(graph_module))
+        modified = remove_masks(graph_module, state.all_masked(state.graph_module(graph_module)))
         if modified:
             state.forget_methods(graph_module)
             graph_module.recompile()

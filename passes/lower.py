@@ -32,7 +32,7 @@ class Lower:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        parameters = [state.find_parameter(graph_module, name) for name in self.names]
+        parameters = [state.find_parameter(state.graph_module(graph_module), name) for name in self.names]
         modified = lower(graph_module, parameters)
         if modified:
             graph_module.recompile()
@@ -72,9 +72,10 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter]) -> bool:
         if leaf not in stand_ins:
             stand_ins[leaf] = Lowered.of(leaf)
             state.replace_module(gm, leaf, stand_ins[leaf])
-        call = _with_slots(node)
-        if call not in stand_ins[leaf].calls:
-            stand_ins[leaf].calls.append(call)
+        call, known = _with_slots(node), stand_ins[leaf].calls
+        if call not in known:
+            known.append(call)
+        nodes[-1].meta["fxprune_call"] = known.index(call)
         take_over(node, nodes[-1])
     return bool(calls)
 
@@ -92,6 +93,8 @@ def _write_out(graph: fx.Graph, node: fx.Node, leaf: nn.Module) -> list[fx.Node]
     for unused in [n for n in reversed(nodes) if not n.users]:  # a flag that the form read but did not need
         graph.erase_node(unused)
         nodes.remove(unused)
+    for node in nodes:
+        node.meta["fxprune_lowered"] = True
     return [*nodes, result]
 
 

@@ -71,18 +71,25 @@ def mask(gm: _Graph, masks: Mapping[str, Tensor]) -> _Graph:
 
 def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> bool:
     """Do the work of :func:`mask`; the graph is not recompiled. Returns whether anything changed."""
-    parameters = {name: _maskable(gm, name, mask) for name, mask in masks.items()}
+    parameters = {name: _maskable(state.graph_module(gm), name, mask) for name, mask in masks.items()}
     fresh = {name: p for name, p in parameters.items() if state.find_masked(gm, name) is None}
     compact = {name: compact_mask(masks[name], parameter) for name, parameter in parameters.items()}
-    lower(gm, fresh.values())
+    modified = lower(gm, fresh.values())
     for name, parameter in parameters.items():
-        if state.find_masked(gm, name) is not None:  # also the second name of a tied parameter
-            state.replace_mask(gm, parameter, compact[name])
+        if (masked := state.find_masked(gm, name)) is not None:  # also the second name of a tied parameter
+            if not _equal(masked.mask, compact[name]):
+                state.replace_mask(gm, parameter, compact[name])
+                modified = True
             continue
         names = state.parameter_names(gm, parameter)
         state.register_mask(gm, parameter, compact[name])
         _insert_product(gm.graph, names)
-    return bool(parameters)
+        modified = True
+    return modified
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and not a.is_meta and torch.equal(a, b)
 
 
 def _maskable(gm: fx.GraphModule, name: str, mask: Tensor) -> nn.Parameter:
@@ -110,23 +117,26 @@ def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
     binary = is_binary(mask)
     dtype = torch.uint8 if binary else parameter.dtype
     mask = mask != 0 if binary else mask  # no cast from complex
-    return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format)
+    return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format, copy=True)
 
 
 def _insert_product(graph: fx.Graph, names: tuple[str, ...]) -> None:
     reads = sorted(node for name in names for node in graph.find_nodes(op="get_attr", target=name))
     if not reads:  # registered in the model but unused in this graph
         return
-    first = reads[0]
-    with graph.inserting_before(first):
+    captured = [node for node in reads if "fxprune_lowered" not in node.meta]
+    first = (captured or reads)[0]  # gives its name and place back when the mask is removed
+    with graph.inserting_before(reads[0]):
         orig = graph.create_node("get_attr", f"{first.target}{ORIG}")
         factor = graph.create_node("get_attr", f"{first.target}{MASK}")
         product = graph.call_function(operator.mul, (orig, factor))
     orig.meta.update(first.meta)
     product.meta.update(first.meta)
-    for other in reads[1:]:
+    for other in [node for node in reads if node is not first]:
         other.replace_all_uses_with(product)
         graph.erase_node(other)
+    if first is not reads[0]:
+        product.meta["fxprune_moved"] = True
     take_over(first, product)
 
 
@@ -141,24 +151,32 @@ def remove_masks(gm: fx.GraphModule, masked: list[state.Masked], *, bake: bool =
     Returns:
         Whether anything changed.
     """
+    moved: list[fx.Node] = []
     for entry in masked:
         if bake:
             with torch.no_grad():
                 entry.orig.mul_(entry.mask)
         state.unregister_mask(gm, entry.orig)
         for name in entry.names:
-            _erase_product(gm.graph, name)
+            moved += _erase_product(gm.graph, name)
     if masked:
         raise_leaves(gm)
+    for read in moved:  # it was captured where it is used first
+        if read.users and not read._erased:
+            min(read.users).prepend(read)
     return bool(masked)
 
 
-def _erase_product(graph: fx.Graph, name: str) -> None:
+def _erase_product(graph: fx.Graph, name: str) -> list[fx.Node]:
+    """Let the graph read ``name`` itself again; returns the reads that the product had moved from their places."""
+    moved = []
     for orig in list(graph.find_nodes(op="get_attr", target=name + ORIG)):
         for product in [user for user in orig.users if is_product(user)]:
             with graph.inserting_before(orig):
                 plain = graph.create_node("get_attr", name)
             plain.meta.update(orig.meta)
+            if product.meta.pop("fxprune_moved", False):
+                moved.append(plain)
             take_over(product, plain)
         if orig.users:  # another pass reads the parameter as it is
             orig.target = name
@@ -167,6 +185,7 @@ def _erase_product(graph: fx.Graph, name: str) -> None:
     for factor in list(graph.find_nodes(op="get_attr", target=name + MASK)):
         if not factor.users:
             graph.erase_node(factor)
+    return moved
 
 
 def is_product(node: fx.Node) -> bool:

@@ -28,7 +28,7 @@ class RaiseLeaves:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        modified = raise_leaves(graph_module)
+        modified = raise_leaves(state.graph_module(graph_module))
         if modified:
             graph_module.recompile()
         return PassResult(graph_module, modified)
@@ -77,10 +77,10 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, l
     users = list(dict.fromkeys(user for node in reads for user in node.users))
     tensor_of = {node: key for key, nodes in readers.items() for node in nodes} if users else {}
     found = False
-    for args, kwargs in lowered.calls:
+    for index, (args, kwargs) in enumerate(lowered.calls):
         pattern = _pattern(module, path, args, kwargs)
         for site in users:
-            if site._erased:
+            if site._erased or site.meta.get("fxprune_call", index) != index:
                 continue
             match = _Matcher(module, path, tensor_of).run(pattern, site)
             if match is None:
