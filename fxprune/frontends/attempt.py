@@ -59,7 +59,7 @@ def by_trace(example: Example) -> Attempt:
         traced = trace(model, call)
     attempt = Attempt(assemble(model, traced.graph, traced.constants), _state_notes(traced.changes))
     # Some layers need two samples to train on.
-    _check_first([example.doubled(), example], attempt.gm)
+    _check_first([example.doubled(), example] if example.training else [example, example.doubled()], attempt.gm)
     if reads:
         try:
             with in_mode(model, not model.training):
