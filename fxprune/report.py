@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from typing import TYPE_CHECKING, Literal
 
 from tabulate import tabulate
 from torch import Tensor, fx
 
 from fxprune import state
 from fxprune.modules import ORIG
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +71,21 @@ class Summary:
         return f"{text}\n{masked} of {len(self.rows)} parameters masked; masks take {_memory(self.mask_bytes)}"
 
 
-def summary(gm: fx.GraphModule) -> Summary:
-    """Return a table of the parameters of a graph: shape, pruning method, sparsity; totals; memory of the masks.
+def summary(gm: fx.GraphModule, *, file: SupportsWrite[str] | Literal["stdout"] | None = "stdout") -> Summary:
+    """Print a table of the parameters of a graph: shape, pruning method, sparsity; totals; memory of the masks.
 
     Zeros are counted in the values that the graph computes with, so after the mask. A tied parameter has one row, under all
     of its names.
 
     Args:
         gm: the graph.
+        file: where to print, ``sys.stdout`` unless given; None prints nothing.
+
+    Returns:
+        The rows and totals, whose ``str()`` is the table.
 
     Example:
-        >>> print(fxprune.summary(gm))
+        >>> fxprune.summary(gm).sparsity
     """
     methods = state.methods_of(state.graph_module(gm))
     rows = []
@@ -88,7 +97,10 @@ def summary(gm: fx.GraphModule) -> Summary:
             rows.append(_row(masked.names, value, _method_names(methods.get(masked.name)), _bytes(masked.mask)))
         else:
             rows.append(_row(names, parameter.detach(), "", 0))
-    return Summary(tuple(rows))
+    result = Summary(tuple(rows))
+    if file is not None:
+        print(result, file=sys.stdout if file == "stdout" else file)
+    return result
 
 
 def _row(names: tuple[str, ...], value: Tensor, method: str, mask_bytes: int) -> Row:

@@ -208,7 +208,7 @@ def test_random_numbers_of_other_generators_are_warned_of_and_not_consumed(name:
         def forward(self, x: Tensor) -> Tensor:
             return self.l(x) * draw()
 
-    before = random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    before = random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -48,7 +48,7 @@ def masked_graph(net: Callable[[], nn.Module], inputs: Callable[[int], tuple[Ten
     return gm
 
 
-def gradients(model: nn.Module, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def gradients(model: Any, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
     model.zero_grad()
     sum(t.square().mean() for t in tensors_of(run(model, args))).backward()  # type: ignore[union-attr]
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -119,6 +119,7 @@ def test_averaged_model(use_buffers: bool) -> None:
     averaged.update_parameters(gm)
     for name, parameter in averaged.module.named_parameters():
         torch.testing.assert_close(parameter, expected[name])
+    assert isinstance(averaged.module, fx.GraphModule)
     assert fxprune.is_pruned(averaged.module)
     for name, buffer in gm.named_buffers():
         if name.endswith("_mask"):
@@ -163,7 +164,7 @@ def test_distributed_data_parallel_with_two_processes() -> None:
         port = probe.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_train_in_parallel, args=(port, results), nprocs=2)  # type: ignore[no-untyped-call]
+        torch.multiprocessing.spawn(_train_in_parallel, args=(port, results), nprocs=2)
         outputs, grads = zip(*(results[rank] for rank in (0, 1)), strict=True)
     gm = masked_graph(ConvNet, conv_inputs, "trace").eval()
     x = torch.randn(4, 3, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(7))
