@@ -104,11 +104,18 @@ def _first_that_works(example: Example, frontend: Frontend) -> Attempt:
     if isinstance(example.model, CapturedModule):
         attempts, frontend = {"copy": by_copy}, "auto"
     reasons: dict[str, CaptureError] = {}
+    found: list[Attempt] = []
     for name in attempts if frontend == "auto" else [frontend]:
         try:
-            return attempts[name](example)
+            attempt = attempts[name](example)
         except CaptureError as error:
             reasons[name] = error
+            continue
+        if attempt.follows_mode:
+            return attempt
+        found.append(attempt)  # the other front end may keep more of the model
+    if found:
+        return min(found, key=lambda attempt: len(attempt.notes))
     _blame_inputs(example)
     listed = "\n  ".join(f"{name}: {error}" for name, error in reasons.items())
     hint = "" if frontend == "auto" else '\nThe other front end may be able to: frontend="auto" tries both.'

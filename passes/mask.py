@@ -72,6 +72,7 @@ def mask(gm: _Graph, masks: Mapping[str, Tensor]) -> _Graph:
 def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> bool:
     """Do the work of :func:`mask`; the graph is not recompiled. Returns whether anything changed."""
     parameters = {name: _maskable(state.graph_module(gm), name, mask) for name, mask in masks.items()}
+    _check_aliases(parameters, masks)
     fresh = {name: p for name, p in parameters.items() if state.find_masked(gm, name) is None}
     compact = {name: compact_mask(masks[name], parameter) for name, parameter in parameters.items()}
     modified = lower(gm, fresh.values())
@@ -86,6 +87,14 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> bool:
         _insert_product(gm.graph, names)
         modified = True
     return modified
+
+
+def _check_aliases(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+    first: dict[int, str] = {}
+    for name, parameter in parameters.items():
+        other = first.setdefault(id(parameter), name)
+        if other != name and not masks[name].is_meta and not bool((masks[name] == masks[other]).all()):
+            raise PruningValueError(f"{name!r} and {other!r} are one tied parameter, but their masks differ")
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -117,7 +126,8 @@ def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
     binary = is_binary(mask)
     dtype = torch.uint8 if binary else parameter.dtype
     mask = mask != 0 if binary else mask  # no cast from complex
-    return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format, copy=True)
+    with torch.inference_mode(False):  # the mask takes part in training, wherever it was made
+        return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format, copy=True)
 
 
 def _insert_product(graph: fx.Graph, names: tuple[str, ...]) -> None:
@@ -152,10 +162,12 @@ def remove_masks(gm: fx.GraphModule, masked: list[state.Masked], *, bake: bool =
         Whether anything changed.
     """
     moved: list[fx.Node] = []
+    for entry in masked if bake else ():
+        with torch.inference_mode(False), torch.no_grad():
+            # As in torch: the Parameter stays, its values become a new tensor. So this works on any kind of parameter, and
+            # leaves another one alone that shows the same memory.
+            entry.orig.data = entry.orig.detach() * entry.mask.to(entry.orig.dtype)
     for entry in masked:
-        if bake:
-            with torch.no_grad():
-                entry.orig.mul_(entry.mask)
         state.unregister_mask(gm, entry.orig)
         for name in entry.names:
             moved += _erase_product(gm.graph, name)

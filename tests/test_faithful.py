@@ -337,23 +337,23 @@ def test_scripted_modules_are_refused_by_name() -> None:
 
 
 def test_captures_in_several_threads() -> None:
-    errors: list[BaseException] = []
+    models = [ConvNet().eval() for _ in range(3)]
+    captured: dict[int, Any] = {}
 
-    def work() -> None:
+    def work(index: int) -> None:
         try:
-            model = ConvNet()
-            gm = fxprune.capture(model, torch.randn(2, 3, 6, 6))
-            assert_same(gm, model, (torch.randn(2, 3, 6, 6),), tolerance=1e-5)
+            captured[index] = fxprune.capture(models[index], torch.randn(2, 3, 6, 6))
         except BaseException as error:
-            errors.append(error)
+            captured[index] = error
 
-    threads = [threading.Thread(target=work) for _ in range(1)]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
     for thread in threads:
         thread.start()
-    fxprune.capture(ConvNet(), torch.randn(2, 3, 6, 6))
     for thread in threads:
         thread.join()
-    assert errors == []
+    for index, model in enumerate(models):
+        assert isinstance(captured[index], nn.Module), captured[index]
+        assert_same(captured[index], model, (torch.randn(2, 3, 6, 6),), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
@@ -462,3 +462,113 @@ def test_a_pruned_lstm_is_left_as_it_was() -> None:
     gm = fxprune.capture(model, y)
     assert all(a is b for a, b in zip(model.lstm._flat_weights, flat, strict=True))
     assert relative_error(gm(y), expected) <= 1e-6
+
+
+def test_a_train_method_that_keeps_a_part_in_eval_mode_is_warned_of() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self.norm.eval()
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x)
+
+    for training in (True, False):
+        with pytest.warns(fxprune.CaptureWarning, match=r"Frozen\.train\(\) .* changes not the mode of 'norm'"):
+            fxprune.capture(Frozen().train(training), x())
+
+
+class AverageInTrainMode(Net):
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.l(x)
+        if self.training:
+            with torch.no_grad():
+                self.average.mul_(0.9).add_(y.mean(0), alpha=0.1)
+        return y
+
+
+@pytest.mark.parametrize("frontend", ["auto", "export"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_buffer_updated_without_gradients_in_train_mode(frontend: Any, training: bool) -> None:
+    model = AverageInTrainMode().train(training)
+    gm = fxprune.capture(model, x(), frontend=frontend)
+    assert_same(gm, model, (x(5),), tolerance=1e-6)
+    assert fxprune.to_torchscript(gm, x(), method="script") is not None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_transformer_encoder_with_a_causal_mask(training: bool) -> None:
+    class Language(nn.Module):
+        mask: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+            self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encoder(x, mask=self.mask)
+
+    model = Language().train(training)
+    gm = fxprune.capture(model, torch.randn(2, 4, 8))
+    assert_same(gm, model, (torch.randn(3, 4, 8),), tolerance=1e-5)
+
+
+def test_baking_leaves_another_parameter_of_the_same_memory_alone() -> None:
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+            self.out.weight = nn.Parameter(self.embed.weight)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.out(self.embed(tokens))
+
+    gm = fxprune.capture(Shares(), tokens := torch.randint(0, 7, (5,)))
+    fxprune.l1_unstructured(gm, "out.weight", 0.5)
+    masked = gm(tokens)
+    fxprune.finalize(gm)
+    assert relative_error(gm(tokens), masked) == 0
+
+
+def test_parameters_that_cannot_be_written_in_place_are_baked() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = nn.Parameter(torch.randn(1, 3).expand(3, 3))
+    gm = fxprune.capture(model, y := torch.randn(4, 3))
+    fxprune.mask(gm, {"0.weight": torch.eye(3), "1.weight": torch.eye(3)})
+    masked = gm(y)
+    fxprune.finalize(gm)
+    assert relative_error(gm(y), masked) == 0
+
+
+def test_different_masks_for_one_tied_parameter_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    gm = fxprune.capture(model, torch.randn(4, 3))
+    code = gm.code
+    with pytest.raises(fxprune.PruningError, match=r"'1\.weight' and '0\.weight' are one tied parameter"):
+        fxprune.mask(gm, {"0.weight": torch.ones(3, 3), "1.weight": torch.zeros(3, 3)})
+    assert gm.code == code
+    assert not fxprune.is_pruned(gm)
+
+
+def test_pruning_under_inference_mode_leaves_a_graph_that_trains() -> None:
+    gm = fxprune.capture(nn.Sequential(nn.Linear(3, 3)), y := torch.randn(4, 3))
+    with torch.inference_mode():
+        fxprune.l1_unstructured(gm, "0.weight", 0.5)
+    gm(y).sum().backward()
+    with torch.inference_mode():
+        fxprune.finalize(gm)
+    gm(y).sum().backward()

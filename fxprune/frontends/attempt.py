@@ -50,6 +50,7 @@ class Attempt:
 
     gm: CapturedModule
     notes: list[str] = dataclasses.field(default_factory=list)
+    follows_mode: bool = True
 
 
 def by_trace(example: Example) -> Attempt:
@@ -57,15 +58,17 @@ def by_trace(example: Example) -> Attempt:
     model, call = example.model, bind(example.model, example.args, example.kwargs)
     with noting_mode_reads(model) as reads, in_mode(model, example.training):
         traced = trace(model, call)
-    attempt = Attempt(assemble(model, traced.graph, traced.constants), _state_notes(traced.changes))
+    attempt = Attempt(assemble(model, traced.graph, traced.constants))
     # Some layers need two samples to train on.
-    _check_first([example.doubled(), example] if example.training else [example, example.doubled()], attempt.gm)
+    changes = _check_first([example.doubled(), example] if example.training else [example, example.doubled()], attempt.gm)
+    attempt.notes += _state_notes(changes)
     if reads:
         try:
             with in_mode(model, not model.training):
                 other = trace(model, call)
         except CaptureError as error:
             attempt.notes.append(_one_mode_only(model, error))
+            attempt.follows_mode = False
         else:
             _follow_mode(attempt, example.doubled(), other, reads)
     return attempt
@@ -83,16 +86,18 @@ def by_copy(example: Example) -> Attempt:
 def by_export(example: Example) -> Attempt:
     """Capture by ``torch.export``; raises CaptureError with the reason if that does not give the model's graph."""
     attempt, reason = _export(example.doubled(), free_batch=True)
+    changes = Changes()
     if reason is None:
         try:
-            _check(example, attempt.gm)
+            changes = _check(example, attempt.gm)
             _check_if_possible(example.sample(1), attempt.gm)
         except CaptureError as error:
             reason = str(error)
     if reason is not None:
         attempt, _ = _export(example, free_batch=False)
-        _check(example, attempt.gm)
+        changes = _check(example, attempt.gm)
         attempt.notes.append(f"the graph takes only batches of the example's size, as the model fixes its batch size: {reason}")
+    attempt.notes += _state_notes(changes)
     return attempt
 
 
@@ -101,18 +106,20 @@ def _export(example: Example, free_batch: bool) -> tuple[Attempt, str | None]:
     model, args, kwargs = example.model, example.args, example.kwargs
     with noting_mode_reads(model) as reads, in_mode(model, example.training):
         exported = export(model, args, kwargs, free_batch=free_batch)
-    attempt = Attempt(assemble(model, exported.graph, exported.constants), _state_notes(exported.changes))
+    attempt = Attempt(assemble(model, exported.graph, exported.constants))
     if reads and (exported.fixed_batch is None or not free_batch):
         try:
             with in_mode(model, not model.training):
                 other = export(model, args, kwargs, free_batch=free_batch)
         except CaptureError as error:
             attempt.notes.append(_one_mode_only(model, error))
+            attempt.follows_mode = False
         else:
             try:
                 _follow_mode(attempt, example, other, reads)
             except CaptureError as error:
                 attempt.notes.append(f"in {_name(not model.training)} mode {error}")
+                attempt.follows_mode = False
     return attempt, exported.fixed_batch
 
 
@@ -123,6 +130,7 @@ def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, r
     gm.recompile()
     attempt.notes += [_mode_note(path, model.training, reads) for path in lost]
     if lost:
+        attempt.follows_mode = False
         return
     for training in (not model.training, model.training):
         with in_mode(gm, training), in_mode(model, training):
@@ -131,8 +139,8 @@ def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, r
         _check_if_possible(example, gm)
 
 
-def _check(example: Example, gm: CapturedModule) -> None:
-    check_against_model(gm, example.model, example.args, example.kwargs)
+def _check(example: Example, gm: CapturedModule) -> Changes:
+    return check_against_model(gm, example.model, example.args, example.kwargs)
 
 
 def _check_if_possible(example: Example, gm: CapturedModule) -> None:
@@ -142,15 +150,14 @@ def _check_if_possible(example: Example, gm: CapturedModule) -> None:
         return  # the model does not run like this either
 
 
-def _check_first(examples: list[Example], gm: CapturedModule) -> None:
+def _check_first(examples: list[Example], gm: CapturedModule) -> Changes:
     """Check the fresh graph on the first of the examples that the model takes, and note example values on its nodes."""
     failure: CaptureError | None = None
     for example in examples:
         model = example.model
         try:
             with in_mode(gm, model.training), in_mode(model, model.training):
-                check_against_model(gm, model, example.args, example.kwargs, record=True)
-            return
+                return check_against_model(gm, model, example.args, example.kwargs, record=True)
         except ModelError as error:
             failure = error
     assert failure is not None

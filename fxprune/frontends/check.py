@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.effects import writes_to_parameters
-from fxprune.frontends.untouched import fixed_seed, untouched
+from fxprune.frontends.untouched import Changes, fixed_seed, untouched
 
 
 class _Recorder(fx.Interpreter):
@@ -59,7 +59,7 @@ class _Run(nn.Module):
 
 def check_against_model(
     gm: fx.GraphModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, record: bool = False
-) -> None:
+) -> Changes:
     """Run both on the example, and compare results and effects.
 
     Neither changes, nor do the inputs: all are copied for the time of the run. Both draw the same random numbers.
@@ -70,6 +70,9 @@ def check_against_model(
         args: positional inputs.
         kwargs: keyword inputs.
         record: set ``node.meta["val"]`` throughout the graph, as fake tensors.
+
+    Returns:
+        What the model's code tried to change besides tensors.
 
     Raises:
         CaptureError: the graph fails, naming node, operation and shapes; or it gives another result than the model.
@@ -87,7 +90,7 @@ def check_against_model(
         failure.__cause__ = error
     theirs_state = _copied_state(model, writes)
     try:
-        with torch.no_grad(), fixed_seed(model), untouched(model):
+        with torch.no_grad(), fixed_seed(model), untouched(model) as changes:
             theirs = functional_call(model, theirs_state, *_copied((args, kwargs)))
     except Exception as error:
         raise ModelError(f"the model itself fails on the example inputs: {error}") from error
@@ -98,6 +101,7 @@ def check_against_model(
     changed = [name for name, t in theirs_state.items() if not _close(ours_state[f"gm.{name}"], t)]
     if changed:
         raise CaptureError(f"the graph does not change {', '.join(changed)} as the model does")
+    return changes
 
 
 class ModelError(CaptureError):

@@ -30,16 +30,18 @@ def may_write(node: fx.Node, root: nn.Module) -> bool:
     if node.op != "call_function" or not callable(node.target):
         return False
     if isinstance(node.target, torch._ops.HigherOrderOperator):
-        bodies = [root.get_submodule(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr" and _is_body(root, n)]
-        return any(may_write(inner, body) for body in bodies for inner in body.graph.nodes)  # type: ignore[union-attr]
+        bodies = [body_of(root, n) for n in node.all_input_nodes if n.op == "get_attr"]
+        found = [body for body in bodies if body is not None]
+        return not found or any(may_write(inner, body) for body in found for inner in body.graph.nodes)
     return _function_may_write(node.target, node)
 
 
-def _is_body(root: nn.Module, node: fx.Node) -> bool:
+def body_of(root: nn.Module, node: fx.Node) -> fx.GraphModule | None:
+    """Return the graph that ``node`` reads: the body of a region, such as one without gradients; None if it reads another."""
     value: Any = root
     for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return isinstance(value, fx.GraphModule)
+        value = getattr(value, part, None)
+    return value if isinstance(value, fx.GraphModule) else None
 
 
 def _function_may_write(function: Callable[..., Any], node: fx.Node) -> bool:

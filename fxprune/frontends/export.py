@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import operator
 import re
+import unittest.mock
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,21 +19,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from fxprune import functional
 from fxprune.errors import CaptureError
-from fxprune.frontends.untouched import Changes, untouched
+from fxprune.frontends.untouched import untouched
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A graph, its constants by the names it reads them under, what the model's code tried to change, and why the batch size
-    is fixed, if it is."""
+    """A graph, its constants by the names it reads them under, and why its batch size is fixed, if it is."""
 
     graph: fx.Graph
     constants: dict[str, Any]
-    changes: Changes
     fixed_batch: str | None
 
 
@@ -49,7 +49,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
         CaptureError: if ``torch.export`` refuses the model; the cause is chained.
     """
     try:
-        with untouched(model) as changes, _quiet(), _slow_attention():
+        with untouched(model), _quiet(), _slow_attention():
             shapes = _dynamic(model, args, kwargs) if free_batch else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             # The guards are written into the graph below, as nodes that script and pickle.
@@ -68,7 +68,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
     read = {str(node.target): _get(unlifted, str(node.target)) for node in graph.find_nodes(op="get_attr")}
     of_model = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
     constants = {target: value for target, value in read.items() if target not in of_model}
-    return Exported(graph, constants, changes, fixed_batch)
+    return Exported(graph, constants, fixed_batch)
 
 
 def _module_path(node: fx.Node) -> str:
@@ -136,15 +136,23 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
+def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return bool(is_causal)
+
+
 @contextlib.contextmanager
 def _slow_attention() -> Iterator[None]:
-    """Switch off the fused eval-mode kernel of nn.MultiheadAttention: it has no counterpart in train mode."""
+    """Switch off what nn.MultiheadAttention does for speed alone: a fused kernel in eval mode, and looks into masks."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    # torch looks into a mask to see whether it is the causal one. That only chooses a kernel, but cannot be exported.
+    with unittest.mock.patch.object(
+        transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: bool(is_causal)
+    ):
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
 
 
 def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

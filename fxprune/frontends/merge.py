@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from fxprune import functional
 from fxprune.frontends.align import Alignment, Difference, Hunk, flatten
 from fxprune.frontends.assemble import ensure_module
-from fxprune.frontends.effects import may_write
+from fxprune.frontends.effects import body_of, may_write
 from fxprune.frontends.modes import ModeReads
 from fxprune.modules import ByMode, CapturedModule, clone
 from fxprune.state import join
@@ -193,8 +193,8 @@ class _Merge:
         if len(tensors) + len(sizes) != len(inputs) or not all(map(_is_tensor, results)):
             raise _CannotMergeError
         at = self._place(choice, inputs)
-        base = _branch(self.gm, hunk.base, results, ours, tensors, sizes)
-        other = _branch(self.model, hunk.other, their_results, theirs, tensors, sizes)
+        base = self._branch(self.gm, hunk.base, results, ours, tensors, sizes)
+        other = self._branch(self.model, hunk.other, their_results, theirs, tensors, sizes)
         asked_in = (hunk.base or hunk.other or [at])[0].meta.get("fxprune_module", "")
         made_by = self.reads.owner_for(asked_in)
         if made_by is None:
@@ -212,6 +212,13 @@ class _Merge:
     def _may_write(self, hunk: Hunk) -> bool:
         return any(may_write(n, self.gm) for n in hunk.base) or any(may_write(n, self.model) for n in hunk.other)
 
+    def _body(self, node: fx.Node) -> fx.GraphModule | None:
+        """Return the body of a region, in either graph, that ``node`` reads."""
+        if node.op != "get_attr":
+            return None
+        constant = self.aligned.constants.get(str(node.target)) if node.graph is not self.graph else None
+        return constant if isinstance(constant, fx.GraphModule) else body_of(self.gm, node)
+
     def _place(self, choice: _Choice, inputs: list[fx.Node]) -> fx.Node:
         """Return the node to choose before: after the hunk and all inputs, and before all users."""
         hunk, late = choice.hunk, [n for n in inputs if not n < choice.hunk.at]
@@ -227,7 +234,7 @@ class _Merge:
         """Map each node that a branch uses from outside to the node of the base graph that stands for it."""
         inputs: dict[fx.Node, fx.Node] = {}
         for node in dict.fromkeys([n for made in nodes for n in made.all_input_nodes] + results):
-            if node in nodes:
+            if node in nodes or self._body(node) is not None:
                 continue
             outside = to_base(node)
             if outside is None or outside in self.aligned.hunk_of:
@@ -235,45 +242,50 @@ class _Merge:
             inputs[node] = outside
         return inputs
 
+    def _branch(
+        self,
+        root: nn.Module,
+        nodes: list[fx.Node],
+        results: list[fx.Node],
+        inputs: dict[fx.Node, fx.Node],
+        tensors: list[fx.Node],
+        sizes: list[fx.Node],
+    ) -> CapturedModule:
+        graph = fx.Graph()
+        places: dict[fx.Node, fx.Node] = {}
+        for name, kind, members in (("tensors", list[Tensor], tensors), ("sizes", list[int], sizes)):
+            placeholder = graph.placeholder(name, type_expr=kind)
+            for index, member in enumerate(members):
+                places[member] = graph.call_function(operator.getitem, (placeholder, index))
+        copies = {node: places[outside] for node, outside in inputs.items()}
+        branch = CapturedModule(nn.Module(), fx.Graph(), "Branch")
+        for node in dict.fromkeys(n for made in nodes for n in made.all_input_nodes):
+            if node not in copies and (body := self._body(node)) is not None:
+                name = str(node.target).replace(".", "_")
+                branch.add_module(name, body)
+                copies[node] = graph.create_node("get_attr", name)
+        for node in nodes:
+            target = str(node.target)
+            if node.op == "call_module":
+                module = root.get_submodule(target)
+                if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+                    raise _CannotMergeError  # its tensors would change their names
+                target = target.replace(".", "_")
+                branch.add_module(target, clone(module))
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.op == "call_module":
+                copies[node].target = target
+        graph.output([copies[node] for node in results])
+        unused = [n for n in places.values() if not n.users]
+        for node in unused:
+            graph.erase_node(node)
+        branch.graph = graph
+        return branch
+
     def _erase_unused(self, nodes: list[fx.Node]) -> None:
         for node in reversed(nodes):
             if not node.users:
                 self.graph.erase_node(node)
-
-
-def _branch(
-    root: nn.Module,
-    nodes: list[fx.Node],
-    results: list[fx.Node],
-    inputs: dict[fx.Node, fx.Node],
-    tensors: list[fx.Node],
-    sizes: list[fx.Node],
-) -> CapturedModule:
-    graph = fx.Graph()
-    places: dict[fx.Node, fx.Node] = {}
-    for name, kind, members in (("tensors", list[Tensor], tensors), ("sizes", list[int], sizes)):
-        placeholder = graph.placeholder(name, type_expr=kind)
-        for index, member in enumerate(members):
-            places[member] = graph.call_function(operator.getitem, (placeholder, index))
-    copies = {node: places[outside] for node, outside in inputs.items()}
-    branch = CapturedModule(nn.Module(), fx.Graph(), "Branch")
-    for node in nodes:
-        target = str(node.target)
-        if node.op == "call_module":
-            module = root.get_submodule(target)
-            if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
-                raise _CannotMergeError  # its tensors would change their names
-            target = target.replace(".", "_")
-            branch.add_module(target, clone(module))
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        if node.op == "call_module":
-            copies[node].target = target
-    graph.output([copies[node] for node in results])
-    unused = [n for n in places.values() if not n.users]
-    for node in unused:
-        graph.erase_node(node)
-    branch.graph = graph
-    return branch
 
 
 def _is_tensor(node: fx.Node) -> bool:

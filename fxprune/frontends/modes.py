@@ -11,6 +11,8 @@ from types import FrameType
 
 from torch import nn
 
+from fxprune.state import join
+
 
 @dataclasses.dataclass(frozen=True)
 class Read:
@@ -130,8 +132,8 @@ def switching_changes(model: nn.Module) -> list[str]:
         changed = _changed_by_switching(module)
         if changed:
             notes.append(
-                f"{type(module).__name__}.train() of module {path or '(the model itself)'!r} changes {', '.join(changed)}, not "
-                "only the flag; the graph has the values of the mode that it was captured in"
+                f"{type(module).__name__}.train() of module {path or '(the model itself)'!r} changes {', '.join(changed)}, "
+                "where torch.nn.Module.train() sets every flag and nothing else, as it does on the graph"
             )
     return notes
 
@@ -141,11 +143,17 @@ def _changed_by_switching(module: nn.Module) -> list[str]:
         copied = copy.deepcopy(module)
     except Exception:  # a module that cannot be copied is not switched: that would change it
         return ["attributes that could not be compared"]
-    before = dict(vars(copied))
-    versions = {name: t._version for name, t in copied.state_dict(keep_vars=True).items()}
-    copied.train(not module.training)
-    after = vars(copied)
-    # Emptied caches are fine: nothing in the graph comes from one.
-    rebound = [k for k in {**before, **after} if k != "training" and after.get(k) is not before.get(k) and after.get(k) != {}]
-    written = [n for n, t in copied.state_dict(keep_vars=True).items() if versions.get(n) != t._version]
-    return [*rebound, *written]
+    changed: dict[str, None] = {}
+    for training in (not module.training, module.training):
+        before = {path: dict(vars(m)) for path, m in copied.named_modules()}
+        versions = {name: t._version for name, t in copied.state_dict(keep_vars=True).items()}
+        copied.train(training)
+        for path, part in copied.named_modules():
+            if part.training is not training:
+                changed[f"not the mode of {path!r}"] = None
+            was, now = before.get(path, {}), vars(part)
+            # Emptied caches are fine: nothing in the graph comes from one.
+            names = [k for k in {**was, **now} if k != "training" and now.get(k) is not was.get(k) and now.get(k) != {}]
+            changed.update(dict.fromkeys(join(path, name) for name in names))
+        changed.update(dict.fromkeys(n for n, t in copied.state_dict(keep_vars=True).items() if versions.get(n) != t._version))
+    return list(changed)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune import functional
 from fxprune.errors import CaptureError, InputError
 from fxprune.forms import is_opaque
-from fxprune.frontends.untouched import Changes, untouched
+from fxprune.frontends.untouched import untouched
 
 
 class Tracer(fx.Tracer):
@@ -154,11 +154,10 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ins
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A graph, the constants that tracing made by the names it reads them under, and what the model's code tried to change."""
+    """A graph, and the constants that tracing made by the names it reads them under."""
 
     graph: fx.Graph
     constants: dict[str, Any]
-    changes: Changes
 
 
 def trace(model: nn.Module, call: inspect.BoundArguments) -> Traced:
@@ -180,7 +179,7 @@ def trace(model: nn.Module, call: inspect.BoundArguments) -> Traced:
                 graph = Tracer(call, fixed_numbers=fixed_numbers).trace(model)
             if changes.rebound_tensors:
                 raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
-            return Traced(graph, constants, changes)
+            return Traced(graph, constants)
         except Exception as e:  # the model's own code fails in any way it likes on symbolic values
             error = error or e
     raise CaptureError(_reason(error)) from error

@@ -74,7 +74,7 @@ def prune(data: st.DataObject, gm: Any) -> None:
         method = data.draw(st.sampled_from(["l1", "random", "ln", "mask", "identity"]))
         amount = data.draw(st.floats(0, 1))
         parameters = dict(gm.named_parameters(remove_duplicate=False))
-        shape = (parameters.get(f"{name}_orig") if name not in parameters else parameters[name]).shape
+        shape = parameters[name if name in parameters else f"{name}_orig"].shape
         if method == "l1":
             fxprune.l1_unstructured(gm, name, amount)
         elif method == "random":
