@@ -70,7 +70,7 @@ def capture(
         for entry in pruned:
             _mask_as(attempt.gm, entry)
         attempt.gm.recompile()
-        notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(model)]
+        notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(model), *_unsynchronised(model)]
     for note in dict.fromkeys(notes):
         warnings.warn(note, CaptureWarning, stacklevel=2)
     return attempt.gm
@@ -78,6 +78,13 @@ def capture(
 
 # Both torch.fx and the watch for mode reads patch nn.Module while they trace.
 _ONE_AT_A_TIME = threading.RLock()
+
+
+def _unsynchronised(model: nn.Module) -> list[str]:
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if not paths:
+        return []
+    return [f"{', '.join(paths)}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does"]
 
 
 def _of_generator(name: str) -> str:

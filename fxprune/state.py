@@ -28,6 +28,14 @@ def split(name: str) -> tuple[str, str]:
     return path, last
 
 
+def value_at(root: nn.Module, target: str) -> Any:
+    """Return what a get_attr node of that ``target`` reads from ``root``, or None if there is nothing."""
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
 def ensure_container(root: nn.Module, path: str) -> nn.Module:
     """Return the module at ``path``, making containers on the way where there is none."""
     module = root

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from torch import fx
 
 from fxprune import state
 from fxprune.modules import MASK, ORIG, is_binary
@@ -29,7 +29,9 @@ def check_graph(gm: fx.GraphModule) -> None:
     gm.graph.lint()
     _require(gm.code == gm.graph.python_code("self").src, "the graph was changed without recompile()")
     for node in gm.graph.find_nodes(op="get_attr"):
-        _require(_exists(gm, str(node.target)), f"node {node.name!r} reads {node.target!r}, which does not exist")
+        _require(
+            state.value_at(gm, str(node.target)) is not None, f"node {node.name!r} reads {node.target!r}, which does not exist"
+        )
     for masked in state.all_masked(gm):
         _check_masked(gm, masked)
 
@@ -44,15 +46,6 @@ def _check_masked(gm: fx.GraphModule, masked: state.Masked) -> None:
                 bare = [user.name for user in read.users if not is_product(user)]
                 _require(not bare, f"nodes {bare} read {read.target!r} past its mask")
         _require(not gm.graph.find_nodes(op="get_attr", target=name), f"the graph reads {name!r}, which is masked")
-
-
-def _exists(gm: fx.GraphModule, target: str) -> bool:
-    value: object = gm
-    for part in target.split("."):
-        if not hasattr(value, part):
-            return False
-        value = getattr(value, part)
-    return value is not None or isinstance(value, Tensor)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -150,19 +150,20 @@ def _insert_product(graph: fx.Graph, names: tuple[str, ...]) -> None:
     take_over(first, product)
 
 
-def remove_masks(gm: fx.GraphModule, masked: list[state.Masked], *, bake: bool = True) -> bool:
-    """Take masks out of a graph, in place, and raise the leaf modules that are free of masks then; no recompiling.
+def remove_masks(gm: fx.GraphModule, masked: list[state.Masked]) -> bool:
+    """Bake masks and take them out of a graph, in place, and raise the leaf modules that are free of masks then.
+
+    The Parameter objects stay. The graph is not recompiled.
 
     Args:
         gm: the graph.
         masked: the masked parameters, from :mod:`fxprune.state`.
-        bake: multiply each parameter by its mask first; its Parameter object stays.
 
     Returns:
         Whether anything changed.
     """
     moved: list[fx.Node] = []
-    for entry in masked if bake else ():
+    for entry in masked:
         with torch.inference_mode(False), torch.no_grad():
             # As in torch: the Parameter stays, its values become a new tensor. So this works on any kind of parameter, and
             # leaves another one alone that shows the same memory.

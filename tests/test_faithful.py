@@ -572,3 +572,22 @@ def test_pruning_under_inference_mode_leaves_a_graph_that_trains() -> None:
     with torch.inference_mode():
         fxprune.finalize(gm)
     gm(y).sum().backward()
+
+
+def test_statistics_that_the_graph_does_not_synchronise_are_warned_of() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4)).eval()
+    with pytest.warns(
+        fxprune.CaptureWarning, match="1: in train mode the graph computes batch statistics in each process alone"
+    ):
+        gm = fxprune.capture(model, y := torch.randn(2, 3, 5, 5))
+    fxprune.l1_unstructured(gm, "1.weight", 0.5)
+    masked = gm(y)
+    fxprune.finalize(gm)
+    assert relative_error(gm(y), masked) == 0
+
+
+def test_a_single_sample_that_the_model_cannot_train_on() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    for frontend in FRONTENDS:
+        gm = fxprune.capture(model, x(1), frontend=frontend)  # type: ignore[arg-type]
+        assert_same(gm, model, (x(3),), tolerance=1e-5)

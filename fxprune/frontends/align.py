@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
+
+from fxprune.state import value_at
 
 _BODY = ("call_function", "call_method", "call_module")
 
@@ -105,12 +107,12 @@ class Alignment:
         """Return the base node that reads what ``target`` is in the other graph, making it if there is none."""
         constant = self.constants.get(target)
         if constant is None:  # a tensor of the model
-            if target not in reads and _value(self.gm, target) is not None:
+            if target not in reads and value_at(self.gm, target) is not None:
                 reads[target] = self._new_read(target)
             return reads.get(target)
         # Constants are numbered in order of appearance, which the mode may change; so they are compared by value.
         for name in [target, *reads] if target in reads else reads:
-            if _same_constant(_value(self.gm, name), constant):
+            if _same_constant(value_at(self.gm, name), constant):
                 return reads[name]
         if not isinstance(constant, Tensor):
             return None
@@ -124,7 +126,7 @@ class Alignment:
         first = next(n for n in self.graph.nodes if n.op != "placeholder")
         with self.graph.inserting_before(first):
             node = self.graph.create_node("get_attr", target)
-        node.meta["val"] = _value(self.gm, target)
+        node.meta["val"] = value_at(self.gm, target)
         return node
 
     # -- sizes -------------------------------------------------------------------------------------------------------
@@ -235,13 +237,6 @@ def _spell_out_defaults(node: fx.Node, like: fx.Node) -> None:
     node.args = (*node.args, *(argument.default_value for argument in missing))
     defaults = {argument.name: argument.default_value for argument in schema}
     node.kwargs = {**{k: defaults[k] for k in like.kwargs if k not in node.kwargs}, **node.kwargs}
-
-
-def _value(root: nn.Module, target: str) -> Any:
-    value: Any = root
-    for part in target.split("."):
-        value = getattr(value, part, None)
-    return value
 
 
 def _same_constant(ours: Any, theirs: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.modules import CapturedModule, Container, clone
-from fxprune.state import ensure_container, split
+from fxprune.state import ensure_container, split, value_at
 
 
 def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> CapturedModule:
@@ -82,7 +82,7 @@ def _provide(gm: fx.GraphModule, model: nn.Module, target: str, constants: dict[
     owner = ensure_module(gm, model, path)
     if hasattr(owner, name):
         return
-    value = constants[target] if target in constants else _read(model, target)
+    value = constants[target] if target in constants else value_at(model, target)
     if isinstance(value, nn.Module):
         owner.add_module(name, value)
     elif isinstance(value, Tensor):
@@ -90,10 +90,3 @@ def _provide(gm: fx.GraphModule, model: nn.Module, target: str, constants: dict[
         owner.register_buffer(name, value.detach(), persistent=False)
     else:
         setattr(owner, name, value)
-
-
-def _read(model: nn.Module, target: str) -> Any:
-    value: Any = model
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value

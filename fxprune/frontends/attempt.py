@@ -59,8 +59,7 @@ def by_trace(example: Example) -> Attempt:
     with noting_mode_reads(model) as reads, in_mode(model, example.training):
         traced = trace(model, call)
     attempt = Attempt(assemble(model, traced.graph, traced.constants))
-    # Some layers need two samples to train on.
-    changes = _check_first([example.doubled(), example] if example.training else [example, example.doubled()], attempt.gm)
+    changes = _check_first(example, attempt.gm, record=True)
     attempt.notes += _state_notes(changes)
     if reads:
         try:
@@ -89,7 +88,7 @@ def by_export(example: Example) -> Attempt:
     changes = Changes()
     if reason is None:
         try:
-            changes = _check(example, attempt.gm)
+            changes = _check_first(example, attempt.gm)
             _check_if_possible(example.sample(1), attempt.gm)
         except CaptureError as error:
             reason = str(error)
@@ -150,14 +149,14 @@ def _check_if_possible(example: Example, gm: CapturedModule) -> None:
         return  # the model does not run like this either
 
 
-def _check_first(examples: list[Example], gm: CapturedModule) -> Changes:
-    """Check the fresh graph on the first of the examples that the model takes, and note example values on its nodes."""
-    failure: CaptureError | None = None
-    for example in examples:
-        model = example.model
+def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) -> Changes:
+    """Check a fresh graph in the mode of the capture, on the example or a batch of two, whichever the model takes."""
+    model, failure = example.model, None
+    # Some layers need two samples to train on.
+    for tried in [example.doubled(), example] if example.training else [example, example.doubled()]:
         try:
             with in_mode(gm, model.training), in_mode(model, model.training):
-                return check_against_model(gm, model, example.args, example.kwargs, record=True)
+                return check_against_model(gm, model, tried.args, tried.kwargs, record=record)
         except ModelError as error:
             failure = error
     assert failure is not None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-_READ_ONLY_METHODS = frozenset({"size", "dim", "numel", "stride", "type", "is_floating_point"})
+from fxprune.state import value_at
 
 
 def may_write(node: fx.Node, root: nn.Module) -> bool:
@@ -38,9 +38,7 @@ def may_write(node: fx.Node, root: nn.Module) -> bool:
 
 def body_of(root: nn.Module, node: fx.Node) -> fx.GraphModule | None:
     """Return the graph that ``node`` reads: the body of a region, such as one without gradients; None if it reads another."""
-    value: Any = root
-    for part in str(node.target).split("."):
-        value = getattr(value, part, None)
+    value = value_at(root, str(node.target))
     return value if isinstance(value, fx.GraphModule) else None
 
 

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from fxprune import functional
 from fxprune.errors import CaptureError
 from fxprune.frontends.untouched import untouched
+from fxprune.state import value_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
             graph.erase_node(node)
     fixed_batch = _why_batch_is_fixed(program, graph, batched(args, kwargs)) if free_batch else None
     _write_guards(graph)
-    read = {str(node.target): _get(unlifted, str(node.target)) for node in graph.find_nodes(op="get_attr")}
+    read = {str(node.target): value_at(unlifted, str(node.target)) for node in graph.find_nodes(op="get_attr")}
     of_model = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
     constants = {target: value for target, value in read.items() if target not in of_model}
     return Exported(graph, constants, fixed_batch)
@@ -108,13 +109,6 @@ def _holds_for_all_batches(guard: str) -> bool:
         except Exception:  # a function that only torch knows
             return False
     return True
-
-
-def _get(root: nn.Module, target: str) -> Any:
-    value: Any = root
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _reason(error: Exception) -> str:
