@@ -4,8 +4,11 @@ Captures a model as a ``torch.fx`` graph, puts masks on its parameters as graph 
 """
 
 from fxprune._version import __version__
+from fxprune.analysis import analyze
 from fxprune.capture import capture
+from fxprune.dependencies import Dependencies
 from fxprune.errors import (
+    AnalysisError,
     CaptureError,
     CaptureWarning,
     ExportError,
@@ -15,6 +18,7 @@ from fxprune.errors import (
     InputError,
     LoweringError,
     PruningError,
+    RuleError,
 )
 from fxprune.export import to_exported_program, to_onnx, to_torchscript
 from fxprune.global_pruning import global_unstructured
@@ -38,12 +42,15 @@ from fxprune.methods import (
 )
 from fxprune.passes import finalize, mask
 from fxprune.report import summary
+from fxprune.rules import register_rule
 
 __all__ = [
+    "AnalysisError",
     "BasePruningMethod",
     "CaptureError",
     "CaptureWarning",
     "CustomFromMask",
+    "Dependencies",
     "ExportError",
     "ExportWarning",
     "FxpruneError",
@@ -57,7 +64,9 @@ __all__ = [
     "PruningError",
     "RandomStructured",
     "RandomUnstructured",
+    "RuleError",
     "__version__",
+    "analyze",
     "capture",
     "custom_from_mask",
     "finalize",
@@ -69,6 +78,7 @@ __all__ = [
     "mask",
     "random_structured",
     "random_unstructured",
+    "register_rule",
     "remove",
     "summary",
     "to_exported_program",

@@ -57,6 +57,18 @@ class PruningRuntimeError(PruningError, RuntimeError):
     """A pruning method failed for another reason; the cause is chained."""
 
 
+class AnalysisError(FxpruneError, RuntimeError):
+    """The dependencies of a graph could not be worked out."""
+
+
+class AnalysisValueError(AnalysisError, ValueError):
+    """An argument has a value that the analysis cannot use."""
+
+
+class RuleError(AnalysisError):
+    """A rule does not fit the operator that it is registered for, or an operator has one already."""
+
+
 class ExportError(FxpruneError, RuntimeError):
     """A graph could not be exported."""
 

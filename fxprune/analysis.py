@@ -1,0 +1,356 @@
+"""analyze: which positions of which parameters have to be removed together.
+
+The graph is run once on fake tensors. Whatever a node is - a module, a function, an operator - it dissolves into calls of
+ATen operators, which a dispatch mode sees; the rule of each operator carries labels from its operands to its results.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from fxprune import state
+from fxprune.dependencies import Dependencies, MixingPoint, Step
+from fxprune.errors import AnalysisError, FxpruneError, RuleError
+from fxprune.flops import Work, work_of
+from fxprune.modules import ByMode
+from fxprune.rules import POINTWISE, Call, Label, Zero, find_rule
+from fxprune.rules.call import tensors_in
+from fxprune.sources import MAX_CONSTANT, Sources
+from fxprune.units import Reason, Units
+
+
+def analyze(gm: fx.GraphModule) -> Dependencies:
+    """Find out which positions of which parameters and buffers have to be removed together.
+
+    The graph runs once on fake tensors: no weight is read, and models on the meta device do as well.
+
+    Args:
+        gm: a graph of :func:`fxprune.capture`, masked or not; only read. Its inputs carry example values
+            (``node.meta["val"]``), whose sizes are those that FLOPs are counted at.
+
+    Returns:
+        The groups, the reasons of what has to stay whole, and the mixing points.
+
+    Raises:
+        AnalysisError: an input node carries no example value, or a node cannot run on fake tensors; names the node.
+        RuleError: a rule does not fit an operator's shapes; names node, operator, rule and shapes.
+
+    Example:
+        >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
+        >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
+    """
+    gm = state.graph_module(gm)
+    watch = _Watch(gm)
+    inputs = _example_inputs(gm, watch.fake)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The fast path of nn.MultiheadAttention is another operator, and only for inference.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        # Below autograd and above decomposition: composite operators arrive as they were called.
+        with torch.inference_mode(), watch.fake, watch:
+            _Run(gm, watch).run(*inputs, enable_io_processing=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return watch.dependencies()
+
+
+def _example_inputs(gm: fx.GraphModule, mode: FakeTensorMode) -> list[Any]:
+    """Return fake tensors like the example values on the input nodes."""
+    inputs: list[Any] = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        if "val" not in node.meta:
+            raise AnalysisError(
+                f"input node {node.name!r} carries no example value in meta['val'], so the shapes in the graph are not known: "
+                "analyze the graph as fxprune.capture made it, or capture it again with example inputs"
+            )
+        inputs.append(pytree.tree_map(lambda leaf: _fresh_fake(leaf, mode), node.meta["val"]))
+    return inputs
+
+
+def _fresh_fake(leaf: Any, mode: FakeTensorMode) -> Any:
+    if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return leaf.node.hint
+    if not isinstance(leaf, Tensor):
+        return leaf
+    # A dynamic batch size is analysed at the example's.
+    sizes, strides = ([int(getattr(getattr(n, "node", None), "hint", n)) for n in ns] for ns in (leaf.shape, leaf.stride()))
+    # A view of a parameter is no inference tensor, so neither may its stand-in be.
+    with torch.inference_mode(False), mode:
+        return torch.empty_strided(sizes, strides, dtype=leaf.dtype, device=leaf.device)
+
+
+class _Run(fx.Interpreter):
+    """Runs the graph under a watch, which it tells where it is."""
+
+    def __init__(self, gm: fx.GraphModule, watch: _Watch) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False  # the error names the node
+        self.watch = watch
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.watch.at(n)
+        try:
+            value = super().run_node(n)
+        except FxpruneError:
+            raise
+        except Exception as error:
+            raise AnalysisError(
+                f"node {n.name!r} ({n.op} {n.target}) cannot run on fake tensors: {str(error).partition(chr(10))[0]}"
+            ) from error
+        self.watch.finish(n, value)
+        return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if not isinstance(module, ByMode):
+            return super().call_module(target, args, kwargs)
+        # Dependencies have to hold in either mode.
+        in_train, in_eval = (fx.Interpreter(branch).run(*args, **kwargs) for branch in (module.in_train, module.in_eval))
+        self.watch.couple(in_train, in_eval)
+        return in_train if module.training else in_eval
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every ATen call of a graph and labels what it returns."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__()
+        self.units = Units()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.node: fx.Node | None = None
+        self.here = Reason("")
+        self.values: dict[str, Any] = {}
+        self.mixing_points: list[MixingPoint] = []
+        self.work: list[Work] = []
+        self.steps: list[Step] = []
+        self.without_rule: dict[str, None] = {}
+        self.twins: dict[int, tuple[Tensor, Tensor]] = {}
+        self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
+        self.sources = Sources(self.units)
+        masked = {id(m.orig): m.names[0] for m in state.all_masked(gm)}
+        for name, tensor in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)):
+            self._track(masked.get(id(tensor), name), tensor)
+
+    # Where the run is.
+
+    def at(self, node: fx.Node) -> None:
+        """Take note of the node that runs next."""
+        self.node = node
+        self.here = Reason("", node=node.name, source=_source(node))
+
+    def finish(self, node: fx.Node, value: Any) -> None:
+        """Take note of a node's value."""
+        if node.op == "placeholder":
+            why = replace(self.here, text=f"graph input {node.name!r}")
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor):
+                    self._set(leaf, Label.whole(leaf.shape, why))
+        elif node.op == "output":
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor):
+                    for axis in self.label(leaf).axes:
+                        self.units.freeze(axis, replace(self.here, text="graph output"))
+        elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
+            self._track(str(node.target), value)
+        self.values[node.name] = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else None, value)
+
+    def couple(self, one: Any, other: Any) -> None:
+        """Say that two results, of the two modes, stand for the same."""
+        for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
+            if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+                continue
+            for x, y in zip(self.label(a).axes, self.label(b).axes, strict=True):
+                if x.size == y.size:
+                    self.units.couple(x, y, replace(self.here, text="differs by mode"))
+                else:
+                    self.units.freeze(x, replace(self.here, text="has another size in the other mode"))
+                    self.units.freeze(y, replace(self.here, text="has another size in the other mode"))
+
+    # Labels.
+
+    def _track(self, name: str, tensor: Tensor) -> None:
+        if (tracked := self.sources.add(name, tensor, producer=len(self.steps))) is not None:
+            self.steps.append(Step(name, "", tracked))
+
+    def label(self, tensor: Tensor) -> Label:
+        """Return the label of a tensor that the graph meets."""
+        if isinstance(tensor, FakeTensor):
+            known: Label | None = tensor.__dict__.get("_fxprune_label")
+            return Label.whole(tensor.shape, replace(self.here, text="of unknown origin")) if known is None else known
+        return self.sources.label(tensor, self.here)
+
+    def _set(self, tensor: Tensor, label: Label) -> None:
+        if not isinstance(tensor, FakeTensor):
+            return
+        tensor.__dict__["_fxprune_label"] = label
+        self.aliases.setdefault(tensor.untyped_storage()._cdata, []).append(weakref.ref(tensor))
+
+    # Calls.
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        rule = find_rule(func, lambda: POINTWISE)
+        if rule is None and func._can_decompose():
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if func is torch.ops.aten._local_scalar_dense.default or func is torch.ops.aten.item.default:
+            return self._item(args[0], func)
+        fake_args, fake_kwargs = pytree.tree_map(self._as_fake, (args, kwargs))
+        result = func(*fake_args, **fake_kwargs)
+        returned = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        if not returned:
+            return result  # a check, or a size: nothing that could carry positions
+        call = self._call(func, args, kwargs, returned)
+        labels = rule.apply(call) if rule is not None else self._unknown(call)
+        self._check(call, labels)
+        self._record(call, labels, result)
+        constants = self._evaluate(func, args, kwargs, returned)
+        producer = len(self.steps) - 1
+        for tensor, label, constant in zip(returned, labels, constants, strict=True):
+            self._set(tensor, Label(label.axes, label.zeros, constant, producer))
+        if func._schema.is_mutable:
+            self._written(func, call, args)
+        return result
+
+    def _as_fake(self, leaf: Any) -> Any:
+        """Return a fake tensor in place of a real one; fake operands of equal shapes share one computation of the result."""
+        if not isinstance(leaf, Tensor) or isinstance(leaf, FakeTensor):
+            return leaf
+        if id(leaf) not in self.twins:
+            plain = type(leaf) in (Tensor, nn.Parameter) and leaf.layout is torch.strided
+            # The real tensor is kept with its twin, so that no other can take its identity.
+            self.twins[id(leaf)] = (leaf, _fresh_fake(leaf, self.fake) if plain else self.fake.from_tensor(leaf))
+        return self.twins[id(leaf)][1]
+
+    def _call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
+        arguments: dict[str, Any] = {}
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            arguments[argument.name] = value
+        for argument in func._schema.arguments[len(args) :]:
+            arguments[argument.name] = kwargs.get(argument.name, argument.default_value)
+        operands: list[Label | None] = []
+        for argument in func._schema.arguments:
+            value = arguments[argument.name]
+            if value is None and "Tensor" in str(argument.type):
+                operands.append(None)
+            else:
+                operands += [None if t is None else self.label(t) for t in tensors_in(value)]
+        shapes = [tuple(r.shape) for r in returned]
+        return Call(func, arguments, operands, shapes, self.units, replace(self.here, op=str(func)))
+
+    def _unknown(self, call: Call) -> list[Label]:
+        """Keep whole all that an operator without a rule touches."""
+        why = call.why("an operator without a rule: see fxprune.register_rule")
+        for label in call.operands:
+            for axis in label.axes if label is not None else ():
+                if self.units.resolve(axis).size:
+                    self.without_rule[f"{call.op} at node {call.at.node!r}"] = None
+                self.units.freeze(axis, why)
+        return [Label.whole(shape, why) for shape in call.shapes]
+
+    def _check(self, call: Call, labels: list[Label]) -> None:
+        if [label.shape for label in labels] != call.shapes:
+            raise RuleError(
+                f"the rule of {call.op} at node {call.at.node!r} gives results of shapes {[list(la.shape) for la in labels]}, "
+                f"where the operator gives {[list(s) for s in call.shapes]}"
+            )
+
+    def _record(self, call: Call, labels: list[Label], result: Any) -> None:
+        for m in call.mixings:
+            self.mixing_points.append(
+                MixingPoint(call.at.node, str(call.op), m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, len(self.steps))
+            )
+        self.work += work_of(call, result)
+        operands = tuple(label for label in call.operands if label is not None)
+        self.steps.append(Step(call.at.node, str(call.op), None, operands, tuple(labels)))
+
+    def _evaluate(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]
+    ) -> list[Tensor | None]:
+        """Return the values of results that are integers or flags and depend on nothing else."""
+        unknown: list[Tensor | None] = [None] * len(returned)
+        if any(r.is_floating_point() or r.is_complex() or r.numel() > MAX_CONSTANT or r.is_meta for r in returned):
+            return unknown
+        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags or not returned:
+            return unknown
+        if any(self.label(leaf).constant is None for leaf in leaves) or "empty" in func.name():
+            return unknown
+        real_args, real_kwargs = pytree.tree_map(
+            lambda x: self.label(x).constant if isinstance(x, Tensor) else x, (args, kwargs)
+        )
+        if "device" in real_kwargs:
+            real_kwargs["device"] = torch.device("cpu")
+        with _disable_current_modes():
+            return [r for r in pytree.tree_leaves(func(*real_args, **real_kwargs)) if isinstance(r, Tensor)]
+
+    def _item(self, tensor: Tensor, func: OpOverload) -> Any:
+        constant = self.label(tensor).constant if isinstance(tensor, FakeTensor) else tensor
+        if constant is None or constant.is_meta:
+            raise AnalysisError(
+                f"node {self.here.node!r} asks for the value of a tensor, which is not known before the graph runs"
+            )
+        with _disable_current_modes():
+            return constant.item()
+
+    def _written(self, func: OpOverload, call: Call, args: tuple[Any, ...]) -> None:
+        """After a write in place, expect no zeros and no known values of whatever shares the memory."""
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for tensor in tensors_in(value):
+                if isinstance(tensor, FakeTensor):
+                    for reference in self.aliases.get(tensor.untyped_storage()._cdata, ()):
+                        if (alias := reference()) is not None and alias is not tensor:
+                            _forget_values(alias)
+                elif tensor is not None:
+                    self.sources.forget_values(tensor)
+
+    def dependencies(self) -> Dependencies:
+        """Return what was found."""
+        return Dependencies(
+            units=self.units,
+            tracked=self.sources.tracked,
+            values=self.values,
+            points=self.mixing_points,
+            work=self.work,
+            steps=self.steps,
+            without_rule=tuple(self.without_rule),
+        )
+
+
+def _forget_values(tensor: Tensor) -> None:
+    label: Label = tensor.__dict__["_fxprune_label"]
+    zeros = tuple(min(zero, Zero.FINITE) for zero in label.zeros)
+    tensor.__dict__["_fxprune_label"] = Label(label.axes, zeros, None, label.producer)
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_NOT_THE_MODEL = tuple(os.path.dirname(module.__file__) + os.sep for module in (torch, state) if module.__file__)
+
+
+def _source(node: fx.Node) -> str:
+    """Return file and line of the model's code that made a node, where they are known."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    for file, line in reversed(frames):
+        if not file.startswith(_NOT_THE_MODEL):
+            return f"{file}:{line}"
+    return ""

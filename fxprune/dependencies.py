@@ -1,0 +1,325 @@
+"""What an analysis found: groups of units, why axes stay whole, mixing points, and the graph of couplings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+from tabulate import tabulate
+
+from fxprune.errors import PruningIndexError, UnknownParameterError
+from fxprune.flops import Work
+from fxprune.grouping import Found, form_groups
+from fxprune.rules.labels import Label, Zero
+from fxprune.sources import Tracked
+from fxprune.units import Axis, Index, Reason, Units
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One place where a tensor was made: a parameter, or a call of an operator at a node."""
+
+    node: str
+    op: str
+    tracked: Tracked | None = None
+    operands: tuple[Label, ...] = ()
+    results: tuple[Label, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class MixingPoint:
+    """A place where positions of an axis with units are combined.
+
+    Attributes:
+        node: the graph node.
+        op: the ATen operator that the node calls there.
+        kind: how: "contract", "sum", "mean", "var", "normalize", "softmax", "max", "min", "prod", "norm" or "logsumexp".
+        operand: which tensor argument of the operator.
+        dim: which dimension of it.
+        zero: what a masked graph holds at its removed positions.
+        neutral: whether removed positions change nothing there. Where they do, a masked graph needs a correction.
+        axis: the positions.
+        step: a number that orders the calls.
+    """
+
+    node: str
+    op: str
+    kind: str
+    operand: int
+    dim: int
+    zero: Zero
+    neutral: bool
+    axis: Axis
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One parameter or buffer axis on which the units of a group have positions.
+
+    Attributes:
+        parameter: the dotted name.
+        dim: the dimension.
+        positions: int array of shape (units, p): the positions that each unit owns.
+        is_buffer: whether it is a buffer.
+    """
+
+    parameter: str
+    dim: int
+    positions: Index
+    is_buffer: bool
+
+    @property
+    def name(self) -> str:
+        """The dotted name."""
+        return self.parameter
+
+    def __str__(self) -> str:
+        times = f"*{self.positions.shape[1]}" if self.positions.shape[1] != 1 else ""
+        return f"{self.parameter}[{self.dim}]{times}"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units of one kind, which own equally many positions on the same axes.
+
+    Attributes:
+        index: its place in ``Dependencies.groups``.
+        size: how many units there are.
+        members: the axes that they live on, parameters first.
+        parameters: elements of parameters that go with one unit.
+        flops: floating-point operations at the example's sizes that go with one unit, on average.
+        units: the units themselves.
+    """
+
+    index: int
+    size: int
+    members: tuple[Member, ...]
+    parameters: int
+    flops: float
+    units: Index
+
+    def __str__(self) -> str:
+        return f"group {self.index}: {self.size} units of {self.parameters:,} parameters on " + " ".join(map(str, self.members))
+
+
+@dataclass(frozen=True, eq=False)
+class SharedAxis:
+    """A parameter axis on which several groups live.
+
+    Attributes:
+        parameter: the dotted name.
+        dim: the dimension.
+        groups: the groups, those with the longest runs of positions first.
+        crossing: whether some position belongs to several of them at once, as with heads and head dimensions.
+    """
+
+    parameter: str
+    dim: int
+    groups: tuple[Group, ...]
+    crossing: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why an axis may shrink, and why it may not.
+
+    Attributes:
+        parameter: the dotted name.
+        dim: the dimension.
+        size: its positions.
+        groups: the groups on it.
+        free: how many positions belong to a group.
+        reasons: why the others, or parts of their units, stay.
+    """
+
+    parameter: str
+    dim: int
+    size: int
+    groups: tuple[Group, ...]
+    free: int
+    reasons: tuple[Reason, ...]
+
+    def __str__(self) -> str:
+        head = f"{self.parameter}[{self.dim}], {self.size} positions: "
+        if not self.groups:
+            return head + "whole: " + ("; ".join(map(str, self.reasons)) or "nothing is known to depend on it")
+        lines = [head + f"{self.free} of them in {len(self.groups)} group{'s' if len(self.groups) > 1 else ''}"]
+        lines += [f"  {group}" for group in self.groups]
+        lines += [f"  held: {reason}" for reason in self.reasons]
+        return "\n".join(lines)
+
+
+@dataclass(eq=False)
+class Dependencies:
+    """The result of :func:`fxprune.analyze`; ``str()`` gives a table of the groups.
+
+    Attributes:
+        units: what is known about the units.
+        tracked: the parameters and buffers of the graph.
+        values: the labels of every node's value, by node name.
+        points: everything that combines positions, those of whole axes included.
+        work: the floating-point operations of every call.
+        steps: parameters and calls in the order of the run.
+        without_rule: operators without a rule that met an axis with units, each with its node.
+    """
+
+    units: Units
+    tracked: Sequence[Tracked]
+    values: dict[str, Any]
+    points: Sequence[MixingPoint]
+    work: Sequence[Work]
+    steps: Sequence[Step]
+    without_rule: tuple[str, ...] = ()
+    _found: Found = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._hold_what_cannot_go()
+        self._found = form_groups(self.units, [(t.label, t.is_parameter) for t in self.tracked], self.work)
+
+    def _hold_what_cannot_go(self) -> None:
+        """Keep what nothing uses, and units whose removal would leave nothing of some tensor."""
+        seen: set[int] = set()
+        for tracked in self.tracked:
+            seen.update(id(axis.rows) for axis in tracked.label.axes)
+            for axis in tracked.label.axes:
+                if not tracked.used:
+                    self.units.freeze(axis, Reason(f"{tracked.name!r} is not used by the graph"))
+                else:
+                    self.units.freeze_covering(axis, Reason(f"all of an axis of {tracked.name!r} would go together"))
+        for step in self.steps:
+            for axis in (axis for label in step.results for axis in label.axes):
+                if not axis.is_whole and id(axis.rows) not in seen:
+                    seen.add(id(axis.rows))
+                    why = Reason(f"all of an axis of {axis.size} would go together", step.op, step.node)
+                    self.units.freeze_covering(axis, why)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that own positions of at least one parameter, in the order of the parameters."""
+        groups = []
+        for index, found in enumerate(self._found.groups):
+            members = [
+                Member(self.tracked[t].name, dim, positions, not self.tracked[t].is_parameter)
+                for t, dim, positions in found.members
+            ]
+            members.sort(key=lambda m: m.is_buffer)
+            groups.append(Group(index, len(found.units), tuple(members), found.parameters, found.flops, found.units))
+        return tuple(groups)
+
+    @property
+    def share(self) -> float:
+        """The share of the parameters' elements that belong to at least one group, in [0, 1]."""
+        return self._found.share
+
+    @cached_property
+    def shared_axes(self) -> tuple[SharedAxis, ...]:
+        """The parameter axes on which several groups live."""
+        by_axis: dict[tuple[str, int], list[Group]] = {}
+        for group in self.groups:
+            for member in group.members:
+                if not member.is_buffer:
+                    by_axis.setdefault((member.parameter, member.dim), []).append(group)
+        shared = []
+        for (name, dim), groups in by_axis.items():
+            if len(groups) > 1:
+                axis = self._find(name).label.axes[dim]
+                crossing = self.units.resolve(axis).shape[1] > 1
+                shared.append(SharedAxis(name, dim, tuple(groups), crossing))
+        return tuple(shared)
+
+    @cached_property
+    def mixing_points(self) -> tuple[MixingPoint, ...]:
+        """The places where positions that can go are combined."""
+        live: dict[int, bool] = {}
+        for point in self.points:
+            key = id(point.axis.rows)
+            if key not in live:
+                live[key] = bool(self.units.resolve(point.axis).size)
+        return tuple(point for point in self.points if live[id(point.axis.rows)])
+
+    def explain(self, name: str, dim: int = 0) -> Explanation:
+        """Tell which groups live on an axis, or why it has to stay whole.
+
+        Args:
+            name: the dotted name of a parameter or buffer.
+            dim: one of its dimensions.
+
+        Returns:
+            The explanation; ``print`` it.
+
+        Raises:
+            UnknownParameterError: the graph has no such parameter or buffer; names those most alike.
+            PruningIndexError: it has no such dimension.
+
+        Example:
+            >>> print(deps.explain("fc.weight", dim=0))
+            fc.weight[0], 1000 positions: whole: graph output (node 'output')
+        """
+        tracked = self._find(name)
+        rank = len(tracked.label)
+        if not -rank <= dim < rank:
+            raise PruningIndexError(f"{name!r} of shape {list(tracked.label.shape)} has no dimension {dim}")
+        dim %= rank
+        axis = tracked.label.axes[dim]
+        groups = tuple(
+            group for group in self.groups if any(m.parameter == tracked.name and m.dim == dim for m in group.members)
+        )
+        rows = self.units.resolve(axis)
+        free = int((rows >= 0).any(1).sum()) if rows.size else 0
+        return Explanation(name, dim, axis.size, groups, free, tuple(self.units.reasons_of(axis)))
+
+    def _find(self, name: str) -> Tracked:
+        for tracked in self.tracked:
+            if name in tracked.names:
+                return tracked
+        names = [n for tracked in self.tracked for n in tracked.names]
+        close = difflib.get_close_matches(name, names, 3)
+        hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+        raise UnknownParameterError(f"the graph has no parameter or buffer {name!r}{hint}")
+
+    @cached_property
+    def graph(self) -> nx.MultiGraph[str]:
+        """The couplings: parameter axes and the operations between them, an edge wherever positions that can go pass.
+
+        Nodes have ``kind`` ("axis" or "op"); edges have ``groups``, the indices of the groups that pass, apart by blanks.
+        Plain numbers and strings throughout, so that ``networkx.write_graphml`` and :meth:`save` take it.
+        """
+        from fxprune.couplings import coupling_graph
+
+        return coupling_graph(self)
+
+    def save(self, path: str) -> None:
+        """Write :attr:`graph` to a file.
+
+        Args:
+            path: the file; ``.graphml`` or ``.dot`` says in which format.
+
+        Raises:
+            ValueError: the file's name ends in neither.
+        """
+        from fxprune.couplings import write_graph
+
+        write_graph(self.graph, path)
+
+    def __str__(self) -> str:
+        rows = [
+            [g.index, g.size, g.parameters, round(g.flops), len(g.members), _shortened([str(m) for m in g.members])]
+            for g in self.groups
+        ]
+        table = tabulate(
+            rows,
+            headers=["group", "units", "parameters / unit", "FLOPs / unit", "axes", "members"],
+            intfmt=",",
+        )
+        total = f"{len(self.groups)} groups, {self.share:.1%} of the parameters in at least one"
+        return f"{table}\n{total}"
+
+
+def _shortened(members: list[str], most: int = 4) -> str:
+    rest = len(members) - most
+    return ", ".join(members[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,104 @@
+"""One call of an operator, as a rule sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from torch._ops import OpOverload
+
+from fxprune.rules.labels import Label, Zero
+from fxprune.units import Axis, Reason, Units
+
+
+@dataclass(frozen=True, eq=False)
+class Mixing:
+    """An operand dimension along which a call combines positions.
+
+    Attributes:
+        kind: how: "contract", "sum", "mean", "normalize", "softmax", "max", "min", "prod", "norm" or "logsumexp".
+        operand: which tensor argument, counted over all of them.
+        dim: which dimension of it.
+        axis: the positions that are combined: all of the dimension, or its part inside a group.
+        zero: what the operand holds at removed positions.
+        neutral: whether removed positions change nothing, so that the masked call needs no correction.
+    """
+
+    kind: str
+    operand: int
+    dim: int
+    axis: Axis
+    zero: Zero
+    neutral: bool
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of an ATen operator on labelled tensors.
+
+    Attributes:
+        op: the operator.
+        arguments: all arguments by name, defaults included; tensors are fake tensors.
+        operands: the labels of all tensor arguments in the order of the schema, lists laid out; None where one was left out.
+        shapes: the shapes of the tensors that the call returned.
+        units: where what is learnt goes.
+        at: a reason without text, which says where the call stands.
+        mixings: what the rule found that the call combines.
+        axes: the axes of a pattern by name; the work of most operators is a product over them.
+    """
+
+    op: OpOverload
+    arguments: dict[str, Any]
+    operands: list[Label | None]
+    shapes: list[tuple[int, ...]]
+    units: Units
+    at: Reason
+    mixings: list[Mixing] = field(default_factory=list)
+    axes: dict[str, Axis] = field(default_factory=dict)
+
+    def __getitem__(self, argument: str) -> Any:
+        return self.arguments[argument]
+
+    def operand(self, index: int) -> Label:
+        """Return the label of a tensor argument that is there."""
+        label = self.operands[index]
+        assert label is not None, f"{self.op} was called without its tensor argument {index}"
+        return label
+
+    def dim(self, argument: str = "dim", rank: int | None = None) -> int:
+        """Return a dimension argument as a number from 0."""
+        return int(self[argument]) % max(len(self.operand(0)) if rank is None else rank, 1)
+
+    def dims(self, argument: str = "dim") -> list[int]:
+        """Return a list of dimensions as numbers from 0; all of them if the argument is None or empty."""
+        rank, given = len(self.operand(0)), self[argument]
+        if given is None or (isinstance(given, Sequence) and not given):
+            return list(range(rank))
+        return [d % max(rank, 1) for d in (given if isinstance(given, Sequence) else [given])]
+
+    def why(self, text: str) -> Reason:
+        """Return a reason that says where this call stands."""
+        return replace(self.at, text=text)
+
+    def couple(self, one: Axis, other: Axis) -> None:
+        """Say that two axes meet element by element."""
+        self.units.couple(one, other, self.why("meets an axis that stays whole"))
+
+    def freeze(self, axis: Axis, text: str) -> None:
+        """Say that no position of an axis can go."""
+        self.units.freeze(axis, self.why(text))
+
+    def whole(self, size: int, text: str) -> Axis:
+        """Return an axis that stays whole."""
+        return Axis.whole(size, self.why(text))
+
+
+def tensors_in(value: Any) -> list[Tensor | None]:
+    """Return the tensors of one argument value, with None for those left out of a list."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
+        return [v if isinstance(v, Tensor) else None for v in value]
+    return []

@@ -1,0 +1,106 @@
+"""Products summed over shared axes: matrix products, linear layers, einsum."""
+
+from __future__ import annotations
+
+import string
+
+from fxprune.rules.call import Call
+from fxprune.rules.notation import Pattern
+from fxprune.rules.registry import overloads, register
+
+
+def _einsum(call: Call) -> str:
+    """Return the pattern that an einsum equation says; a letter that the result lacks is summed over."""
+    equation = call["equation"].replace(" ", "")
+    ranks = [len(label) for label in call.operands if label is not None]
+    inputs, _, output = equation.partition("->")
+    sides = inputs.split(",")
+    if "->" not in equation:
+        letters = inputs.replace(",", "").replace(".", "")
+        output = ("..." if "..." in inputs else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    wide = max(
+        (rank - len(side.replace("...", "")) for side, rank in zip(sides, ranks, strict=True) if "..." in side), default=0
+    )
+    unused = [f"e{k}" for k in range(wide)]
+    sizes: dict[str, int] = {}
+    laid = []
+    for side, label in zip(sides, call.operands, strict=True):
+        assert label is not None
+        room = len(label) - len(side.replace("...", ""))
+        before, dots, after = side.partition("...")
+        names = [*before, *(unused[wide - room :] if dots else []), *after]
+        laid.append(names)
+        for name, size in zip(names, label.shape, strict=True):
+            sizes[name] = max(sizes.get(name, 1), size)
+    before, dots, after = output.partition("...")
+    kept = [*before, *(unused if dots else []), *after]
+
+    def token(name: str, size: int) -> str:
+        if size == 1 and sizes[name] != 1:
+            return "1"
+        return _LETTER.get(name, name) if name in kept else f"[{_LETTER.get(name, name)}]"
+
+    operands = [" ".join(map(token, names, label.shape)) for names, label in zip(laid, call.operands, strict=True) if label]
+    return f"{', '.join(operands)} -> {' '.join(_LETTER.get(n, n) for n in kept)}"
+
+
+# A letter of an equation is a name of its own, in either case.
+_LETTER = {letter: f"{letter}_" if letter.islower() else f"{letter.lower()}_up" for letter in string.ascii_letters}
+
+
+def _einsum_zeros(call: Call) -> str:
+    return "*".join(str(i) for i in range(len(call.operands)))
+
+
+def _matmul(call: Call) -> str:
+    """Return the pattern of a product of stacks of matrices that broadcast; a vector has no row or no column axis."""
+    a, b = call.operand(0), call.operand(1)
+    stack = max(len(a), len(b)) - 2
+
+    def side(shape: tuple[int, ...], last: str) -> str:
+        if len(shape) == 1:
+            return "[k]"
+        names = [f"x{d}" for d in range(stack)][stack - len(shape) + 2 :]
+        return " ".join(["1" if size == 1 else name for name, size in zip(names, shape[:-2], strict=True)] + last.split())
+
+    rank = len(call.shapes[0]) - (len(a) > 1) - (len(b) > 1)
+    result = ["1" if size == 1 else f"x{d}" for d, size in enumerate(call.shapes[0][:rank])]
+    result += ["m"] if len(a) > 1 else []
+    result += ["n"] if len(b) > 1 else []
+    return f"{side(a.shape, 'm [k]')}, {side(b.shape, '[k] n')} -> {' '.join(result)}"
+
+
+def _added(product: str, result: str) -> Pattern:
+    """Return the rule of ``operand 0 + operand 1 @ operand 2``, the first of which broadcasts."""
+
+    def pattern(call: Call) -> str:
+        names, shape = result.split(), call.operand(0).shape
+        first = ["1" if size == 1 else name for name, size in zip(names[len(names) - len(shape) :], shape, strict=True)]
+        return f"{' '.join(first)}, {product} -> {result}"
+
+    return Pattern(pattern, f"{result}, {product} -> {result}", zeros="0+1*2")
+
+
+def _inner(call: Call) -> str:
+    """Return the pattern of inner products over the last axis."""
+    if call.op.name().startswith("aten::linalg_vecdot"):
+        names = " ".join(f"x{d}" for d in range(len(call.shapes[0])))
+        return f"{names} [k], {names} [k] -> {names}"
+    x, y = ([f"{side}{d}" for d in range(len(call.operand(i)) - 1)] for i, side in enumerate("xy"))
+    return f"{' '.join([*x, '[k]'])}, {' '.join([*y, '[k]'])} -> {' '.join([*x, *y])}"
+
+
+register(overloads("linear"), Pattern("...b [i], o [i], o -> ...b o", zeros="0*1+2"))
+register(overloads("mm"), Pattern("m [k], [k] n -> m n", zeros="0*1"))
+register(overloads("bmm"), Pattern("b m [k], b [k] n -> b m n", zeros="0*1"))
+register(overloads("mv"), Pattern("m [k], [k] -> m", zeros="0*1"))
+register(overloads("dot vdot inner linalg_vecdot"), Pattern(_inner, "...x [k], ...y [k] -> ...x ...y", zeros="0*1"))
+register(overloads("matmul linalg_matmul"), Pattern(_matmul, "...x m [k], ...x [k] n -> ...x m n", zeros="0*1"))
+register(overloads("addmm"), _added("m [k], [k] n", "m n"))
+register(overloads("baddbmm"), _added("b m [k], b [k] n", "b m n"))
+register(overloads("addbmm"), _added("[b] m [k], [b] [k] n", "m n"))
+register(overloads("addmv"), _added("m [k], [k]", "m"))
+register(overloads("addr"), _added("m, n", "m n"))
+register(overloads("outer ger"), Pattern("m, n -> m n", zeros="0*1"))
+register(overloads("bilinear"), Pattern("...b [i], ...b [j], o [i] [j], o -> ...b o", zeros="0*1*2+3"))
+register(overloads("einsum"), Pattern(_einsum, "(the equation)", zeros=_einsum_zeros))

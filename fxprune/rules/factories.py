@@ -1,0 +1,47 @@
+"""Operators that make tensors: of one value, whose axes go as they like, or of counted or random values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxprune.rules.call import Call
+from fxprune.rules.labels import Label, Zero
+from fxprune.rules.notation import Pattern
+from fxprune.rules.registry import overloads, register
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A new tensor all of whose elements are alike, so that any of its positions may go."""
+
+    notation: str
+    zero: Zero
+
+    def apply(self, call: Call) -> list[Label]:
+        """Return a label with units of its own."""
+        return [Label(tuple(call.units.fresh(size) for size in shape), (self.zero,) * len(shape)) for shape in call.shapes]
+
+
+def _counted(call: Call) -> str:
+    return "-> " + ", ".join("*n" for _ in call.shapes)
+
+
+register(overloads("zeros zeros.names new_zeros"), Factory("-> n", Zero.ZERO))
+register(
+    overloads("ones full new_ones new_full rand randn randint randint.low normal.float_float"), Factory("-> n", Zero.FINITE)
+)
+register(
+    overloads("empty.memory_format empty_strided new_empty new_empty_strided empty_permuted"), Factory("-> n", Zero.UNKNOWN)
+)
+register(overloads("zeros_like"), Pattern("...x -> ...x", zeros="z"))
+register(
+    overloads("ones_like full_like rand_like randn_like randint_like bernoulli bernoulli.p bernoulli_.float uniform_ normal_"),
+    Pattern("...x -> ...x", zeros="n"),
+)
+register(overloads("empty_like"), Pattern("...x -> ...x", zeros="n"))
+register(
+    overloads(
+        "arange arange.start arange.start_step linspace logspace eye eye.m tril_indices triu_indices randperm scalar_tensor"
+    ),
+    Pattern(_counted, "-> *n"),
+)

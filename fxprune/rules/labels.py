@@ -1,0 +1,61 @@
+"""What the analysis knows of one tensor: its axes, and what its values are where positions were removed."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fxprune.units import Axis, Reason
+
+
+class Zero(enum.IntEnum):
+    """What a masked graph holds at the removed positions of an axis. Of two that meet the smaller is the safe one."""
+
+    UNKNOWN = 0
+    """Perhaps infinite or not a number, such as 1 / 0."""
+    FINITE = 1
+    """Some number, such as the 0.5 that a sigmoid makes of 0."""
+    ZERO = 2
+    """Always zero."""
+
+
+def product(states: Iterable[Zero]) -> Zero:
+    """Return what the product of values in these states is."""
+    states = list(states)
+    if Zero.UNKNOWN in states:
+        return Zero.UNKNOWN
+    return Zero.ZERO if Zero.ZERO in states else Zero.FINITE
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """The label of a tensor.
+
+    Attributes:
+        axes: one for each dimension.
+        zeros: for each dimension, what stands at its removed positions.
+        constant: the tensor's values, where they are integers or flags that depend on no input and no weight.
+        producer: a number for the place where the tensor was made: of an operation, a parameter or an input.
+    """
+
+    axes: tuple[Axis, ...]
+    zeros: tuple[Zero, ...]
+    constant: Tensor | None = None
+    producer: int = -1
+
+    @staticmethod
+    def whole(shape: Iterable[int], why: Reason | None = None) -> Label:
+        """Return the label of a tensor whose positions can never go."""
+        axes = tuple(Axis.whole(size, why) for size in shape)
+        return Label(axes, (Zero.FINITE,) * len(axes))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(axis.size for axis in self.axes)
+
+    def __len__(self) -> int:
+        return len(self.axes)

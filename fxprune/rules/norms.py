@@ -1,0 +1,88 @@
+"""Normalisations, in the spellings that ATen has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fxprune.rules.call import Call
+from fxprune.rules.notation import Pattern
+from fxprune.rules.registry import overloads, register
+
+
+def _results(first: str, call: Call) -> str:
+    """Return the results of a norm: its output, and statistics or reserves that carry nothing."""
+    return ", ".join([first] + ["_"] * (len(call.shapes) - 1))
+
+
+def _batch_norm(call: Call) -> str:
+    # Statistics run over the batch and all places, of which none may go: in train mode they would change.
+    return f"!b c *s, c, c, c, c -> {_results('!b c *s', call)}"
+
+
+def _instance_norm(call: Call) -> str:
+    return f"b c *s, c, c, c, c -> {_results('b c *s', call)}"
+
+
+def _groups(call: Call) -> dict[str, int]:
+    return {"g": call.arguments.get("num_groups") or call["group"]}
+
+
+def _group_norm(call: Call) -> str:
+    return f"b (g [c]) *s, (g [c]), (g [c]) -> {_results('b (g [c]) *s', call)}"
+
+
+def _over_last(argument: str) -> Callable[[Call], str]:
+    """Return what makes the pattern of a norm over the last dimensions, those of the shape in ``argument``."""
+
+    def pattern(call: Call) -> str:
+        inner = " ".join(f"[c{k}]" for k in range(len(call[argument])))
+        return f"...b {inner}, {inner}, {inner} -> {_results(f'...b {inner}', call)}"
+
+    return pattern
+
+
+def _weight_norm(call: Call) -> str:
+    """Return the pattern of ``g * v / |v|``, the norm over all dimensions but one."""
+    rank, kept = len(call.operand(0)), call["dim"]
+    names = [f"x{k}" if k == kept else f"[x{k}]" for k in range(rank)]
+    scale = ["1" if size == 1 else f"x{k}" for k, size in enumerate(call.operand(1).shape)]
+    return f"{' '.join(names)}, {' '.join(scale)} -> {_results(' '.join(names), call)}"
+
+
+# Batch statistics make numbers of zeros, so only the affine part, operands 1 and 2, can bring zeros back.
+register(
+    overloads(
+        "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit.no_stats "
+        "_native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index _batch_norm_with_update "
+        "_batch_norm_with_update_functional _batch_norm_no_update"
+    ),
+    Pattern(_batch_norm, "!b c *s, c, c, c, c -> !b c *s", zeros="n*1+2"),
+)
+register(overloads("instance_norm"), Pattern(_instance_norm, "b c *s, c, c, c, c -> b c *s", zeros="n*1+2"))
+register(
+    overloads("group_norm native_group_norm"),
+    Pattern(
+        _group_norm,
+        "b (g [c]) *s, (g [c]), (g [c]) -> b (g [c]) *s",
+        zeros="0*1+2",
+        mixed_zeros="n*1+2",
+        mixes="normalize",
+        sizes=_groups,
+    ),
+)
+register(
+    overloads("layer_norm native_layer_norm"),
+    Pattern(
+        _over_last("normalized_shape"), "...b [c], [c], [c] -> ...b [c]", zeros="0*1+2", mixed_zeros="n*1+2", mixes="normalize"
+    ),
+)
+# Without a shift a zero stays zero.
+register(
+    overloads("rms_norm _fused_rms_norm"),
+    Pattern(_over_last("normalized_shape"), "...b [c], [c] -> ...b [c]", zeros="0*1", mixes="normalize"),
+)
+register(
+    overloads("_weight_norm _weight_norm_interface"),
+    Pattern(_weight_norm, "o [i], o 1 -> o [i]", zeros="0*1", mixed_zeros="0", mixes="norm"),
+)
+register(overloads("local_response_norm"), Pattern("b !c *s -> b !c *s", zeros="0"))

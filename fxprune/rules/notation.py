@@ -1,0 +1,277 @@
+"""Rules as text: ``"...b [i], o [i], o -> ...b o"`` is all there is to say about a linear layer.
+
+Operands stand before the arrow, results behind it, each a list of dimensions:
+
+=============  ==================================================================================================
+``a``          a dimension; wherever the same name stands, the axes are coupled
+``(g i)``      one dimension of g * i positions, split into (or merged from) its parts
+``[i]``        a mixing point: the call combines the positions along i
+``!v``         stays whole
+``1``          a dimension of size one
+``...b``       any number of dimensions, each as if named
+``*s``         any number of dimensions, all of which stay whole
+``_``          (for an operand or result) of no interest: every dimension stays whole
+=============  ==================================================================================================
+
+A name that only results have is a new axis that goes as it likes: all of its positions are alike.
+
+How zeros travel is text, too: ``"0*1+2"`` says that the result at a removed position is zero there if operand 0 or 1 is zero
+and operand 2 is. ``n`` stands for some number, ``z`` for zero. Operands that were left out are left out here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxprune.errors import RuleError
+from fxprune.rules.call import Call, Mixing
+from fxprune.rules.labels import Label, Zero, product
+from fxprune.units import Axis
+
+Text = str | Callable[[Call], str]
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension in a pattern.
+
+    Attributes:
+        names: the names whose product it is; one, unless in parentheses.
+        mixed: the names among them that are mixing points.
+        whole: whether it stays whole.
+        many: whether it stands for any number of dimensions.
+    """
+
+    names: tuple[str, ...]
+    mixed: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+    many: bool = False
+
+
+Shape = tuple[Dim, ...]
+
+_TOKEN = re.compile(r"\([^)]*\)|\S+")
+
+
+@functools.lru_cache(maxsize=4096)
+def parse(text: str) -> tuple[tuple[Shape | None, ...], tuple[Shape | None, ...]]:
+    """Return the operands and the results of a pattern; None for ``_``.
+
+    Raises:
+        RuleError: the text is not a pattern.
+    """
+    if text.count("->") != 1:
+        raise RuleError(f"a rule reads 'operands -> results', not {text!r}")
+    operands, results = ([_shape(part.strip()) for part in side.split(",")] for side in text.split("->"))
+    return tuple(operands), tuple(results)
+
+
+def _shape(text: str) -> Shape | None:
+    return None if text == "_" else tuple(_dim(token) for token in _TOKEN.findall(text))
+
+
+def _dim(token: str) -> Dim:
+    if token.startswith("("):
+        parts = [_dim(part) for part in token[1:-1].split()]
+        return Dim(
+            tuple(name for part in parts for name in part.names),
+            frozenset[str]().union(*(part.mixed for part in parts)),
+            frozenset[str]().union(*(part.whole for part in parts)),
+        )
+    if token.startswith("..."):
+        return Dim((token[3:] or "...",), many=True)
+    if token.startswith("*"):
+        return Dim((token,), whole=frozenset({token}), many=True)
+    name = token.strip("[]!")
+    if not re.fullmatch(r"\w+", name):
+        raise RuleError(f"{token!r} is not a dimension of a rule")
+    mixed = frozenset({name}) if token.startswith("[") else frozenset[str]()
+    return Dim(() if name == "1" else (name,), mixed, frozenset({name}) if token.startswith("!") else frozenset())
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A rule that a pattern says in full.
+
+    Attributes:
+        pattern: the pattern, or what makes one from a call.
+        doc: the pattern as text, where ``pattern`` is a function.
+        zeros: how zeros travel, or what works that out from a call.
+        mixed_zeros: the same along mixing points that the result keeps; None for the same.
+        mixes: how mixing points combine, or how each does by name.
+        sizes: what gives the sizes of names that shapes alone do not tell.
+    """
+
+    pattern: Text
+    doc: str = ""
+    zeros: Text = "n"
+    mixed_zeros: str | None = None
+    mixes: str | dict[str, str] = "contract"
+    sizes: Callable[[Call], dict[str, int]] | None = None
+
+    @property
+    def notation(self) -> str:
+        """The rule as text."""
+        return self.pattern if isinstance(self.pattern, str) else self.doc
+
+    def apply(self, call: Call) -> list[Label]:
+        """Couple what meets in the call, and return the label of each tensor that it returned."""
+        text = self.pattern if isinstance(self.pattern, str) else self.pattern(call)
+        binding = _Binding(call, text, self.sizes(call) if self.sizes else {})
+        binding.bind()
+        zeros = self.zeros if isinstance(self.zeros, str) else self.zeros(call)
+        self._mix(binding)
+        call.axes = binding.axes
+        return [binding.result(i, zeros, self.mixed_zeros) for i in range(len(call.shapes))]
+
+    def _mix(self, binding: _Binding) -> None:
+        for name, places in binding.mixed.items():
+            kind = self.mixes if isinstance(self.mixes, str) else self.mixes[name]
+            states = [binding.states[operand][name] for operand, _ in places]
+            neutral = (product(states) is Zero.ZERO) if kind in _ZERO_IS_NEUTRAL else False
+            binding.call.mixings += [
+                Mixing(kind, operand, dim, binding.axes[name], state, neutral)
+                for (operand, dim), state in zip(places, states, strict=True)
+            ]
+
+
+_ZERO_IS_NEUTRAL = frozenset({"contract", "sum", "norm"})
+
+
+@dataclass(eq=False)
+class _Binding:
+    """A pattern laid over a call."""
+
+    call: Call
+    text: str
+    sizes: dict[str, int]
+    axes: dict[str, Axis] = field(default_factory=dict)
+    states: list[dict[str, Zero]] = field(default_factory=list)
+    mixed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+
+    def bind(self) -> None:
+        operands, results = parse(self.text)
+        given = self.call.operands
+        if len(operands) < len(given) or len(results) != len(self.call.shapes):
+            self._complain(f"is for {len(operands)} operands and {len(results)} results", len(given), len(self.call.shapes))
+        laid = [
+            (i, list(self._lay(shape, label.shape, f"operand {i}")))
+            for i, (shape, label) in enumerate(zip(operands, given, strict=False))
+            if label is not None and shape is not None
+        ]
+        self.results = [
+            None if shape is None else list(self._lay(shape, size, f"result {i}"))
+            for i, (shape, size) in enumerate(zip(results, self.call.shapes, strict=True))
+        ]
+        self._learn_sizes([*(dims for _, dims in laid), *(dims for dims in self.results if dims is not None)])
+        self.states = [{} for _ in given]
+        for i, label in enumerate(given):
+            if label is not None and (i >= len(operands) or operands[i] is None):
+                for axis in label.axes:
+                    self.call.freeze(axis, "used as a whole")
+        for i, dims in laid:
+            for d, (dim, _) in enumerate(dims):
+                self._bind_dim(i, d, dim)
+
+    def _lay(self, shape: Shape, sizes: tuple[int, ...], what: str) -> Any:
+        """Yield one (dim, size) for each dimension of a tensor."""
+        room = len(sizes) - sum(not dim.many for dim in shape)
+        if room < 0 or (room and not any(dim.many for dim in shape)):
+            self._complain(f"does not fit {what} of shape {list(sizes)}")
+        at = 0
+        for dim in shape:
+            if not dim.many:
+                yield dim, sizes[at]
+                at += 1
+                continue
+            (name,) = dim.names
+            for k in range(room):
+                part = f"{name}.{k}"
+                yield Dim((part,), whole=frozenset({part}) if dim.whole else frozenset()), sizes[at]
+                at += 1
+            room = 0
+
+    def _learn_sizes(self, tensors: list[list[tuple[Dim, int]]]) -> None:
+        """Work out the size of every name; a product gives the size of its one unknown part."""
+        places = [place for dims in tensors for place in dims]
+        for dim, size in sorted(places, key=lambda place: len(place[0].names)):
+            unknown = [name for name in dim.names if name not in self.sizes]
+            known = math.prod(self.sizes[name] for name in dim.names if name in self.sizes)
+            if len(unknown) == 1 and known and size % known == 0:
+                self.sizes[unknown[0]] = size // known
+            whole_star = any(name.startswith("*") for name in dim.names)
+            if not whole_star and (len(unknown) > 1 or math.prod(self.sizes.get(n, 0) for n in dim.names) != size):
+                self._complain(f"has {' * '.join(dim.names) or '1'} where the size is {size} (sizes {self.sizes})")
+
+    def _bind_dim(self, operand: int, d: int, dim: Dim) -> None:
+        label = self.call.operand(operand)
+        axis, rest = label.axes[d], dim.names
+        for name in dim.names:
+            rest = rest[1:]
+            part = axis
+            if rest:
+                why = self.call.why("has to keep the layout that this operation needs")
+                part, axis = self.call.units.split(axis, self.sizes[name], why)
+            if name in dim.whole:
+                self.call.freeze(part, "needs every position along this dimension")
+            elif name in self.axes:
+                self.call.couple(self.axes[name], part)
+            self.axes.setdefault(name, part)
+            self.states[operand][name] = label.zeros[d]
+            if name in dim.mixed:
+                self.mixed.setdefault(name, []).append((operand, d))
+
+    def result(self, index: int, zeros: str, mixed_zeros: str | None) -> Label:
+        """Return the label of a result."""
+        dims, shape = self.results[index], self.call.shapes[index]
+        if dims is None:
+            return Label.whole(shape, self.call.why("carries no removable positions"))
+        axes, states = [], []
+        for dim, size in dims:
+            axis, state = Axis.whole(1), Zero.ZERO if dim.names else Zero.FINITE
+            for k, name in enumerate(dim.names):
+                part = self._part(name, size if len(dim.names) == 1 else self.sizes[name], name in dim.whole)
+                axis = part if k == 0 else axis.merge(part)
+                expression = mixed_zeros if mixed_zeros is not None and name in self.mixed else zeros
+                state = min(state, self._zero(name, expression))
+            axes.append(axis)
+            states.append(state)
+        return Label(tuple(axes), tuple(states))
+
+    def _part(self, name: str, size: int, whole: bool) -> Axis:
+        if whole:
+            return self.call.whole(size, "needs every position along this dimension")
+        if name not in self.axes:
+            self.axes[name] = self.call.units.fresh(size)
+        return self.axes[name]
+
+    def _zero(self, name: str, expression: str) -> Zero:
+        terms = []
+        for term in expression.split("+"):
+            factors = [self._state(factor, name) for factor in term.split("*")]
+            if present := [f for f in factors if f is not None]:
+                terms.append(product(present))
+        return min(terms, default=Zero.FINITE)
+
+    def _state(self, factor: str, name: str) -> Zero | None:
+        if factor in ("n", "z"):
+            return Zero.FINITE if factor == "n" else Zero.ZERO
+        operand = int(factor)
+        if operand >= len(self.call.operands) or self.call.operands[operand] is None:
+            return None
+        return self.states[operand].get(name, Zero.FINITE)
+
+    def _complain(self, what: str, *counts: int) -> None:
+        shapes = ", ".join("none" if label is None else str(list(label.shape)) for label in self.call.operands)
+        got = f" (got {counts[0]} and {counts[1]})" if counts else ""
+        results = ", ".join(str(list(shape)) for shape in self.call.shapes)
+        raise RuleError(
+            f"the rule {self.text!r} of {self.call.op} at node {self.call.at.node!r} {what}{got}; "
+            f"operands {shapes or 'none'}, results {results or 'none'}. Register a rule that fits the operator's shapes."
+        )

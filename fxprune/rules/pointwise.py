@@ -1,0 +1,120 @@
+"""Operators that work element by element, with broadcasting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxprune.rules.call import Call
+from fxprune.rules.labels import Label, Zero
+from fxprune.rules.notation import Pattern
+from fxprune.rules.registry import overloads, register
+
+
+def broadcast(call: Call) -> str:
+    """Return the pattern of operands that broadcast against each other."""
+    rank = len(call.shapes[0]) if call.shapes else max((len(o) for o in call.operands if o is not None), default=0)
+    names = [f"x{d}" for d in range(rank)]
+
+    def side(shape: tuple[int, ...]) -> str:
+        return " ".join("1" if size == 1 else name for name, size in zip(names[rank - len(shape) :], shape, strict=True))
+
+    operands = ["" if operand is None else side(operand.shape) for operand in call.operands]
+    return f"{', '.join(operands)} -> {', '.join(side(shape) for shape in call.shapes)}"
+
+
+class Pointwise:
+    """The rule of all element-wise operators.
+
+    What the result holds at removed positions is found out by calling the operator on zeros.
+    """
+
+    notation = "...x, ...x -> ...x"
+    _pattern = Pattern(broadcast)
+
+    def __init__(self) -> None:
+        # What an operator makes of zeros, by operator, plain arguments and operands that are zero.
+        self._known: dict[Any, Zero] = {}
+
+    def apply(self, call: Call) -> list[Label]:
+        """Couple what meets in the call, and return the label of each tensor that it returned."""
+        results = self._pattern.apply(call)
+        states = {}
+        for d in range(-len(results[0]) if results else 0, 0):
+            at = tuple(_state(operand, d) for operand in call.operands)
+            states[d] = self._evaluate(call, at)
+        return [Label(r.axes, tuple(states[d] for d in range(-len(r), 0))) for r in results]
+
+    def _evaluate(self, call: Call, states: tuple[Zero | None, ...]) -> Zero:
+        if Zero.UNKNOWN in states:
+            return Zero.UNKNOWN
+        leaves = [_plain(leaf) for leaf in pytree.tree_leaves(call.arguments)]
+        key = (call.op, states, str(leaves))
+        if key not in self._known:
+            self._known[key] = _try(call, states)
+        return self._known[key]
+
+
+def _plain(leaf: Any) -> Any:
+    return leaf.dtype if isinstance(leaf, Tensor) else leaf
+
+
+def _state(operand: Label | None, d: int) -> Zero | None:
+    """Return what an operand holds at the positions removed along the result's dimension ``d``, counted from the end."""
+    if operand is None:
+        return None
+    if len(operand) < -d or operand.axes[d].size == 1:
+        return Zero.FINITE
+    return operand.zeros[d]
+
+
+def _try(call: Call, states: tuple[Zero | None, ...]) -> Zero:
+    """Call the operator on zeros for the operands that are zero, and on some numbers for the others."""
+    waiting = [state for state in states if state is not None]
+
+    def stand_in(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        state = waiting.pop(0)
+        # Positive numbers: a root or a logarithm in a model takes what is positive, or the model itself is not finite.
+        some = torch.tensor([0.7, 1.3, 2.1]) + 0.05 * len(waiting)
+        values = torch.zeros(3) if state is Zero.ZERO else some
+        return values.to(leaf.dtype) if leaf.dtype != torch.bool else values > 1
+
+    try:
+        with _disable_current_modes(), torch.no_grad():
+            result = call.op(**pytree.tree_map(stand_in, call.arguments))
+            values = torch.cat(
+                [r.reshape(-1).to(torch.complex128) for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+            )
+            if not values.isfinite().all():
+                return Zero.UNKNOWN
+            return Zero.FINITE if values.any() else Zero.ZERO
+    except Exception:  # an operator that does not take such operands says nothing about zeros
+        return Zero.UNKNOWN
+
+
+POINTWISE = Pointwise()
+
+# Element-wise, though torch does not tag them so.
+register(
+    overloads(
+        "_to_copy to.dtype to.dtype_layout to.device to.other contiguous clone detach alias lift lift_fresh lift_fresh_copy "
+        "type_as _conj resolve_conj resolve_neg conj _neg_view real imag positive "
+        "copy_ fill_.Scalar fill_.Tensor zero_ fill.Scalar fill.Tensor masked_fill_.Scalar masked_fill_.Tensor zero "
+        "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ rrelu prelu_ softplus "
+        "mish mish_ logit threshold threshold_ leaky_relu_ log_sigmoid log_sigmoid_forward hardshrink softshrink tanhshrink "
+        "where.self where.ScalarSelf where.ScalarOther where.Scalar "
+        "clamp clamp_ clip clip_ clamp_max_ clamp_min_ nan_to_num nan_to_num_ square square_ negative negative_ "
+        "divide.Tensor multiply.Tensor subtract.Tensor true_divide.Tensor floor_divide multiply.Scalar subtract.Scalar "
+        "divide.Scalar true_divide.Scalar rsub.Tensor rsub.Scalar absolute absolute_ special_expit special_erf "
+        "__and__.Tensor __or__.Tensor __xor__.Tensor __and__.Scalar __or__.Scalar polar isfinite isreal "
+        "greater.Tensor greater.Scalar less.Tensor less.Scalar less_equal.Tensor greater_equal.Tensor not_equal.Tensor "
+        "isclose native_dropout fake_quantize_per_tensor_affine"
+    ),
+    POINTWISE,
+)

@@ -1,0 +1,75 @@
+"""LSTM, GRU and RNN, whole or one step of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fxprune.rules.call import Call
+from fxprune.rules.notation import Pattern
+from fxprune.rules.registry import overloads, register
+
+
+def _network(gates: int, states: int) -> Callable[[Call], str]:
+    """Return what makes the pattern of a recurrent network of several layers and directions.
+
+    All layers share one initial state tensor, hence one hidden size: unit j of every layer and direction goes together.
+    """
+
+    def pattern(call: Call) -> str:
+        directions = 2 if call["bidirectional"] else 1
+        wide = "(!d {0})" if directions == 2 else "{0}"
+        given = iter(call.operands[1 + states :])
+        params: list[str] = []
+        projected = states == 2 and call.operand(1).shape[-1] != call.operand(2).shape[-1]
+        out = "r" if projected else "h"
+        for layer in range(call["num_layers"]):
+            for _ in range(directions):
+                params += ["(!g h) [i]" if layer == 0 else f"(!g h) {wide.format(out)}", f"(!g h) [{out}]"]
+                params += ["(!g h)", "(!g h)"] if call["has_biases"] else []
+                params += ["r [h]"] if projected else []
+        assert len(list(given)) == len(params)
+        state = [f"!l b {out}", "!l b h"][:states]
+        inputs = "b !t [i]" if call["batch_first"] else "!t b [i]"
+        result = f"b !t {wide.format(out)}" if call["batch_first"] else f"!t b {wide.format(out)}"
+        return f"{', '.join([inputs, *state, *params])} -> {', '.join([result, *state])}"
+
+    return pattern
+
+
+def _sizes(gates: int) -> Callable[[Call], dict[str, int]]:
+    return lambda call: {"g": gates, "d": 2 if call["bidirectional"] else 1}
+
+
+def _all_but_input(call: Call) -> str:
+    """Gates of zeros keep a zero state at zero."""
+    return "+".join(str(i) for i in range(1, len(call.operands)))
+
+
+def _cell(states: int) -> Callable[[Call], str]:
+    def pattern(call: Call) -> str:
+        state = ["b [h]", "b h"][:states]
+        operands = ["b [i]", *state, "(!g h) [i]", "(!g h) [h]", "(!g h)", "(!g h)"]
+        return f"{', '.join(operands)} -> {', '.join(['b h'] * states)}"
+
+    return pattern
+
+
+for _name, _gates, _states in (("lstm", 4, 2), ("gru", 3, 1), ("rnn_tanh", 1, 1), ("rnn_relu", 1, 1)):
+    register(
+        overloads(f"{_name}.input"),
+        Pattern(
+            _network(_gates, _states),
+            "b !t [i], !l b h, (!g h) [i], (!g h) [h], (!g h), (!g h) -> b !t h, !l b h",
+            zeros=_all_but_input,
+            sizes=_sizes(_gates),
+        ),
+    )
+    register(
+        overloads(f"{_name}_cell"),
+        Pattern(
+            _cell(_states),
+            "b [i], b [h], (!g h) [i], (!g h) [h], (!g h), (!g h) -> b h",
+            zeros=_all_but_input,
+            sizes=lambda call, gates=_gates: {"g": gates},  # type: ignore[misc]
+        ),
+    )

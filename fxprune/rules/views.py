@@ -1,0 +1,163 @@
+"""Views: the same elements under another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fxprune.rules.call import Call
+from fxprune.rules.labels import Label, Zero
+from fxprune.rules.notation import Pattern
+from fxprune.rules.registry import overloads, register
+from fxprune.units import Axis
+
+
+def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
+    """Return the label of a tensor after a view, by merging and splitting its axes."""
+    axes: list[Axis] = []
+    states: list[Zero] = []
+    for old, new in _blocks(label.shape, shape):
+        if old == [*range(len(axes), len(axes) + len(new))] and [label.shape[d] for d in old] == [shape[d] for d in new]:
+            axes += [label.axes[d] for d in old]
+            states += [label.zeros[d] for d in old]
+            continue
+        axis, state = Axis.whole(1), Zero.ZERO
+        for k, d in enumerate(old):
+            axis = label.axes[d] if k == 0 else axis.merge(label.axes[d])
+            state = min(state, label.zeros[d])
+        for k, d in enumerate(new):
+            part = axis
+            if k + 1 < len(new):
+                part, axis = call.units.split(axis, shape[d], call.why("has to keep the layout of this view"))
+            axes.append(part)
+        states += [state] * len(new)
+    return Label(tuple(axes), tuple(states))
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Return the smallest runs of dimensions that hold the same elements in both shapes."""
+    blocks: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    if 0 in old:
+        return [(list(range(len(old))), list(range(len(new))))]
+    while i < len(old) or j < len(new):
+        a, b = list[int](), list[int]()
+        size_a = size_b = 1
+        # A size of one stands alone where the other side has one as well.
+        if i < len(old) and j < len(new) and old[i] == new[j]:
+            a, b, i, j = [i], [j], i + 1, j + 1
+            blocks.append((a, b))
+            continue
+        while not (a or b) or size_a != size_b:
+            if (size_a <= size_b and i < len(old)) or j >= len(new):
+                a, size_a, i = [*a, i], size_a * old[i], i + 1
+            else:
+                b, size_b, j = [*b, j], size_b * new[j], j + 1
+        blocks.append((a, b))
+    return blocks
+
+
+@dataclass(frozen=True)
+class View:
+    """A reshape: axes merge and split as the sizes say."""
+
+    notation: str = "(a b) c -> a (b c)"
+
+    def apply(self, call: Call) -> list[Label]:
+        """Return the label under the new shape."""
+        label = call.operand(0)
+        if 0 in label.shape:
+            return [Label.whole(call.shapes[0])]
+        return [reshape(call, label, call.shapes[0])]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A new order of the dimensions.
+
+    Attributes:
+        notation: the rule as text.
+        order: what gives the old dimension of every new one, from the call.
+    """
+
+    notation: str
+    order: Callable[[Call], Sequence[int]]
+
+    def apply(self, call: Call) -> list[Label]:
+        """Return the label with its dimensions in the new order."""
+        label, order = call.operand(0), self.order(call)
+        return [Label(tuple(label.axes[d] for d in order), tuple(label.zeros[d] for d in order))]
+
+
+def _swap(one: str, other: str) -> Callable[[Call], list[int]]:
+    def order(call: Call) -> list[int]:
+        dims = list(range(len(call.operand(0))))
+        a, b = call.dim(one), call.dim(other)
+        if dims:
+            dims[a], dims[b] = dims[b], dims[a]
+        return dims
+
+    return order
+
+
+def _swap_last(call: Call) -> list[int]:
+    *first, a, b = range(len(call.operand(0)))
+    return [*first, b, a]
+
+
+def _move(call: Call) -> list[int]:
+    rank = len(call.operand(0))
+    moved = {t % rank: s % rank for s, t in zip(_list(call["source"]), _list(call["destination"]), strict=True)}
+    rest = iter(d for d in range(rank) if d not in moved.values())
+    return [moved[d] if d in moved else next(rest) for d in range(rank)]
+
+
+def _list(value: int | list[int]) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Broadcasting: a dimension of size one becomes one of many equal positions, any of which may go."""
+
+    notation: str = "1 x -> n x"
+
+    def apply(self, call: Call) -> list[Label]:
+        """Return the label with a new axis wherever positions were repeated."""
+        label, shape = call.operand(0), call.shapes[0]
+        axes, states = [], []
+        for d, size in enumerate(shape):
+            old = d - len(shape) + len(label)
+            if old >= 0 and label.shape[old] == size:
+                axes.append(label.axes[old])
+                states.append(label.zeros[old])
+            else:
+                axes.append(call.units.fresh(size) if size > 1 else Axis.whole(size))
+                states.append(Zero.FINITE)
+        return [Label(tuple(axes), tuple(states))]
+
+
+def _keep_or_freeze(call: Call) -> str:
+    """Return the pattern of a view under another dtype: elements may merge or split along the last dimension."""
+    same = call.operand(0).shape == call.shapes[0]
+    return "...x -> ...x" if same else "...x !a -> ...x !b"
+
+
+register(
+    overloads(
+        "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten.using_ints unflatten.int ravel squeeze squeeze.dim "
+        "squeeze.dims unsqueeze view_copy squeeze_copy squeeze_copy.dim squeeze_copy.dims unsqueeze_copy atleast_1d atleast_2d "
+        "_reshape_copy"
+    ),
+    View(),
+)
+register(overloads("expand expand_as expand_copy broadcast_to"), Expand())
+register(overloads("permute permute_copy"), Move("a b c -> c a b", lambda call: call.dims("dims")))
+register(overloads("transpose.int transpose_copy.int swapdims"), Move("a b -> b a", _swap("dim0", "dim1")))
+register(overloads("swapaxes"), Move("a b -> b a", _swap("axis0", "axis1")))
+register(overloads("movedim.int movedim.intlist moveaxis.int moveaxis.intlist"), Move("a b c -> b c a", _move))
+register(overloads("t numpy_T t_copy"), Move("a b -> b a", lambda call: range(len(call.operand(0)))[::-1]))
+register(overloads("mT adjoint mH"), Move("...x a b -> ...x b a", _swap_last))
+register(overloads("view.dtype"), Pattern(_keep_or_freeze, "...x !a -> ...x !b", zeros="0"))
+register(overloads("view_as_complex view_as_complex_copy"), Pattern("...x !c -> ...x", zeros="0"))
+register(overloads("view_as_real view_as_real_copy"), Pattern("...x -> ...x !c", zeros="0"))

@@ -1,0 +1,131 @@
+"""The tensors that an analysis starts from: parameters, buffers and constants of the code, told apart by their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxprune.rules.labels import Label, Zero
+from fxprune.units import Axis, Reason, Units
+
+# Index tables and flags are followed by value up to this many elements; larger ones keep what they index whole.
+MAX_CONSTANT = 1 << 20
+
+
+@dataclass(eq=False)
+class Tracked:
+    """A parameter or buffer of the graph.
+
+    Attributes:
+        names: its dotted names; a tied parameter has several.
+        is_parameter: whether it is a parameter, not a buffer.
+        label: its axes.
+        used: whether any operation reads it.
+    """
+
+    names: list[str]
+    is_parameter: bool
+    label: Label
+    used: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its first name."""
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which elements of a storage a tensor is, in which order."""
+
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Layout:
+        if tensor.layout is not torch.strided:
+            return _Layout(0, tuple(tensor.shape), ())
+        return _Layout(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+
+    @property
+    def end(self) -> int:
+        """The place behind the last element."""
+        return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=False))
+
+
+class Sources:
+    """Finds the parameter or buffer that a tensor is, and gives each its units."""
+
+    def __init__(self, units: Units) -> None:
+        self.units = units
+        self.tracked: list[Tracked] = []
+        self._by_identity: dict[int, Tracked] = {}
+        self._by_storage: dict[int, dict[_Layout, Tracked]] = {}
+
+    def add(self, name: str, tensor: Tensor, producer: int) -> Tracked | None:
+        """Take a parameter or buffer in; return it if it is a new one, not another name of one that is known."""
+        tracked = self._find(tensor)
+        if is_new := tracked is None:
+            is_parameter = isinstance(tensor, nn.Parameter)
+            axes = tuple(self.units.fresh(n) if n > 1 else Axis.whole(n, Reason("has a single position")) for n in tensor.shape)
+            zeros = (Zero.ZERO if is_parameter else Zero.FINITE,) * tensor.dim()
+            tracked = Tracked([], is_parameter, Label(axes, zeros, exact_values(tensor), producer))
+            for other in self._overlapping(tensor):
+                for one, two in ((tracked, other), (other, tracked)):
+                    self._freeze(one, Reason(f"shares its memory with {(two.names or [name])[0]!r} in another layout"))
+            self._by_storage.setdefault(_storage(tensor), {})[_Layout.of(tensor)] = tracked
+            self.tracked.append(tracked)
+        tracked.names.append(name)
+        self._by_identity[id(tensor)] = tracked
+        return tracked if is_new else None
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is a parameter or buffer."""
+        return self._find(tensor) is not None
+
+    def label(self, tensor: Tensor, here: Reason) -> Label:
+        """Return the label of a real tensor; one that is no parameter or buffer as a whole stays whole."""
+        tracked = self._find(tensor)
+        if tracked is not None:
+            tracked.used = True
+            return tracked.label
+        for other in self._overlapping(tensor):
+            self._freeze(other, replace(here, text=f"part of {other.name!r} is read past the graph"))
+        whole = Label.whole(tensor.shape, replace(here, text="a constant of the model's code"))
+        return replace(whole, constant=exact_values(tensor))
+
+    def forget_values(self, tensor: Tensor) -> None:
+        """After a write into a buffer: its values are not known any more."""
+        if (tracked := self._find(tensor)) is not None:
+            tracked.label = replace(tracked.label, constant=None)
+
+    def _find(self, tensor: Tensor) -> Tracked | None:
+        known = self._by_identity.get(id(tensor))
+        return known or self._by_storage.get(_storage(tensor), {}).get(_Layout.of(tensor))
+
+    def _overlapping(self, tensor: Tensor) -> Iterator[Tracked]:
+        mine = _Layout.of(tensor)
+        for layout, tracked in self._by_storage.get(_storage(tensor), {}).items():
+            if layout.offset < mine.end and mine.offset < layout.end:
+                yield tracked
+
+    def _freeze(self, tracked: Tracked, why: Reason) -> None:
+        for axis in tracked.label.axes:
+            self.units.freeze(axis, why)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def exact_values(tensor: Tensor) -> Tensor | None:
+    """Return the values of a real tensor of integers or flags, which index tables are made of; None for any other."""
+    if type(tensor) is not Tensor or tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
+        return None
+    with _disable_current_modes():
+        return tensor.detach().cpu() if tensor.numel() <= MAX_CONSTANT else None

@@ -1,0 +1,448 @@
+"""Units and axes: which positions of which axes have to be removed together.
+
+A *unit* is the smallest thing that can be removed. An :class:`Axis` of n positions is an ``(n, k)`` array of units: position
+i goes as soon as ANY unit of row i goes; an empty row never goes. :class:`Units` holds what is known about the units:
+which are one and the same (union-find), which stand for a set of others (substitution), and which can never go
+(frozen, with a reason). Everything works on whole arrays.
+
+Every operation only ever adds equations between units, so an axis made earlier stays right: :meth:`Units.resolve` reads it
+in the light of all that was learnt since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.errors import AnalysisError
+
+Rows = NDArray[np.int32]
+Index = NDArray[np.intp]
+
+NONE = -1  # fills a row up to the width of its array
+
+_MAX_ROUNDS = 16  # splits and couplings that have not settled by then are frozen
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an axis or a unit can never go.
+
+    Attributes:
+        text: what holds it, in a few words.
+        op: the operator that does, or ``""``.
+        node: the graph node at which it does, or ``""``.
+        source: the line of the model's code, or ``""``.
+        because: why the other side of a coupling can never go.
+    """
+
+    text: str
+    op: str = ""
+    node: str = ""
+    source: str = ""
+    because: Reason | None = None
+
+    def __str__(self) -> str:
+        at = " in ".join(part for part in (self.op, f"node {self.node!r}" if self.node else "") if part)
+        line = f"{self.text} ({at})" if at else self.text
+        line += f", at {self.source}" if self.source else ""
+        return f"{line}; {self.because}" if self.because else line
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The positions of one tensor dimension.
+
+    Attributes:
+        rows: int32 array of shape (positions, k): the units of each position, filled up with ``NONE``.
+        why: why there are no units here, if somebody said so.
+    """
+
+    rows: Rows
+    why: Reason | None = None
+
+    @staticmethod
+    def whole(size: int, why: Reason | None = None) -> Axis:
+        """Return an axis of ``size`` positions that can never go."""
+        return Axis(np.empty((size, 0), np.int32), why)
+
+    @property
+    def size(self) -> int:
+        """The number of positions."""
+        return len(self.rows)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the axis was made without units; one whose units froze later says so only when resolved."""
+        return not self.rows.shape[1]
+
+    def take(self, index: Index) -> Axis:
+        """Return the axis whose position i is position ``index[i]`` of this one; an index of -1 gives an empty row."""
+        if self.is_whole:
+            return Axis.whole(len(index), self.why)
+        rows = self.rows[index]
+        if (index < 0).any():
+            rows[index < 0] = NONE
+        return Axis(rows, self.why)
+
+    def merge(self, inner: Axis) -> Axis:
+        """Return the axis of all pairs of positions, this one's outermost: a pair goes if either position goes."""
+        rows = np.concatenate([np.repeat(self.rows, inner.size, 0), np.tile(inner.rows, (self.size, 1))], 1)
+        return Axis(rows, self.why or inner.why)
+
+
+def concatenate(axes: Sequence[Axis]) -> Axis:
+    """Return the axes one after the other."""
+    width = max(axis.rows.shape[1] for axis in axes)
+    rows = [np.pad(a.rows, ((0, 0), (0, width - a.rows.shape[1])), constant_values=NONE) for a in axes]
+    return Axis(np.concatenate(rows, 0), next((axis.why for axis in axes if axis.why), None))
+
+
+@dataclass
+class Units:
+    """What is known about all units made so far.
+
+    Example:
+        >>> units = Units()
+        >>> channels = units.fresh(6)
+        >>> heads, dims = units.split(channels, 2, Reason("a view"))
+        >>> units.resolve(channels).tolist()  # every channel goes with its head or with its place in the head
+        [[6, 8], [6, 9], [6, 10], [7, 8], [7, 9], [7, 10]]
+    """
+
+    count: int = 0
+    reasons: list[Reason] = field(default_factory=list)
+    # One entry a unit: its representative; the two units it stands for; the index of its reason; its kind.
+    _parent: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    _parts: Rows = field(default_factory=lambda: np.empty((0, 2), np.int32))
+    _frozen: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    _kind: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    _kinds: list[int] = field(default_factory=list)
+
+    def fresh(self, size: int) -> Axis:
+        """Return an axis of ``size`` new units of one new kind, one a position."""
+        start, self.count = self.count, self.count + size
+        if self.count > len(self._parent):
+            self._grow(max(self.count, 2 * len(self._parent)))
+        self._kind[start : self.count] = len(self._kinds)
+        self._kinds.append(len(self._kinds))
+        return Axis(np.arange(start, self.count, dtype=np.int32)[:, None])
+
+    def _grow(self, capacity: int) -> None:
+        old = len(self._parent)
+        new = np.arange(old, capacity, dtype=np.int32)
+        self._parent = np.concatenate([self._parent, new])
+        self._parts = np.concatenate([self._parts, np.full((len(new), 2), NONE, np.int32)])
+        self._frozen = np.concatenate([self._frozen, np.full(len(new), NONE, np.int32)])
+        self._kind = np.concatenate([self._kind, np.zeros(len(new), np.int32)])
+
+    # Reading.
+
+    def find(self, units: Rows) -> Rows:
+        """Return the representative of every unit; ``NONE`` stays."""
+        if not units.size:
+            return units
+        roots = self._parent[units]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        self._parent[units] = roots
+        return np.where(units == NONE, NONE, roots).astype(np.int32)
+
+    def resolve(self, axis: Axis) -> Rows:
+        """Return the rows of an axis as sets of units that can still go, each once in a row.
+
+        Returns:
+            int32 array of shape (positions, k), without empty columns.
+        """
+        rows = self.find(axis.rows)
+        while rows.size and (rows != NONE).any():
+            parts = np.where(rows[..., None] == NONE, NONE, self._parts[rows])
+            split = parts[..., 0] != NONE
+            if not split.any():
+                break
+            left = np.where(split, parts[..., 0], rows)
+            right = np.where(split, parts[..., 1], NONE)
+            # A unit's parts stand side by side in its place, so that columns stay of one kind.
+            wide = np.stack([left, right], 2).reshape(len(rows), -1)
+            rows = self.find(np.ascontiguousarray(wide[:, (wide != NONE).any(0)]))
+        if rows.size:
+            rows = np.where(self._frozen[rows] >= 0, NONE, rows).astype(np.int32)
+        return _distinct(rows)
+
+    def reason(self, unit: int) -> Reason | None:
+        """Return why a unit is frozen, or None if it is not, or not as a whole."""
+        root = int(self.find(np.array([unit], np.int32))[0])
+        return self.reasons[self._frozen[root]] if self._frozen[root] >= 0 else None
+
+    def reasons_of(self, axis: Axis) -> list[Reason]:
+        """Return why units of an axis, or parts of them, are frozen; each reason once, the most frequent first."""
+        if axis.is_whole:
+            return [axis.why] if axis.why else []
+        found: Rows = np.unique(self.find(axis.rows))
+        seen: list[Rows] = []
+        while found.size and (found := found[found != NONE]).size:
+            seen.append(found)
+            found = np.unique(self.find(self._parts[found].reshape(-1)))
+        roots = np.concatenate(seen) if seen else np.empty(0, np.int32)
+        numbers, counts = np.unique(self._frozen[roots][self._frozen[roots] >= 0], return_counts=True)
+        return [self.reasons[i] for i in numbers[np.argsort(-counts, kind="stable")]]
+
+    def kind_of(self, units: Index) -> Rows:
+        """Return a number for every unit, the same for units made together or united."""
+        table = np.array([self._kind_root(k) for k in range(len(self._kinds))], np.int32)
+        return table[self._kind[units]]
+
+    def _kind_root(self, kind: int) -> int:
+        while self._kinds[kind] != kind:
+            self._kinds[kind] = kind = self._kinds[self._kinds[kind]]
+        return kind
+
+    # Learning.
+
+    def freeze(self, axis: Axis, why: Reason) -> None:
+        """Say that no position of an axis can go."""
+        self._freeze(self.resolve(axis), why)
+
+    def _freeze(self, rows: Rows, why: Reason) -> None:
+        """Freeze all units in resolved rows."""
+        units = rows[rows != NONE]
+        if units.size:
+            self._frozen[units] = len(self.reasons)
+            self.reasons.append(why)
+
+    def freeze_covering(self, axis: Axis, why: Reason) -> None:
+        """Say that units which own every position of an axis cannot go: nothing would be left."""
+        rows = self.resolve(axis)
+        if rows.size:
+            units, counts = np.unique(rows[rows != NONE], return_counts=True)
+            self._freeze(units[counts == len(rows)], why)
+
+    def couple(self, one: Axis, other: Axis, why: Reason) -> None:
+        """Say that a position of one axis goes if and only if the same position of the other goes.
+
+        Args:
+            one: an axis.
+            other: an axis of the same size.
+            why: the reason to note where a position of either can never go.
+
+        Raises:
+            AnalysisError: the axes are of different sizes.
+        """
+        if one.size != other.size:
+            raise AnalysisError(f"axes of {one.size} and {other.size} positions cannot be coupled")
+        if one.rows is other.rows:
+            return
+        if one.is_whole or other.is_whole:
+            live, whole = (other, one) if one.is_whole else (one, other)
+            if not live.is_whole:
+                self.freeze(live, replace(why, because=whole.why and (whole.why.because or whole.why)))
+            return
+        known = len(self.reasons)
+        for _ in range(_MAX_ROUNDS):
+            if self._couple_once(self.resolve(one), self.resolve(other), why):
+                break
+        else:
+            self.freeze(one, why)
+            self.freeze(other, why)
+        if len(self.reasons) > known:
+            roots = [r.because or r for r in self.reasons_of(one) + self.reasons_of(other) if r not in self.reasons[known:]]
+            self.reasons[known:] = [replace(r, because=roots[0] if roots else None) for r in self.reasons[known:]]
+
+    def _couple_once(self, a: Rows, b: Rows, why: Reason) -> bool:
+        """Bring two resolved axes closer to being equal; tell whether they are now."""
+        if a.shape == b.shape and a.shape[1] <= 1:
+            self._couple_columns(a, b, why)
+            return True
+        rest_a, rest_b = _without_common(a, b)
+        if not rest_a.shape[1] and not rest_b.shape[1]:
+            return True
+        if pairs := _same_partition(rest_a, rest_b):
+            for i, j in pairs:
+                self._unite(rest_a[:, i], rest_b[:, j])
+            return False
+        for single, many in ((rest_b, rest_a), (rest_a, rest_b)):
+            if single.shape[1] == 1 and many.shape[1] > 1 and self._substitute_rows(single[:, 0], many):
+                return False
+        empty_a, empty_b = (rest_a == NONE).all(1), (rest_b == NONE).all(1)
+        if (empty_a & ~empty_b).any() or (empty_b & ~empty_a).any():
+            self._settle_rest(rest_a[empty_b], a[empty_b], why)
+            self._settle_rest(rest_b[empty_a], b[empty_a], why)
+            return False
+        # Nothing finer is known to hold: all units of a row go together.
+        both = np.concatenate([rest_a, rest_b], 1)
+        first = both[np.arange(len(both)), (both != NONE).argmax(1)]
+        for column in both.T:
+            self._unite(column, first)
+        return False
+
+    def _couple_columns(self, a: Rows, b: Rows, why: Reason) -> None:
+        """Couple two resolved axes of at most one unit a position."""
+        if a.shape[1]:
+            lone = (a == NONE) != (b == NONE)
+            self._freeze(a[lone], why)
+            self._freeze(b[lone], why)
+            self._unite(a[:, 0], b[:, 0])
+
+    def _settle_rest(self, rest: Rows, full: Rows, why: Reason) -> None:
+        """Make rows go only when those units of theirs go that the other side has too.
+
+        A unit that always comes with the same other unit can go along with it; any other must stay.
+        """
+        for column in rest.T:
+            used = column != NONE
+            partner = None
+            for other in full[used].T:
+                if not (other == NONE).any() and not np.isin(other, rest).any() and _determines(column[used], other):
+                    partner = other
+            if partner is None:
+                self._freeze(column[used], why)
+            else:
+                self._unite(column[used], partner)
+
+    def _substitute_rows(self, single: Rows, many: Rows) -> bool:
+        """Let each unit of a column stand for the set of units that the same row of ``many`` has, if that is sound."""
+        if (single == NONE).any() or (many == NONE).all(1).any() or np.isin(single, many).any():
+            return False
+        first = _first_equal(single)
+        if not np.array_equal(np.sort(many, 1), np.sort(many[first], 1)):
+            return False  # a unit that meets two different sets
+        at = np.unique(first)
+        units, sets = single[at], many[at]
+        sets = np.take_along_axis(sets, np.argsort(sets == NONE, 1, kind="stable"), 1)  # fillers last
+        while sets.shape[1] > 2:
+            tail, some = self.fresh(len(units)).rows[:, 0], sets[:, -2] != NONE
+            self._stand_for(tail[some], sets[some, -2:])
+            sets = np.concatenate([sets[:, :-2], np.where(some, tail, NONE)[:, None]], 1)
+        self._stand_for(units, sets)
+        return True
+
+    def _stand_for(self, units: Rows, parts: Rows) -> None:
+        """Replace units by the pairs in ``parts``; ``NONE`` comes second in a pair, if at all."""
+        self._parts[units] = parts
+
+    def _unite(self, a: Rows, b: Rows) -> None:
+        """Make units equal pairwise; places with a ``NONE`` on either side are left out."""
+        a, b = self.find(a), self.find(b)
+        use = (a != b) & (a != NONE) & (b != NONE)
+        if not use.any():
+            return
+        a, b = a[use], b[use]
+        self._unite_kinds(self._kind[a], self._kind[b])
+        while len(a):
+            low, high = np.minimum(a, b), np.maximum(a, b)
+            np.maximum.at(self._frozen, low, self._frozen[high])
+            # Of several claims on one unit the smallest wins; the next round carries the others on.
+            np.minimum.at(self._parent, high, low)
+            a, b = self.find(a), self.find(b)
+            rest = a != b
+            a, b = a[rest], b[rest]
+
+    def _unite_kinds(self, a: Rows, b: Rows) -> None:
+        for pair in np.unique(a.astype(np.int64) << 32 | b.astype(np.int64)).tolist():
+            one, other = self._kind_root(pair >> 32), self._kind_root(pair & 0xFFFFFFFF)
+            self._kinds[max(one, other)] = min(one, other)
+
+    def split(self, axis: Axis, outer: int, why: Reason) -> tuple[Axis, Axis]:
+        """Split an axis in two, as a view of a*b positions as (a, b) does.
+
+        Units that do not vary along one of the two go to the other. A unit for each pair of positions is replaced: it
+        stands from now on for a new unit of the first axis together with a new one of the second.
+
+        Args:
+            axis: the axis.
+            outer: the size of the first, outer axis; divides the size of ``axis``.
+            why: the reason to note where units have to freeze.
+
+        Returns:
+            The outer and the inner axis; merging them gives rows equal to those of ``axis``.
+
+        Raises:
+            AnalysisError: ``outer`` does not divide the size.
+        """
+        if outer < 1 or axis.size % outer:
+            raise AnalysisError(f"an axis of {axis.size} positions cannot be split into {outer} parts")
+        inner = axis.size // outer
+        if axis.is_whole or outer == 1 or inner == 1:
+            one = Axis.whole(1, axis.why)
+            if inner == 1:
+                return axis, one
+            return (one, axis) if outer == 1 else (Axis.whole(outer, axis.why), Axis.whole(inner, axis.why))
+        for _ in range(_MAX_ROUNDS):
+            rows = self.resolve(axis).reshape(outer, inner, -1)
+            along_outer = (rows == rows[:, :1]).all((0, 1))
+            along_inner = (rows == rows[:1]).all((0, 1))
+            # A unit that every position has can never go; it would take all of them.
+            both = along_outer & along_inner
+            if both.any():
+                self._freeze(rows[0, 0, both], why)
+                continue
+            mixed = np.flatnonzero(~along_outer & ~along_inner)
+            if not len(mixed):
+                return Axis(rows[:, 0, along_outer], axis.why), Axis(rows[0][:, along_inner], axis.why)
+            self._factor(rows[:, :, mixed[0]], why)
+        self.freeze(axis, why)
+        return Axis.whole(outer, why), Axis.whole(inner, why)
+
+    def _factor(self, units: Rows, why: Reason) -> None:
+        """Let every unit of an (a, b) array stand for one new unit of its row and one of its column."""
+        a, b = units.shape
+        first_of, second_of = self.fresh(a).rows[:, 0], self.fresh(b).rows[:, 0]
+        flat = units.reshape(-1)
+        row, column = np.divmod(np.arange(a * b), b)
+        first = _first_equal(flat)
+        # A unit in several places stands for the same pair in all of them.
+        self._unite(first_of[row], first_of[row[first]])
+        self._unite(second_of[column], second_of[column[first]])
+        at = np.unique(first[flat != NONE])
+        self._stand_for(flat[at], np.stack([self.find(first_of[row[at]]), self.find(second_of[column[at]])], 1))
+        if (flat == NONE).any():
+            self._freeze(self.find(first_of[row[flat == NONE]]), why)
+            self._freeze(self.find(second_of[column[flat == NONE]]), why)
+
+
+def _distinct(rows: Rows) -> Rows:
+    """Return rows without repeated units and without empty columns."""
+    if rows.shape[1] > 1:
+        for j in range(1, rows.shape[1]):
+            repeated = (rows[:, j : j + 1] == rows[:, :j]).any(1)
+            if repeated.any():
+                rows[repeated, j] = NONE
+    used = (rows != NONE).any(0)
+    return rows if used.all() else np.ascontiguousarray(rows[:, used])
+
+
+def _without_common(a: Rows, b: Rows) -> tuple[Rows, Rows]:
+    """Return two resolved axes without the units that they share row by row."""
+    equal = (a[:, :, None] == b[:, None, :]) & (a != NONE)[:, :, None]
+    return _distinct(np.where(equal.any(2), NONE, a)), _distinct(np.where(equal.any(1), NONE, b))
+
+
+def _first_equal(column: Rows) -> Index:
+    """Return for every entry the place of the first entry equal to it."""
+    _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]
+
+
+def _determines(column: Rows, other: Rows) -> bool:
+    """Tell whether entries that are equal in ``column`` are equal in ``other``."""
+    return np.array_equal(other, other[_first_equal(column)])
+
+
+def _same_partition(a: Rows, b: Rows) -> list[tuple[int, int]]:
+    """Return pairs of columns that group the positions alike and have their gaps at the same places."""
+    shapes_a, shapes_b = ([(_first_equal(c), c == NONE) for c in rows.T] for rows in (a, b))
+    pairs: list[tuple[int, int]] = []
+    for i, (groups, gaps) in enumerate(shapes_a):
+        for j, (other_groups, other_gaps) in enumerate(shapes_b):
+            if j in [taken for _, taken in pairs] or not np.array_equal(gaps, other_gaps):
+                continue
+            if np.array_equal(groups, other_groups):
+                pairs.append((i, j))
+                break
+    return pairs

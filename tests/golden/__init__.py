@@ -1,0 +1,1 @@
+"""Small networks, each with the groups of its dependency analysis worked out by hand."""
