@@ -430,3 +430,24 @@ def test_ordered_dict_of_modules_keeps_its_order() -> None:
     layers = collections.OrderedDict[str, nn.Module]([("b", nn.Linear(2, 2)), ("a", nn.Linear(2, 2))])
     gm = fxprune.capture(nn.Sequential(layers), torch.randn(1, 2))
     assert list(gm.state_dict()) == ["b.weight", "b.bias", "a.weight", "a.bias"]
+
+
+class AsksForValues(nn.Module):
+    """Looks at its input unless it is being exported, as models do that skip a mask of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting() and bool((x == 0).all()):
+            return self.fc(x) * 1
+        return self.fc(x)
+
+
+def test_a_model_that_asks_for_values_is_captured_on_the_meta_device_with_a_warning() -> None:
+    with torch.device("meta"):
+        model, x = AsksForValues().eval(), torch.empty(2, 4)
+    with pytest.warns(fxprune.CaptureWarning, match="could not be compared with the model on the meta device"):
+        gm = fxprune.capture(model, x)
+    assert gm(torch.empty(5, 4, device="meta")).shape == (5, 3)

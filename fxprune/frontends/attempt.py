@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
@@ -32,6 +32,12 @@ class Example:
     def training(self) -> bool:
         """The mode of the model, asked for without being noticed as code of the model would be."""
         return bool(vars(self.model)["training"])
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether all tensors are on the meta device, so that the model can hardly run."""
+        tensors = [*self.model.parameters(), *self.model.buffers(), *pytree.tree_leaves((self.args, self.kwargs))]
+        return all(tensor.is_meta for tensor in tensors if isinstance(tensor, Tensor))
 
     def sample(self, first: int) -> Example:
         """Return the example with only the ``first`` samples of its batch."""
@@ -91,7 +97,11 @@ def by_export(example: Example) -> Attempt:
             changes = _check_first(example, attempt.gm)
             _check_if_possible(example.sample(1), attempt.gm)
         except CaptureError as error:
-            reason = str(error)
+            if isinstance(error, ModelError) and example.is_meta:
+                # Code may ask for values unless it is being exported; the meta device has none.
+                attempt.notes.append(f"the graph could not be compared with the model on the meta device: {error}")
+            else:
+                reason = str(error)
     if reason is not None:
         attempt, _ = _export(example, free_batch=False)
         changes = _check(example, attempt.gm)

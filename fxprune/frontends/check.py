@@ -1,4 +1,4 @@
-"""Runs a freshly traced graph beside its model, on the example inputs.
+"""Checks a freshly traced graph against its model, on the example inputs: as programs, or else by running both.
 
 Symbolic tracing runs the model's code on stand-ins for tensors. Code that asks what kind of object it was given may take
 another path with them, and no error says so; only the result does.
@@ -7,7 +7,7 @@ another path with them, and no error says so; only the result does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,50 +19,58 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.effects import writes_to_parameters
+from fxprune.frontends.program import same_program
+from fxprune.frontends.standins import Form
 from fxprune.frontends.untouched import Changes, fixed_seed, untouched
+
+Look = Callable[[Tensor], Any]
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and notes on each node what its value looks like, as a fake tensor."""
+    """Runs a graph and notes on each node what its value looks like: ``look`` of each tensor."""
 
-    def __init__(self, gm: fx.GraphModule, record: bool) -> None:
+    def __init__(self, gm: fx.GraphModule, look: Look | None) -> None:
         super().__init__(gm)
-        self.record = record
-        self.mode = FakeTensorMode()
+        self.look = look
         self.at: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         self.at = n
         value = super().run_node(n)
-        if self.record:
-            n.meta["val"] = pytree.tree_map(self._look, value)
+        if self.look is not None:
+            n.meta["val"] = _map_tensors(self.look, value)
         return value
 
-    def _look(self, leaf: Any) -> Any:
-        return self.mode.from_tensor(leaf.detach(), static_shapes=True) if type(leaf) in (Tensor, nn.Parameter) else leaf
+
+def _map_tensors(look: Look, value: Any) -> Any:
+    return pytree.tree_map(lambda leaf: look(leaf) if type(leaf) in (Tensor, nn.Parameter) else leaf, value)
 
 
 class _Run(nn.Module):
     """The graph under an interpreter, as a module, so that its tensors can be replaced for one call."""
 
-    def __init__(self, gm: fx.GraphModule, record: bool) -> None:
+    def __init__(self, gm: fx.GraphModule, look: Look | None) -> None:
         super().__init__()
         self.gm = gm
-        self.recorder = _Recorder(gm, record)
+        self.recorder = _Recorder(gm, look)
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs: list[Any] = list(inspect.signature(self.gm.forward).bind(*args, **kwargs).arguments.values())
         if isinstance(self.gm.graph._codegen, _PyTreeCodeGen):
             inputs = pytree.tree_leaves(inputs)
-        return self.gm.graph.process_outputs(self.recorder.run(*inputs, enable_io_processing=False))
+        try:
+            return self.gm.graph.process_outputs(self.recorder.run(*inputs, enable_io_processing=False))
+        finally:
+            self.recorder.env, self.recorder.args_iter = {}, iter(())  # keeps no tensor alive
 
 
 def check_against_model(
     gm: fx.GraphModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, record: bool = False
 ) -> Changes:
-    """Run both on the example, and compare results and effects.
+    """Compare the results and effects of both on the example.
 
-    Neither changes, nor do the inputs: all are copied for the time of the run. Both draw the same random numbers.
+    If they call the same operators on the same arguments, that is all. If not, or if that cannot be told, both are run: they
+    may still compute the same in other ways. Neither changes, nor do the inputs: all are copied or stood in for.
 
     Args:
         gm: the graph; its forward takes what the model's takes.
@@ -78,9 +86,27 @@ def check_against_model(
         CaptureError: the graph fails, naming node, operation and shapes; or it gives another result than the model.
         ModelError: the model fails.
     """
-    run = _Run(gm, record)
+    mode = FakeTensorMode()
+    changes = same_program(_Run(gm, Form.of if record else None), model, args, kwargs, _alike)
+    if changes is None:
+        return _check_numbers(_Run(gm, _faker(mode) if record else None), model, args, kwargs)
+    for node in gm.graph.nodes if record else ():
+        node.meta["val"] = pytree.tree_map(
+            lambda leaf: leaf.fake(mode) if isinstance(leaf, Form) else leaf,
+            node.meta["val"],
+            is_leaf=lambda value: isinstance(value, Form),
+        )
+    return changes
+
+
+def _faker(mode: FakeTensorMode) -> Look:
+    return lambda tensor: mode.from_tensor(tensor.detach(), static_shapes=True)
+
+
+def _check_numbers(run: _Run, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes:
+    """Run both on copies, drawing the same random numbers, and compare what comes out."""
     failure: CaptureError | None = None
-    writes = writes_to_parameters(gm)
+    writes = writes_to_parameters(run.gm)
     ours_state = _copied_state(run, writes)
     try:
         with torch.no_grad(), fixed_seed(model):
@@ -96,7 +122,7 @@ def check_against_model(
         raise ModelError(f"the model itself fails on the example inputs: {error}") from error
     if failure is not None:
         raise failure
-    if not _alike(ours, theirs):
+    if not _alike(ours, theirs, _close):
         raise CaptureError("the graph does not give the model's result on the example inputs")
     changed = [name for name, t in theirs_state.items() if not _close(ours_state[f"gm.{name}"], t)]
     if changed:
@@ -131,10 +157,10 @@ def _describe(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _alike(ours: Any, theirs: Any) -> bool:
-    """Tell whether two results are of the same types and, up to rounding, of the same values."""
+def _alike(ours: Any, theirs: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
+    """Tell whether two results are of the same types, their tensors the ``same`` and all else equal."""
     if isinstance(theirs, Tensor):
-        return isinstance(ours, Tensor) and _close(ours, theirs)
+        return isinstance(ours, Tensor) and same(ours, theirs)
     if (
         type(ours) is not type(theirs)
         and not (isinstance(ours, list) and isinstance(theirs, list))
@@ -142,11 +168,11 @@ def _alike(ours: Any, theirs: Any) -> bool:
     ):
         return False
     if isinstance(theirs, Mapping):
-        return ours.keys() == theirs.keys() and all(_alike(ours[k], theirs[k]) for k in theirs)
+        return ours.keys() == theirs.keys() and all(_alike(ours[k], theirs[k], same) for k in theirs)
     if isinstance(theirs, list | tuple):
-        return len(ours) == len(theirs) and all(map(_alike, ours, theirs))
+        return len(ours) == len(theirs) and all(_alike(a, b, same) for a, b in zip(ours, theirs, strict=True))
     if hasattr(theirs, "__dict__"):
-        return _alike(vars(ours), vars(theirs))
+        return _alike(vars(ours), vars(theirs), same)
     return bool(ours == theirs)
 
 

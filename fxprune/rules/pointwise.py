@@ -103,8 +103,8 @@ POINTWISE = Pointwise()
 # Element-wise, though torch does not tag them so.
 register(
     overloads(
-        "_to_copy to.dtype to.dtype_layout to.device to.other contiguous clone detach alias lift lift_fresh lift_fresh_copy "
-        "type_as _conj resolve_conj resolve_neg conj _neg_view real imag positive "
+        "_to_copy to.dtype to.dtype_layout to.device contiguous clone detach alias lift lift_fresh lift_fresh_copy "
+        "_conj resolve_conj resolve_neg conj _neg_view real imag positive "
         "copy_ fill_.Scalar fill_.Tensor zero_ fill.Scalar fill.Tensor masked_fill_.Scalar masked_fill_.Tensor zero "
         "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ rrelu prelu_ softplus "
         "mish mish_ logit threshold threshold_ leaky_relu_ log_sigmoid log_sigmoid_forward hardshrink softshrink tanhshrink "

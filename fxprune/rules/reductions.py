@@ -76,6 +76,13 @@ def _glu(call: Call) -> str:
     return f"{' '.join(halves)} -> {' '.join(names)}"
 
 
+def _transformed(call: Call) -> str:
+    """Return the pattern of a Fourier transform: every position along the transformed dimensions counts."""
+    dims = [d % len(call.operand(0)) for d in call["dim"]]
+    before, after = ([f"!{n}{k}" if k in dims else f"x{k}" for k in range(len(call.operand(0)))] for n in "nm")
+    return f"{' '.join(before)} -> {' '.join(after)}"
+
+
 def _top(call: Call) -> str:
     d = call.dim()
     before, after = ([f"!{n}" if k == d else f"x{k}" for k in range(len(call.operand(0)))] for n in ("n", "t"))
@@ -83,6 +90,7 @@ def _top(call: Call) -> str:
 
 
 register(overloads("glu"), Pattern(_glu, "(!h x) -> x", zeros="0", sizes=lambda call: {"h": 2}))
+register(overloads("_fft_c2c _fft_r2c _fft_c2r"), Pattern(_transformed, "x !n -> x !m", zeros="0"))
 register(overloads("topk"), Pattern(_top, "x !n -> x !k, x !k", zeros="n"))
 register(overloads("cdist _cdist_forward"), Pattern("...b p !m, ...b r !m -> ...b p r", zeros="n"))
 register(overloads("cosine_similarity"), Pattern("...x !c, ...x !c -> ...x", zeros="0*1"))

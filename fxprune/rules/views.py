@@ -68,7 +68,14 @@ class View:
         label = call.operand(0)
         if 0 in label.shape:
             return [Label.whole(call.shapes[0])]
-        return [reshape(call, label, call.shapes[0])]
+        return [_like_other(call, reshape(call, label, call.shapes[0]))]
+
+
+def _like_other(call: Call, label: Label) -> Label:
+    """Couple a result with the second operand where there is one, which gave the shape (``view_as``, ``expand_as``)."""
+    for one, other in zip(label.axes, call.operand(1).axes if len(call.operands) > 1 else (), strict=False):
+        call.couple(one, other)
+    return label
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class Expand:
             else:
                 axes.append(call.units.fresh(size) if size > 1 else Axis.whole(size))
                 states.append(Zero.FINITE)
-        return [Label(tuple(axes), tuple(states))]
+        return [_like_other(call, Label(tuple(axes), tuple(states)))]
 
 
 def _keep_or_freeze(call: Call) -> str:
@@ -157,6 +164,8 @@ register(overloads("transpose.int transpose_copy.int swapdims"), Move("a b -> b 
 register(overloads("swapaxes"), Move("a b -> b a", _swap("axis0", "axis1")))
 register(overloads("movedim.int movedim.intlist moveaxis.int moveaxis.intlist"), Move("a b c -> b c a", _move))
 register(overloads("t numpy_T t_copy"), Move("a b -> b a", lambda call: range(len(call.operand(0)))[::-1]))
+# Only the dtype or the device of the other operand counts.
+register(overloads("type_as to.other"), Move("x, _ -> x", lambda call: range(len(call.operand(0)))))
 register(overloads("mT adjoint mH"), Move("...x a b -> ...x b a", _swap_last))
 register(overloads("view.dtype"), Pattern(_keep_or_freeze, "...x !a -> ...x !b", zeros="0"))
 register(overloads("view_as_complex view_as_complex_copy"), Pattern("...x !c -> ...x", zeros="0"))

@@ -1,0 +1,154 @@
+"""What operators do to tensors whose values nobody computes: the forms of their results, and which tensors they write to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fxprune.modules import map_aggregate
+
+
+class IncomparableError(Exception):
+    """The program depends on what tensors without values do not have, or does what value numbering does not follow."""
+
+
+class Form(NamedTuple):
+    """What there is to know about a tensor without its values."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Form:
+        """Return the form of ``tensor``; raises IncomparableError if it is not an ordinary dense tensor."""
+        unusual = tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg()
+        if unusual or tensor.is_meta:
+            raise IncomparableError(f"a tensor that is not in plain memory: {tensor.layout}, {tensor.device}")
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+
+    def fake(self, mode: FakeTensorMode) -> Tensor:
+        """Return a fake tensor of this form; much faster than to convert one."""
+        return FakeTensor(mode, torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta"), self.device)
+
+    def stand_in(self) -> Tensor:
+        """Return a tensor of this form whose memory Python cannot get at."""
+        tensor = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+        torch._C._set_throw_on_mutable_data_ptr(tensor)
+        return tensor
+
+
+def alike(a: Form | None, b: Form) -> bool:
+    """Tell whether tensors of these forms can hold the same values; how they lie in memory does not matter."""
+    return a is not None and (a.size, a.dtype, a.device) == (b.size, b.dtype, b.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One output of an operator: one of its arguments; or of this form, maybe in the memory of one of them; or plain."""
+
+    argument: int | None = None
+    form: Form | None = None
+    shares: int | None = None
+    plain: Any = None
+
+
+Outputs = tuple[list[Output], pytree.TreeSpec]
+
+
+class Propagation:
+    """The outputs of operators by the forms of their arguments, found out once for each."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Outputs] = {}
+        # A fallback kernel would compute with real tensors, and is not asked whether the result's form depends on values.
+        self._mode = FakeTensorMode(allow_fallback_kernels=False)
+
+    def outputs(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Outputs:
+        """Return what ``func`` gives; ``inputs`` are the tensors among its arguments, ``frozen`` stands for all else."""
+        first: dict[int, int] = {}
+        key = (func, frozen, *((first.setdefault(id(t), i), form) for i, (t, form) in enumerate(inputs)))
+        if key not in self._known:
+            self._known[key] = self._propagate(func, inputs, args, kwargs)
+        return self._known[key]
+
+    def _propagate(self, func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Outputs:
+        fake_of = {id(t): form.fake(self._mode) for t, form in inputs}
+        fakes = [fake_of[id(t)] for t, _ in inputs]
+        args, kwargs = map_aggregate((args, kwargs), lambda a: fake_of.get(id(a), a))
+        with self._mode:
+            leaves, spec = pytree.tree_flatten(func(*args, **kwargs))
+        if any(form != Form.of(fake) for fake, (_, form) in zip(fakes, inputs, strict=True)):
+            raise IncomparableError(f"{func} changes the shape of its argument")
+        outputs = []
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                outputs.append(Output(plain=leaf))
+                continue
+            same = [i for i, fake in enumerate(fakes) if fake is leaf]
+            shares = [i for i, fake in enumerate(fakes) if storage(fake) == storage(leaf)]
+            if same:
+                outputs.append(Output(argument=same[0]))
+            else:
+                outputs.append(Output(form=_form_of_fake(leaf), shares=shares[0] if shares else None))
+        return outputs, spec
+
+
+def _form_of_fake(fake: Tensor) -> Form:
+    if not isinstance(fake, FakeTensor):
+        raise IncomparableError("an operator made a tensor of its own")
+    return Form.of(fake)
+
+
+def storage(tensor: Tensor) -> int:
+    """Return the address of the storage of ``tensor``, the same for all that share memory."""
+    address: int = tensor.untyped_storage()._cdata
+    return address
+
+
+def frozen(value: Any, tensors: list[Tensor]) -> Any:
+    """Return a hashable form of arguments, without the tensors, which are added to ``tensors``."""
+    kind = type(value)
+    if kind in (Tensor, nn.Parameter):
+        tensors.append(value)
+        return Tensor
+    if kind in (tuple, list):
+        return (*[frozen(v, tensors) for v in value],)
+    if kind is dict:
+        return (*[(k, frozen(v, tensors)) for k, v in value.items()],)
+    if kind in (bool, int, str):
+        return kind, value
+    if kind in (float, complex):
+        return kind, repr(value)  # 0.0 == -0.0
+    if value is None or kind in (torch.dtype, torch.layout, torch.device, torch.memory_format):
+        return value
+    raise IncomparableError(f"an argument of type {kind.__name__}")
+
+
+def functional(func: Any) -> Any:
+    """Return the operator that returns what ``func`` leaves in its first argument; None if there is none."""
+    name = func._schema.name.partition("::")[2]
+    packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
+    found: Any = getattr(packet, func._overloadname, None)
+    if found is None or found._schema.is_mutable or len(found._schema.returns) != 1:
+        return None
+    return found if [a.name for a in found._schema.arguments] == [a.name for a in func._schema.arguments] else None
+
+
+def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """Yield the tensors that a call writes to."""
+    arguments = func._schema.arguments
+    values = {a.name: args[i] if i < len(args) else kwargs.get(a.name) for i, a in enumerate(arguments)}
+    for argument in arguments:
+        says_so = argument.alias_info is not None and argument.alias_info.is_write
+        # The schemas of batch normalisation do not say that it updates its statistics.
+        statistics = argument.name in ("running_mean", "running_var") and values.get("training") is not False
+        if says_so or statistics:
+            yield from (v for v in pytree.tree_leaves(values[argument.name]) if isinstance(v, Tensor))

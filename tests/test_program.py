@@ -1,0 +1,429 @@
+"""A graph and its model compared as programs: what is told apart, what needs numbers, and what stays as it was."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
+
+import fxprune
+from fxprune.frontends import check
+from fxprune.frontends.check import check_against_model
+from tests.compare import relative_error
+from tests.nets import ConvNet, SequenceNet
+
+
+class NumbersError(AssertionError):
+    """Numbers were asked for."""
+
+
+@pytest.fixture
+def no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise NumbersError
+
+    monkeypatch.setattr(check, "_check_numbers", fail)
+
+
+@pytest.fixture
+def numbers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with each check by numbers."""
+    asked: list[str] = []
+    checked = check._check_numbers
+
+    def note(run: Any, model: nn.Module, *args: Any) -> Any:
+        asked.append(type(model).__name__)
+        return checked(run, model, *args)
+
+    monkeypatch.setattr(check, "_check_numbers", note)
+    return asked
+
+
+class Net(nn.Module):
+    """Does a little of everything."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.m = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.l(x)) - self.m(x)
+        self.average.mul_(0.9)
+        self.average.add_(y.mean(0), alpha=0.1)
+        noise = torch.rand_like(y) + torch.randn_like(y)
+        y = F.dropout(torch.cat([y, y * 2.0], 1), 0.5, True)[:, 2:6]
+        y += noise
+        return y.relu() + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def x() -> Tensor:
+    return torch.randn(3, 4)
+
+
+def only(gm: fx.GraphModule, target: Any) -> fx.Node:
+    [node] = [n for n in gm.graph.nodes if n.target == target or n.target is target]
+    return node
+
+
+def another_operator(gm: fx.GraphModule) -> None:
+    only(gm, "relu").target = "tanh"
+
+
+def swapped_operands(gm: fx.GraphModule) -> None:
+    node = only(gm, operator.sub)
+    node.args = (node.args[1], node.args[0])
+
+
+def another_number(gm: fx.GraphModule) -> None:
+    only(gm, operator.mul).args = (only(gm, operator.mul).args[0], 2)
+
+
+def another_slice(gm: fx.GraphModule) -> None:
+    node = next(n for n in gm.graph.nodes if n.target is operator.getitem)
+    node.args = (node.args[0], (slice(None), slice(3, 7)))
+
+
+def another_constant(gm: fx.GraphModule) -> None:
+    node = next(n for n in gm.graph.nodes if n.op == "get_attr" and "constant" in str(n.target))
+    setattr(gm, str(node.target), torch.tensor([1.0, 2.0, 3.0, 5.0]))
+
+
+def another_parameter(gm: fx.GraphModule) -> None:
+    only(gm, "l").target = "m"
+
+
+def another_eps(gm: fx.GraphModule) -> None:
+    gm.norm.eps = 1e-4  # type: ignore[union-attr]
+
+
+def dropped_update(gm: fx.GraphModule) -> None:
+    gm.graph.erase_node(only(gm, "add_"))
+
+
+def dropped_statistics(gm: fx.GraphModule) -> None:
+    gm.norm.training = False  # type: ignore[union-attr]
+
+
+def swapped_updates(gm: fx.GraphModule) -> None:
+    mul, add = only(gm, "mul_"), only(gm, "add_")
+    add.append(mul)
+
+
+def other_layout(gm: fx.GraphModule) -> None:
+    draw = only(gm, torch.rand_like)
+    with gm.graph.inserting_before(draw):
+        transposed = gm.graph.call_method("t", draw.args)
+        copied = gm.graph.call_method("contiguous", (transposed,))
+        draw.args = (gm.graph.call_method("t", (copied,)),)
+
+
+def swapped_draws(gm: fx.GraphModule) -> None:
+    rand, randn = only(gm, torch.rand_like), only(gm, torch.randn_like)
+    randn.append(rand)
+
+
+def earlier_draw(gm: fx.GraphModule) -> None:
+    dropout = only(gm, F.dropout)
+    dropout.append(only(gm, torch.rand_like))
+    only(gm, torch.rand_like).append(only(gm, torch.randn_like))
+    noise = next(n for n in gm.graph.nodes if only(gm, torch.randn_like) in n.all_input_nodes)
+    only(gm, torch.randn_like).append(noise)
+
+
+def another_structure(gm: fx.GraphModule) -> None:
+    output = gm.graph.output_node()
+    output.args = ((output.args[0],),)
+
+
+CHANGES = [
+    another_operator,
+    swapped_operands,
+    another_number,
+    another_slice,
+    another_constant,
+    another_parameter,
+    another_eps,
+    dropped_update,
+    dropped_statistics,
+    swapped_updates,
+    other_layout,
+    swapped_draws,
+    earlier_draw,
+    another_structure,
+]
+
+
+@pytest.mark.usefixtures("no_numbers")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_wrong_graph_is_not_the_same_program(change: Callable[[fx.GraphModule], None]) -> None:
+    model = Net().train()
+    gm = fxprune.capture(model, y := x(), frontend="trace")
+    check_against_model(gm, model, (y,), {})
+    change(gm)
+    gm.graph.lint()
+    with pytest.raises(NumbersError):
+        check_against_model(gm, model, (y,), {})
+
+
+@pytest.mark.usefixtures("no_numbers")
+@pytest.mark.parametrize(
+    ("kind", "example", "frontend", "training"),
+    [
+        (Net, x, "trace", True),
+        (Net, x, "export", False),
+        (ConvNet, lambda: torch.randn(2, 3, 6, 6), "trace", True),
+        (ConvNet, lambda: torch.randn(2, 3, 6, 6), "export", True),
+        (SequenceNet, lambda: torch.randint(0, 11, (2, 5)), "trace", False),
+    ],
+)
+def test_right_graphs_need_no_numbers(kind: type[nn.Module], example: Any, frontend: Any, training: bool) -> None:
+    fxprune.capture(kind().train(training), example(), frontend=frontend)
+
+
+@pytest.mark.usefixtures("no_numbers")
+def test_independent_calls_may_come_in_another_order_and_dead_ones_may_go() -> None:
+    class Two(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            _ = self.l.weight.exp()
+            a, b = self.l(x), self.m(x)
+            return a * b
+
+    model = Two()
+    gm = fxprune.capture(model, y := x(), frontend="trace")
+    for node in [n for n in gm.graph.nodes if n.target == "exp"]:
+        gm.graph.erase_node(node)
+    only(gm, "m").append(only(gm, "l"))
+    check_against_model(gm, model, (y,), {})
+
+
+def clone_between(gm: fx.GraphModule) -> None:
+    view = only(gm, "view")
+    with gm.graph.inserting_before(view):
+        view.args = (gm.graph.call_method("clone", (view.args[0],)), *view.args[1:])
+
+
+def write_after(gm: fx.GraphModule) -> None:
+    only(gm, torch.neg).append(only(gm, "add_"))
+
+
+@pytest.mark.usefixtures("no_numbers")
+@pytest.mark.parametrize("change", [clone_between, write_after])
+def test_a_write_through_a_view_is_seen_in_what_it_shows(change: Callable[[fx.GraphModule], None]) -> None:
+    class Writes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.l(x)
+            y.view(-1).add_(1)
+            return torch.neg(y)
+
+    model = Writes()
+    gm = fxprune.capture(model, y := x(), frontend="trace")
+    check_against_model(gm, model, (y,), {})
+    change(gm)
+    with pytest.raises(NumbersError):
+        check_against_model(gm, model, (y,), {})
+
+
+@pytest.mark.usefixtures("no_numbers")
+def test_writes_to_different_parts_of_a_constant_are_different() -> None:
+    class Fills(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            made = torch.zeros(2, 4)
+            made[1] = self.l(x)[0]
+            return made + 1
+
+    class FillsOther(Fills):
+        def forward(self, x: Tensor) -> Tensor:
+            made = torch.zeros(2, 4)
+            made[0] = self.l(x)[0]
+            return made + 1
+
+    model, other = Fills(), FillsOther()
+    gm = fxprune.capture(model, y := x(), frontend="export")
+    other.l, other.m = model.l, model.m
+    check_against_model(gm, model, (y,), {})
+    with pytest.raises(NumbersError):
+        check_against_model(gm, other, (y,), {})
+
+
+class AsksForAValue(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) * (2 if x.sum().item() > -1e9 else 3)
+
+
+class AsksForAList(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) * (2 if sum(x[0].tolist()) > -1e9 else 3)
+
+
+class AsksForAnArray(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) * (2 if x.detach().numpy().sum() > -1e9 else 3)
+
+
+class WrapsInAParameter(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(nn.Parameter(x)) * 2
+
+
+class AsksForEquality(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) * (2 if torch.equal(x, x.clone()) else 3)
+
+
+class AsksForPlaces(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) * (2 if len(x.nonzero()) > 0 else 3)
+
+
+class Seeds(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return self.l(x) * 2 + 0 * torch.rand(4)
+
+
+def plain_graph(model: Net) -> fxprune.modules.CapturedModule:
+    class Plain(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x) * 2
+
+    plain = Plain()
+    plain.__dict__.update(model.__dict__)
+    return fxprune.capture(plain, x(), frontend="trace")
+
+
+KINDS = [AsksForAValue, AsksForAList, AsksForAnArray, AsksForEquality, AsksForPlaces, WrapsInAParameter, Seeds]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_depends_on_values_is_compared_by_numbers(kind: type[Net], numbers: list[str]) -> None:
+    model = kind()
+    gm = plain_graph(model)
+    assert numbers == []
+    check_against_model(gm, model, (x(),), {}, record=True)
+    assert numbers == [kind.__name__]
+    assert all(isinstance(n.meta["val"], FakeTensor) for n in gm.graph.nodes if n.op == "call_module")
+
+
+def test_constants_have_values(no_numbers: None) -> None:
+    class Linspace(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            for rate in torch.linspace(0, 1, 3):
+                x = self.l(x) * rate.item() if rate > 0.1 else x
+            return x
+
+    model = Linspace()
+    gm = fxprune.capture(model, y := x(), frontend="trace")
+    assert relative_error(gm(y), model(y)) == 0
+
+
+def test_code_that_asks_what_tensors_are_goes_the_way_of_a_real_run(no_numbers: None) -> None:
+    class Asks(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            kinds = type(x), type(self.l.weight), self.l.weight.requires_grad, x.device.type, x.is_leaf
+            assert kinds == (Tensor, nn.Parameter, True, "cpu", True)
+            return self.l(x) * 2
+
+    model = Asks()
+    check_against_model(plain_graph(model), model, (x(),), {})
+
+
+def test_attention_takes_the_fused_kernel_as_in_a_real_run(no_numbers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    calls: list[int] = []
+    fused = torch._native_multi_head_attention
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(args))
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "_native_multi_head_attention", note)
+    fxprune.capture(Attends().eval(), torch.randn(2, 3, 8), frontend="trace")
+    assert len(calls) == 2
+
+
+_seen: dict[str, Tensor] = {}
+
+
+@functools.lru_cache
+def positions(size: int) -> Tensor:
+    return torch.arange(size) * 2.0
+
+
+class Keeps(Net):
+    """Keeps what it computes on itself, and where nobody looks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nested: dict[str, dict[str, Tensor]] = {"a": {}}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.l(x) * positions(4)
+        self.last = self.l.weight + 1
+        made = torch.zeros(2, 4)
+        made[1] = y[1]
+        self.nested["a"].update(y=y, made=made, weight=self.l.weight)
+        _seen["view"] = y[:, :2]
+        return y
+
+
+@pytest.mark.usefixtures("no_numbers")
+def test_what_the_model_keeps_elsewhere_is_as_after_a_real_run() -> None:
+    class KeepsNothing(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x) * torch.tensor([0.0, 2.0, 4.0, 6.0])
+
+    model, like, y = Keeps(), KeepsNothing(), x()
+    like.__dict__.update({k: v for k, v in vars(model).items() if k != "nested"})
+    expected = like(y).detach()
+    gm = fxprune.capture(like, y, frontend="trace")
+    check_against_model(gm, model, (y,), {})
+    kept = model.nested["a"]
+    assert "last" not in vars(model)
+    assert torch.equal(positions(4), torch.arange(4) * 2.0)
+    assert torch.equal(kept["y"], expected)
+    assert torch.equal(kept["made"], torch.stack([torch.zeros(4), expected[1]]))
+    assert torch.equal(kept["weight"], model.l.weight)
+    assert torch.equal(_seen["view"], expected[:, :2])
+    kept["y"].numpy()
+
+
+@pytest.mark.usefixtures("no_numbers")
+def test_a_parameter_that_gets_other_data_is_noticed_and_keeps_its_own() -> None:
+    class Assigns(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.l.weight.data = self.l.weight.data * 2.0
+            return self.l(x) * 2
+
+    model = Assigns()
+    gm, before = plain_graph(model), model.l.weight.detach().clone()
+    with pytest.raises(NumbersError):
+        check_against_model(gm, model, (x(),), {})
+    assert torch.equal(model.l.weight, before)
+
+
+@pytest.mark.usefixtures("no_numbers")
+def test_values_are_recorded_as_fake_tensors() -> None:
+    gm = fxprune.capture(Net().train(), x(), frontend="trace")
+    values = {n.name: n.meta["val"] for n in gm.graph.nodes if isinstance(n.meta.get("val"), Tensor)}
+    assert all(isinstance(v, FakeTensor) and v.fake_mode is values["x"].fake_mode for v in values.values())
+    assert values["x"].shape == (3, 4)
+    assert values["cat"].shape == (3, 8)
+    assert values["cat"].device == torch.device("cpu")
