@@ -89,8 +89,9 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
     for g, block in enumerate(blocks):
         group_of[block], rank[block] = g, np.arange(len(block))
     members: list[list[tuple[int, int, Index]]] = [[] for _ in blocks]
+    sizes = [len(block) for block in blocks]
     for place in places:
-        for g, positions in _by_group(place, group_of, rank, [len(b) for b in blocks]):
+        for g, positions in _by_group(place, group_of, rank, sizes):
             members[g].append((place.tensor, place.dim, positions))
     flops = _flops(units, work, resolve)
     groups = [

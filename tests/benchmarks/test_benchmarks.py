@@ -1,0 +1,36 @@
+"""Every benchmark runs, in a short form; nothing here looks at times."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.benchmarks import analysis
+
+
+def test_depth() -> None:
+    rows = analysis.depth(layers=(1, 2), repeats=1)
+    assert [row["layers"] for row in rows] == [1, 2]
+    assert rows[0]["a layer, ratio"] == 1
+
+
+def test_usual_models() -> None:
+    rows = analysis.usual_models(repeats=1)
+    assert [row["model"] for row in rows] == ["resnet50", "vit_b_16"]
+    assert all(row["both s"] == pytest.approx(row["capture s"] + row["analysis s"]) for row in rows)
+
+
+def test_a_model_larger_than_the_machine() -> None:
+    (row,) = analysis.large(layers=2)
+    assert row["parameters, billion"] > 3
+    assert row["peak memory GiB"] < 4
+    assert row["in a group %"] == pytest.approx(100)
+
+
+def test_the_command_knows_its_benchmarks() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.benchmarks", "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "choose from" in done.stderr
+    assert "depth" in done.stderr
