@@ -21,14 +21,16 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxprune import state
+from fxprune.axes import Reason
 from fxprune.dependencies import Dependencies, MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError
 from fxprune.flops import Work, work_of
 from fxprune.modules import ByMode
-from fxprune.rules import POINTWISE, Call, Label, Zero, find_rule
+from fxprune.rules import POINTWISE, Call, Label, Rule, Zero, find_rule
 from fxprune.rules.call import tensors_in
+from fxprune.rules.registry import is_by_user
 from fxprune.sources import MAX_CONSTANT, Sources
-from fxprune.units import Reason, Units
+from fxprune.units import Units
 
 
 def analyze(gm: fx.GraphModule) -> Dependencies:
@@ -137,11 +139,12 @@ class _Watch(TorchDispatchMode):
         self.steps: list[Step] = []
         self.without_rule: dict[str, None] = {}
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}
+        self.origins: dict[int, Tensor] = {}  # the real tensor, by the memory of its twin
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
         self.sources = Sources(self.units)
-        masked = {id(m.orig): m.names[0] for m in state.all_masked(gm)}
-        for name, tensor in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)):
-            self._track(masked.get(id(tensor), name), tensor)
+        masked = [(name, m.orig) for m in state.all_masked(gm) for name in m.names]  # known under its own name first
+        for name, tensor in (*masked, *gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)):
+            self._track(name, tensor)
 
     # Where the run is.
 
@@ -219,8 +222,7 @@ class _Watch(TorchDispatchMode):
         if not returned:
             return result  # a check, or a size: nothing that could carry positions
         call = self._call(func, args, kwargs, returned)
-        labels = rule.apply(call) if rule is not None else self._unknown(call)
-        self._check(call, labels)
+        labels = self._apply(rule, call)
         self._record(call, labels, result)
         constants = self._evaluate(func, args, kwargs, returned)
         producer = len(self.steps) - 1
@@ -237,7 +239,9 @@ class _Watch(TorchDispatchMode):
         if id(leaf) not in self.twins:
             plain = type(leaf) in (Tensor, nn.Parameter) and leaf.layout is torch.strided
             # The real tensor is kept with its twin, so that no other can take its identity.
-            self.twins[id(leaf)] = (leaf, _fresh_fake(leaf, self.fake) if plain else self.fake.from_tensor(leaf))
+            twin = _fresh_fake(leaf, self.fake) if plain else self.fake.from_tensor(leaf)
+            self.twins[id(leaf)] = (leaf, twin)
+            self.origins[twin.untyped_storage()._cdata] = leaf
         return self.twins[id(leaf)][1]
 
     def _call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
@@ -256,9 +260,24 @@ class _Watch(TorchDispatchMode):
         shapes = [tuple(r.shape) for r in returned]
         return Call(func, arguments, operands, shapes, self.units, replace(self.here, op=str(func)))
 
-    def _unknown(self, call: Call) -> list[Label]:
-        """Keep whole all that an operator without a rule touches."""
-        why = call.why("an operator without a rule: see fxprune.register_rule")
+    def _apply(self, rule: Rule | None, call: Call) -> list[Label]:
+        """Return the labels of the results; where a rule of ours does not fit the call, nothing is known."""
+        if rule is None:
+            return self._unknown(call, "an operator without a rule: see fxprune.register_rule")
+        try:
+            labels = rule.apply(call)
+            self._check(call, labels)
+        except RuleError as error:
+            if is_by_user(call.op):
+                raise
+            call.mixings.clear()
+            call.axes = {}
+            return self._unknown(call, str(error))
+        return labels
+
+    def _unknown(self, call: Call, text: str) -> list[Label]:
+        """Keep whole all that a call touches."""
+        why = call.why(text)
         for label in call.operands:
             for axis in label.axes if label is not None else ():
                 if self.units.resolve(axis).size:
@@ -317,12 +336,12 @@ class _Watch(TorchDispatchMode):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             for tensor in tensors_in(value):
-                if isinstance(tensor, FakeTensor):
-                    for reference in self.aliases.get(tensor.untyped_storage()._cdata, ()):
-                        if (alias := reference()) is not None and alias is not tensor:
-                            _forget_values(alias)
-                elif tensor is not None:
-                    self.sources.forget_values(tensor)
+                memory = self._as_fake(tensor).untyped_storage()._cdata if tensor is not None else None
+                for reference in self.aliases.get(memory, ()) if memory is not None else ():
+                    if (alias := reference()) is not None and alias is not tensor:
+                        _forget_values(alias)
+                if memory in self.origins:
+                    self.sources.forget_values(self.origins[memory])
 
     def dependencies(self) -> Dependencies:
         """Return what was found."""

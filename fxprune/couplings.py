@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
 
+from fxprune.axes import NONE
 from fxprune.errors import AnalysisValueError
 from fxprune.rules.labels import Label
-from fxprune.units import NONE
 
 if TYPE_CHECKING:
     from fxprune.dependencies import Dependencies
@@ -80,8 +81,9 @@ def _free_name(graph: nx.MultiGraph[str], name: str) -> str:
     return next(f"{name}#{k}" for k in range(2, len(graph) + 3) if f"{name}#{k}" not in graph)
 
 
-def write_graph(graph: nx.MultiGraph[str], path: str) -> None:
+def write_graph(graph: nx.MultiGraph[str], path: str | os.PathLike[str]) -> None:
     """Write a coupling graph as GraphML or DOT, by the ending of the file's name."""
+    path = os.fspath(path)
     if path.endswith(".graphml"):
         nx.write_graphml(graph, path)
     elif path.endswith(".dot"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,12 +12,13 @@ from typing import Any
 import networkx as nx
 from tabulate import tabulate
 
-from fxprune.errors import PruningIndexError, UnknownParameterError
+from fxprune.axes import Axis, Index, Reason
+from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
 from fxprune.flops import Work
 from fxprune.grouping import Found, form_groups
 from fxprune.rules.labels import Label, Zero
 from fxprune.sources import Tracked
-from fxprune.units import Axis, Index, Reason, Units
+from fxprune.units import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,6 +264,8 @@ class Dependencies:
         """
         tracked = self._find(name)
         rank = len(tracked.label)
+        if not isinstance(dim, int) or isinstance(dim, bool):
+            raise PruningTypeError(f"dim must be the number of a dimension of {name!r}, not {dim!r}")
         if not -rank <= dim < rank:
             raise PruningIndexError(f"{name!r} of shape {list(tracked.label.shape)} has no dimension {dim}")
         dim %= rank
@@ -274,6 +278,8 @@ class Dependencies:
         return Explanation(name, dim, axis.size, groups, free, tuple(self.units.reasons_of(axis)))
 
     def _find(self, name: str) -> Tracked:
+        if not isinstance(name, str):
+            raise PruningTypeError(f"name must be the dotted name of a parameter or buffer, not {name!r}")
         for tracked in self.tracked:
             if name in tracked.names:
                 return tracked
@@ -293,7 +299,7 @@ class Dependencies:
 
         return coupling_graph(self)
 
-    def save(self, path: str) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write :attr:`graph` to a file.
 
         Args:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils import flop_counter
 
+from fxprune.axes import Axis
 from fxprune.rules.call import Call
-from fxprune.units import Axis
 
 aten = torch.ops.aten
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.axes import NONE, Axis, Index, Rows
 from fxprune.flops import Work
 from fxprune.rules.labels import Label
-from fxprune.units import NONE, Axis, Index, Rows, Units
+from fxprune.units import Units
 
 
 @dataclass(frozen=True, eq=False)

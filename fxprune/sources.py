@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxprune.axes import Axis, Reason
 from fxprune.rules.labels import Label, Zero
-from fxprune.units import Axis, Reason, Units
+from fxprune.units import Units
 
 # Index tables and flags are followed by value up to this many elements; larger ones keep what they index whole.
 MAX_CONSTANT = 1 << 20
@@ -100,9 +101,10 @@ class Sources:
         return replace(whole, constant=exact_values(tensor))
 
     def forget_values(self, tensor: Tensor) -> None:
-        """After a write into a buffer: its values are not known any more."""
-        if (tracked := self._find(tensor)) is not None:
-            tracked.label = replace(tracked.label, constant=None)
+        """After a write into its memory: what is in it is not known any more, nor that masks made it zero."""
+        for tracked in self._by_storage.get(_storage(tensor), {}).values():
+            zeros = tuple(min(zero, Zero.FINITE) for zero in tracked.label.zeros)
+            tracked.label = replace(tracked.label, zeros=zeros, constant=None)
 
     def _find(self, tensor: Tensor) -> Tracked | None:
         known = self._by_identity.get(id(tensor))

@@ -11,7 +11,8 @@ import pytest
 import fxprune
 
 PUBLIC = {
-    "capture", "analyze", "register_rule", "Dependencies", "AnalysisError", "RuleError", "mask", "finalize", "summary", "to_torchscript", "to_exported_program", "to_onnx",
+    "capture", "analyze", "register_rule", "Dependencies", "AnalysisError", "RuleError",
+    "mask", "finalize", "summary", "to_torchscript", "to_exported_program", "to_onnx",
     "BasePruningMethod", "PruningContainer", "Identity", "RandomUnstructured", "L1Unstructured", "RandomStructured",
     "LnStructured", "CustomFromMask",
     "identity", "random_unstructured", "l1_unstructured", "random_structured", "ln_structured", "custom_from_mask",

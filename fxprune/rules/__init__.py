@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch._ops import OpOverload
 
+from fxprune.errors import RuleError
 from fxprune.rules import (  # noqa: F401  (each registers its rules)
     attention,
     contraction,
@@ -21,7 +22,7 @@ from fxprune.rules import (  # noqa: F401  (each registers its rules)
 )
 from fxprune.rules.call import Call, Mixing
 from fxprune.rules.labels import Label, Zero
-from fxprune.rules.notation import Pattern, parse
+from fxprune.rules.notation import KINDS, Pattern, check_zeros, parse
 from fxprune.rules.pointwise import POINTWISE
 from fxprune.rules.registry import Rule, find_rule, register, registered
 
@@ -45,5 +46,8 @@ def register_rule(op: OpOverload | Iterable[OpOverload], pattern: str, *, zeros:
     Example:
         >>> fxprune.register_rule(torch.ops.mylib.gated_linear.default, "...b [i], (!g o) [i] -> ...b o", zeros="0*1")
     """
-    parse(pattern)
-    register(op, Pattern(pattern, zeros=zeros, mixes=mixes))
+    operands, _ = parse(pattern)
+    check_zeros(zeros, len(operands))
+    if mixes not in KINDS:
+        raise RuleError(f"mixes must be one of {', '.join(sorted(KINDS))}, not {mixes!r}")
+    register(op, Pattern(pattern, zeros=zeros, mixes=mixes), by_user=True)

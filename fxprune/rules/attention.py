@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from fxprune.rules.call import Call
+from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
@@ -11,20 +14,22 @@ def _attention(call: Call) -> str:
     """Return the pattern of attention; heads of keys and values may serve several heads of queries."""
     query, key, value = (call.operand(i) for i in range(3))
     stack = [f"x{d}" for d in range(len(query) - 2)]
-    shared = len(query) > 2 and query.shape[-3] != key.shape[-3]
+    shared = _shares_heads(query, key)
     q_stack = [*stack[:-1], "(h r)"] if shared else stack
     kv_stack = [*stack[:-1], "h"] if shared else stack
 
     def side(names: list[str], sizes: tuple[int, ...]) -> str:
         return " ".join("1" if size == 1 else name for name, size in zip(names, sizes, strict=True))
 
+    # The fused kernels for equal heads want them equal afterwards, too.
+    last = "e" if "flash" in call.op.name() else "v"
     q, k, v = side(q_stack, query.shape[:-2]), side(kv_stack, key.shape[:-2]), side(kv_stack, value.shape[:-2])
     # With a causal mask each position knows its number.
     rows, columns = ("!l", "!s") if call.arguments.get("is_causal") else ("l", "[s]")
-    operands = f"{q} {rows} [e], {k} {columns} [e], {v} {columns} v"
+    operands = f"{q} {rows} [e], {k} {columns} [e], {v} {columns} {last}"
     for mask in call.operands[3:]:
         operands += ", " + (_mask(q_stack, mask.shape) if mask is not None else "")
-    results = [f"{side(q_stack, call.shapes[0][:-2])} l v", *["_"] * (len(call.shapes) - 1)]
+    results = [f"{side(q_stack, call.shapes[0][:-2])} l {last}", *["_"] * (len(call.shapes) - 1)]
     return f"{operands} -> {', '.join(results)}"
 
 
@@ -33,9 +38,25 @@ def _mask(stack: list[str], shape: tuple[int, ...]) -> str:
     return " ".join("1" if size == 1 else name for name, size in zip(names, shape, strict=True))
 
 
+def _zeros(call: Call) -> str:
+    """Return how zeros travel: scores of zeros are equal, so that only zero values give zero."""
+    for argument in ("attn_mask", "attn_bias"):
+        mask = call.arguments.get(argument)
+        if mask is not None and mask.dtype == torch.bool:
+            label = next(label for label in call.operands[3:] if label is not None)
+            if Zero.ZERO in label.zeros:
+                return "u"  # where nothing may be looked at, scores are divided by zero
+    return "2"
+
+
+def _shares_heads(query: Label, key: Label) -> bool:
+    """Tell whether each head of the keys serves several of the queries; a single head on either side just broadcasts."""
+    return len(query) > 2 and query.shape[-3] != key.shape[-3] and 1 not in (query.shape[-3], key.shape[-3])
+
+
 def _shared_heads(call: Call) -> dict[str, int]:
     query, key = call.operand(0), call.operand(1)
-    if len(query) > 2 and query.shape[-3] != key.shape[-3]:
+    if _shares_heads(query, key):
         return {"h": key.shape[-3], "r": query.shape[-3] // key.shape[-3]}
     return {}
 
@@ -43,14 +64,14 @@ def _shared_heads(call: Call) -> dict[str, int]:
 register(
     overloads(
         "scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-        "_scaled_dot_product_attention_math_for_mps _scaled_dot_product_fused_attention_overrideable"
+        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
+        "_scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math_for_mps "
+        "_scaled_dot_product_fused_attention_overrideable"
     ),
     Pattern(
         _attention,
         "...x (h r) l [e], ...x h [s] [e], ...x h [s] v -> ...x (h r) l v",
-        # Scores of zeros are equal, so that only zero values give zero.
-        zeros="2",
+        zeros=_zeros,
         mixes={"e": "contract", "s": "softmax"},
         sizes=_shared_heads,
     ),

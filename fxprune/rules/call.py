@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 from torch._ops import OpOverload
 
+from fxprune.axes import Axis, Reason
 from fxprune.rules.labels import Label, Zero
-from fxprune.units import Axis, Reason, Units
+from fxprune.units import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,8 @@ class Mixing:
         dim: which dimension of it.
         axis: the positions that are combined: all of the dimension, or its part inside a group.
         zero: what the operand holds at removed positions.
-        neutral: whether removed positions change nothing, so that the masked call needs no correction.
+        neutral: whether removed positions change nothing, so that the masked call needs no correction. Of the operands that
+            meet at a "contract" it is enough to correct one; with any other kind each is corrected that is not neutral.
     """
 
     kind: str

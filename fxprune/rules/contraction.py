@@ -81,16 +81,35 @@ def _added(product: str, result: str) -> Pattern:
     return Pattern(pattern, f"{result}, {product} -> {result}", zeros="0+1*2")
 
 
+def _vecdot(call: Call) -> str:
+    """Return the pattern of inner products over one axis of operands that broadcast."""
+    rank = len(call.shapes[0]) + 1
+    d = call["dim"] % rank
+    names = ["[k]" if k == d else f"x{k}" for k in range(rank)]
+
+    def side(shape: tuple[int, ...]) -> str:
+        own = names[rank - len(shape) :]
+        return " ".join("1" if size == 1 else name for name, size in zip(own, shape, strict=True))
+
+    rest = [name for k, name in enumerate(names) if k != d]
+    result = " ".join("1" if size == 1 else name for name, size in zip(rest, call.shapes[0], strict=True))
+    return f"{side(call.operand(0).shape)}, {side(call.operand(1).shape)} -> {result}"
+
+
 def _inner(call: Call) -> str:
     """Return the pattern of inner products over the last axis."""
     if call.op.name().startswith("aten::linalg_vecdot"):
-        names = " ".join(f"x{d}" for d in range(len(call.shapes[0])))
-        return f"{names} [k], {names} [k] -> {names}"
+        return _vecdot(call)
     x, y = ([f"{side}{d}" for d in range(len(call.operand(i)) - 1)] for i, side in enumerate("xy"))
     return f"{' '.join([*x, '[k]'])}, {' '.join([*y, '[k]'])} -> {' '.join([*x, *y])}"
 
 
-register(overloads("linear"), Pattern("...b [i], o [i], o -> ...b o", zeros="0*1+2"))
+def _linear(call: Call) -> str:
+    """Return the pattern of a linear layer; a weight of one dimension is a single output without an axis."""
+    return "...b [i], o [i], o -> ...b o" if len(call.operand(1)) == 2 else "...b [i], [i], -> ...b"
+
+
+register(overloads("linear"), Pattern(_linear, "...b [i], o [i], o -> ...b o", zeros="0*1+2"))
 register(overloads("mm"), Pattern("m [k], [k] n -> m n", zeros="0*1"))
 register(overloads("bmm"), Pattern("b m [k], b [k] n -> b m n", zeros="0*1"))
 register(overloads("mv"), Pattern("m [k], [k] -> m", zeros="0*1"))

@@ -26,9 +26,10 @@ def _counted(call: Call) -> str:
     return "-> " + ", ".join("*n" for _ in call.shapes)
 
 
-register(overloads("zeros zeros.names new_zeros"), Factory("-> n", Zero.ZERO))
+register(overloads("zeros new_zeros"), Factory("-> n", Zero.ZERO))
 register(
-    overloads("ones full new_ones new_full rand randn randint randint.low normal.float_float"), Factory("-> n", Zero.FINITE)
+    overloads("ones full new_ones new_full rand randn rand.generator randn.generator randint randint.low normal.float_float"),
+    Factory("-> n", Zero.FINITE),
 )
 register(
     overloads("empty.memory_format empty_strided new_empty new_empty_strided empty_permuted"), Factory("-> n", Zero.UNKNOWN)
@@ -38,10 +39,11 @@ register(
     overloads("ones_like full_like rand_like randn_like randint_like bernoulli bernoulli.p bernoulli_.float uniform_ normal_"),
     Pattern("...x -> ...x", zeros="n"),
 )
-register(overloads("empty_like"), Pattern("...x -> ...x", zeros="n"))
+register(overloads("empty_like"), Pattern("...x -> ...x", zeros="u"))
 register(
     overloads(
-        "arange arange.start arange.start_step linspace logspace eye eye.m tril_indices triu_indices randperm scalar_tensor"
+        "arange arange.start arange.start_step linspace logspace eye eye.m tril_indices triu_indices randperm scalar_tensor "
+        "hann_window hamming_window blackman_window bartlett_window kaiser_window"
     ),
     Pattern(_counted, "-> *n"),
 )

@@ -8,13 +8,13 @@ import numpy as np
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxprune.axes import Axis, Index
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import replaced
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 from fxprune.rules.views import reshape
-from fxprune.units import Axis, Index
 
 
 def _positions(index: Label, size: int) -> Index | None:
@@ -27,19 +27,32 @@ def _positions(index: Label, size: int) -> Index | None:
     return np.where(flat < 0, flat + size, flat)
 
 
-def look_up(call: Call, axis: Axis, index: Label) -> tuple[Axis, ...]:
-    """Return the axes that picking positions of ``axis`` by ``index`` gives, and couple what goes together.
+def look_up(call: Call, axis: Axis, zero: Zero, index: Label) -> Label:
+    """Return the label that picking positions of ``axis`` by ``index`` gives, and couple what goes together.
 
     Where the index is a constant, an entry of it goes when the position goes that it names. Otherwise ``axis`` stays whole.
     """
+    states = []
     positions = _positions(index, axis.size)
     if positions is None:
         call.freeze(axis, "is indexed by values that are not known")
-        return index.axes
+        return Label(index.axes, (Zero.FINITE,) * len(index))
+    if not len(index):
+        call.freeze(axis.take(positions), "is picked by its index")
+        return Label((), ())
     picked = reshape(call, Label((axis.take(positions),), (Zero.FINITE,)), index.shape)
     for one, other in zip(picked.axes, index.axes, strict=True):
-        call.couple(one, other)
-    return index.axes
+        live = bool(call.units.resolve(one).size)  # entries that name whole positions may still go
+        states.append(zero if live else Zero.FINITE)
+        if live:
+            call.couple(one, other)
+    return Label(index.axes, tuple(states))
+
+
+def _in_place_of(label: Label, d: int, picked: Label) -> Label:
+    """Return a label with a dimension replaced by those that were picked of it."""
+    axes = (*label.axes[:d], *picked.axes, *label.axes[d + 1 :])
+    return Label(axes, (*label.zeros[:d], *picked.zeros, *label.zeros[d + 1 :]))
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,10 @@ class IndexSelect:
     def apply(self, call: Call) -> list[Label]:
         """Return the label with the picked rows."""
         label, index, d = call.operand(0), call.operand(1), call.dim()
-        axes = look_up(call, label.axes[d], index)
-        return [Label((*label.axes[:d], *axes, *label.axes[d + 1 :]), (*label.zeros[:d], Zero.FINITE, *label.zeros[d + 1 :]))]
+        picked = look_up(call, label.axes[d], label.zeros[d], index)
+        if not len(index):  # picks one position, and keeps its dimension
+            picked = Label.whole((1,), call.why("is picked by its index"))
+        return [_in_place_of(label, d, picked)]
 
 
 @dataclass(frozen=True)
@@ -64,36 +79,39 @@ class AdvancedIndex:
     def apply(self, call: Call) -> list[Label]:
         """Return the label of the picked elements."""
         label = call.operand(0)
-        given = list(call["indices"])
-        indices = {d: call.operand(1 + d) for d, index in enumerate(given) if isinstance(index, Tensor)}
-        flags = [i for i in given if isinstance(i, Tensor) and not i.dtype.is_floating_point and i.dtype.itemsize == 1]
-        single = next(iter(indices.values())) if len(indices) == 1 else None
-        if flags or single is None:
-            return self._whole(call, label, list(indices), bool(flags))
-        (d,) = indices
-        axes = look_up(call, label.axes[d], single)
-        zeros = (*label.zeros[:d], *(Zero.FINITE for _ in axes), *label.zeros[d + 1 :])
-        return [Label((*label.axes[:d], *axes, *label.axes[d + 1 :]), zeros)]
+        dims, flags = _indexed(call)
+        given = [index for index in call.operands[1:] if index is not None]
+        if flags or len(given) > 1:
+            return [self._whole(call, label, dims)]
+        return [_in_place_of(label, dims[0], look_up(call, label.axes[dims[0]], label.zeros[dims[0]], given[0]))]
 
-    def _whole(self, call: Call, label: Label, dims: list[int], flags: bool) -> list[Label]:
-        """Keep the indexed dimensions and the indices whole; the others pass where their place is clear."""
+    def _whole(self, call: Call, label: Label, dims: list[int]) -> Label:
+        """Keep the indexed dimensions and the indices whole; the others pass."""
         for index in call.operands[1:]:
             for axis in index.axes if index is not None else ():
-                call.freeze(axis, "is an index together with others")
+                call.freeze(axis, "is an index together with others, or of flags")
         for d in dims:
             call.freeze(label.axes[d], "is indexed by several tensors, or by flags")
         shape = call.shapes[0]
-        together = dims == list(range(dims[0], dims[-1] + 1))
-        after = len(label) - 1 - dims[-1]
+        # What is picked stands in place of the indices where they are next to each other, and in front otherwise.
+        at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
         rest = [d for d in range(len(label)) if d not in dims]
-        if flags or not together:
-            for d in rest:
-                call.freeze(label.axes[d], "is next to dimensions that are indexed by flags or apart")
-            return [Label.whole(shape, call.why("is indexed"))]
-        middle = [Axis.whole(n, call.why("is an index")) for n in shape[dims[0] : len(shape) - after]]
-        head, tail = label.axes[: dims[0]], label.axes[dims[-1] + 1 :]
-        zeros = (*label.zeros[: dims[0]], *(Zero.FINITE for _ in middle), *label.zeros[dims[-1] + 1 :])
-        return [Label((*head, *middle, *tail), zeros)]
+        picked = Label.whole(shape[at : at + len(shape) - len(rest)], call.why("is an index"))
+        axes, zeros = [label.axes[d] for d in rest], [label.zeros[d] for d in rest]
+        return Label((*axes[:at], *picked.axes, *axes[at:]), (*zeros[:at], *picked.zeros, *zeros[at:]))
+
+
+def _indexed(call: Call) -> tuple[list[int], bool]:
+    """Return the dimensions that indices stand for, and whether there are flags among them."""
+    dims: list[int] = []
+    at, any_flags = 0, False
+    for index in call["indices"]:
+        given = isinstance(index, Tensor)
+        flags = given and not index.dtype.is_floating_point and index.dtype.itemsize == 1
+        wide = index.dim() if flags else 1  # flags stand for as many dimensions as they have
+        dims += range(at, at + wide) if given else ()
+        at, any_flags = at + wide, any_flags or flags
+    return dims, any_flags
 
 
 @dataclass(frozen=True)
@@ -104,15 +122,23 @@ class Gather:
 
     def apply(self, call: Call) -> list[Label]:
         """Couple the other dimensions; the picked one stays whole."""
-        label, index, d = call.operand(0), call.operand(1), call.dim()
-        states = []
+        label, index = call.operand(0), call.operand(1)
+        if call["dim"] is None:
+            for axis in label.axes:
+                call.freeze(axis, "is flattened and picked from by values")
+            return [Label(index.axes, (Zero.FINITE,) * len(index))]
+        d = call.dim()
+        axes, states = [], []
         for k, (one, two) in enumerate(zip(label.axes, index.axes, strict=True)):
+            # ``take_along_dim`` broadcasts an index of one position, and ``one`` as well.
+            wide = k != d and two.size == 1 and call.shapes[0][k] > 1
+            axes.append(one if wide else two)
+            states.append(Zero.FINITE if k == d else label.zeros[k])
             if k == d:
                 call.freeze(one, "is gathered from by values")
-            else:
+            elif not wide and one.size >= two.size:
                 call.couple(one.take(np.arange(two.size)), two)
-            states.append(Zero.FINITE if k == d else label.zeros[k])
-        return [Label(index.axes, tuple(states))]
+        return [Label(tuple(axes), tuple(states))]
 
 
 @dataclass(frozen=True)
@@ -124,7 +150,8 @@ class Scatter:
     def apply(self, call: Call) -> list[Label]:
         """Couple the other dimensions; the written one stays whole."""
         label, d = call.operand(0), call.dim()
-        states = [Zero.FINITE if k == d else zero for k, zero in enumerate(label.zeros)]
+        written = Zero.FINITE if call.arguments.get("value") else Zero.ZERO
+        states = [Zero.FINITE if k == d else min(zero, written) for k, zero in enumerate(label.zeros)]
         for other in call.operands[1:]:
             if other is None or len(other) != len(label):
                 continue
@@ -134,13 +161,28 @@ class Scatter:
                     call.freeze(two, "is written to places given by values")
                 else:
                     call.couple(one.take(np.arange(two.size)), two)
-                    states[k] = min(states[k], other.zeros[k] if other.constant is None else Zero.ZERO)
+                    # The index is of whole numbers and not what is written.
+                states[k] = min(states[k], Zero.ZERO if other is call.operands[1] else other.zeros[k])
         return [replaced(label, {}, dict(enumerate(states)))]
 
 
-def _written(call: Call) -> str:
-    """Return the pattern of a write through indices: everything stays whole."""
-    return ", ".join(["*x"] * len(call.operands)) + " -> *y"
+def _put(call: Call) -> str:
+    """Return the pattern of a write through indices: the dimensions beside the indexed ones pass."""
+    dims, flags = _indexed(call)
+    tensors = [index for index in call["indices"] if isinstance(index, Tensor)]
+    indices = ["" if label is None else f"*i{k}" for k, label in enumerate(call.operands[1:-1])]
+    if dims != list(range(dims[0], dims[-1] + 1)) or (flags and len(tensors) > 1):
+        return ", ".join(["*x", *indices, "*v"]) + " -> *y"
+    names = [f"!x{k}" if k in dims else f"x{k}" for k in range(len(call.operand(0)))]
+    picked = [f"!i_{k}" for k in range(1 if flags else max(t.dim() for t in tensors))]
+    inner = [*names[: dims[0]], *picked, *names[dims[-1] + 1 :]]
+    shape = call.operand(-1).shape
+    values = ["1" if size == 1 else name for name, size in zip(inner[len(inner) - len(shape) :], shape, strict=True)]
+    return ", ".join([" ".join(names), *indices, " ".join(values)]) + f" -> {' '.join(names)}"
+
+
+def _put_zeros(call: Call) -> str:
+    return f"0+{len(call.operands) - 1}"
 
 
 def _index_add(call: Call) -> str:
@@ -148,6 +190,22 @@ def _index_add(call: Call) -> str:
     names = [f"!x{k}" if k == d else f"x{k}" for k in range(len(call.operand(0)))]
     source = ["!i" if k == d else name for k, name in enumerate(names)]
     return f"{' '.join(names)}, !i, {' '.join(source)} -> {' '.join(names)}"
+
+
+def _index_fill(call: Call) -> str:
+    d = call.dim()
+    names = " ".join(f"!x{k}" if k == d else f"x{k}" for k in range(len(call.operand(0))))
+    return f"{names}, !i -> {names}"
+
+
+def _filled(call: Call) -> str:
+    return "n" if call["value"] else "0"
+
+
+def _searched(call: Call) -> str:
+    if len(call.operand(0)) == 1:
+        return "!v, ...x, !v -> ...x"
+    return "...x !v, ...x n, ...x !v -> ...x n"
 
 
 register(overloads("embedding"), Pattern("!v d, ...b -> ...b d", zeros="0"))
@@ -159,11 +217,13 @@ register(overloads("index_select"), IndexSelect())
 register(overloads("index.Tensor _unsafe_index.Tensor"), AdvancedIndex())
 register(overloads("gather take_along_dim"), Gather())
 register(
-    overloads("scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_ scatter_add_.default"),
+    overloads("scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_add_"),
     Scatter(),
 )
-register(overloads("index_put index_put_ _unsafe_index_put masked_scatter"), Pattern(_written, "*x, *i, *v -> *x"))
+register(overloads("index_put index_put_ _unsafe_index_put"), Pattern(_put, "x !n y, *i, x !i y -> x !n y", zeros=_put_zeros))
+register(overloads("masked_scatter"), Pattern("*x, *m, *v -> *y"))
 register(overloads("index_add index_copy"), Pattern(_index_add, "x !n, !i, x !i -> x !n", zeros="0+2"))
-register(overloads("index_fill.int_Scalar"), Pattern("*x, *i -> *x"))
-register(overloads("bucketize.Tensor searchsorted.Tensor"), Pattern(_written, "*x, *i -> *y"))
-register(overloads("one_hot"), Pattern("...x -> ...x *n"))
+register(overloads("index_fill.int_Scalar"), Pattern(_index_fill, "x !n, !i -> x !n", zeros=_filled))
+register(overloads("bucketize.Tensor"), Pattern("...x, !v -> ...x"))
+register(overloads("searchsorted.Tensor"), Pattern(_searched, "...x !v, ...x n -> ...x n"))
+register(overloads("one_hot"), Pattern("...x -> ...x !n"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fxprune.units import Axis, Reason
+from fxprune.axes import Axis, Reason
 
 
 class Zero(enum.IntEnum):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fxprune.axes import Axis, Index, concatenate
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
-from fxprune.units import Axis, Index, concatenate
 
 
 def replaced(label: Label, changes: dict[int, Axis], states: dict[int, Zero] | None = None) -> Label:
@@ -53,17 +54,19 @@ def _pieces(call: Call) -> list[dict[int, Index]]:
     """Return the consecutive pieces that the results are, by their sizes."""
     d = call.dim()
     ends = np.cumsum([0, *(shape[d] for shape in call.shapes)])
-    return [{d: np.arange(start, end)} for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [{d: np.arange(start, end)} for start, end in itertools.pairwise(ends)]
 
 
 def _flip(call: Call) -> list[dict[int, Index]]:
-    return [{d: np.arange(call.operand(0).shape[d])[::-1].copy() for d in call.dims("dims")}]
+    shape = call.operand(0).shape
+    return [{d % len(shape): np.arange(shape[d])[::-1].copy() for d in call["dims"]}]
 
 
 def _roll(call: Call) -> list[dict[int, Index]]:
     shape = call.operand(0).shape
     if not call["dims"]:
-        return [{d: np.arange(n) for d, n in enumerate(shape)}]
+        # Of one dimension the flattened tensor is the tensor.
+        return [{d: np.roll(np.arange(n), call["shifts"][0]) for d, n in enumerate(shape)}]
     picked: dict[int, Index] = {}
     for shift, d in zip(call["shifts"], call.dims("dims"), strict=True):
         picked[d] = np.roll(picked.get(d, np.arange(shape[d])), shift)
@@ -169,7 +172,9 @@ class ConstantPad:
         if call.arguments.get("mode", "constant") != "constant":
             return _padded_by_values(call)
         filled = call.arguments.get("value")
-        changes, states = {}, {}
+        # Where something else than zero is filled in, it stands at the removed positions of every other dimension as well.
+        state = Zero.FINITE if filled and max(pad, default=0) > 0 else Zero.ZERO
+        changes = {}
         for k in range(len(pad) // 2):
             d, (before, after) = len(label) - 1 - k, pad[2 * k : 2 * k + 2]
             if not before and not after:
@@ -179,16 +184,15 @@ class ConstantPad:
             parts = [call.units.fresh(before)] if before > 0 else []
             parts += [kept, *([call.units.fresh(after)] if after > 0 else [])]
             changes[d] = concatenate(parts)
-            states[d] = min(label.zeros[d], Zero.FINITE if filled else Zero.ZERO)
-        return [replaced(label, changes, states)]
+        return [replaced(label, changes, {d: min(zero, state) for d, zero in enumerate(label.zeros)})]
 
 
 def _padded_by_values(call: Call) -> list[Label]:
-    label = call.operand(0)
-    changed = {d: size for d, size in enumerate(call.shapes[0]) if size != label.shape[d]}
-    for d in changed:
+    label, pad = call.operand(0), call["pad"]
+    padded = [len(label) - 1 - k for k in range(len(pad) // 2) if any(pad[2 * k : 2 * k + 2])]
+    for d in padded:
         call.freeze(label.axes[d], "is padded with its own values")
-    return [replaced(label, {d: call.whole(size, "is padded") for d, size in changed.items()})]
+    return [replaced(label, {d: call.whole(call.shapes[0][d], "is padded") for d in padded})]
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ class SelectScatter:
         rest = [k for k in range(len(label)) if k != d]
         for k, other in zip(rest, source.axes, strict=True):
             call.couple(label.axes[k], other)
-        return [replaced(label, {}, {k: min(label.zeros[k], source.zeros[i]) for i, k in enumerate(rest)} | {d: Zero.FINITE})]
+        return [replaced(label, {}, {k: min(label.zeros[k], source.zeros[i]) for i, k in enumerate(rest)})]
 
 
 def _stacked(call: Call) -> str:
@@ -254,12 +258,30 @@ def _between(call: Call) -> str:
     return f"{names} -> " + ", ".join([names] * len(call.shapes))
 
 
+def _diagonal(call: Call) -> str:
+    rank = len(call.operand(0))
+    pair = (call["dim1"] % rank, call["dim2"] % rank)
+    names = [f"!x{k}" if k in pair else f"x{k}" for k in range(rank)]
+    return f"{' '.join(names)} -> {' '.join([name for k, name in enumerate(names) if k not in pair])} !n"
+
+
+def _diag_embed(call: Call) -> str:
+    """Return the pattern of a diagonal matrix; beside the main diagonal places count."""
+    rank = len(call.shapes[0])
+    pair = (call["dim1"] % rank, call["dim2"] % rank)
+    rest = [f"x{k}" for k in range(rank - 2)]
+    names = iter(rest)
+    before, after = ("!i", "!j") if call["offset"] else ("i", "i")
+    result = [after if k in pair else next(names) for k in range(rank)]
+    return f"{' '.join([*rest, before])} -> {' '.join(result)}"
+
+
 register(overloads("slice.Tensor slice_copy.Tensor"), Take("x n -> x n[start:end:step]", _slice))
 register(overloads("narrow narrow_copy"), Take("x n -> x n[start:start+length]", _narrow))
 register(
     overloads(
-        "split.Tensor split.sizes split_with_sizes chunk unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk tensor_split.sections "
-        "tensor_split.indices split_copy.Tensor split_with_sizes_copy"
+        "split.Tensor split.sizes split_with_sizes chunk unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk "
+        "tensor_split.sections tensor_split.indices split_copy.Tensor split_with_sizes_copy"
     ),
     Take("x (a+b) -> x a, x b", _pieces),
 )
@@ -272,11 +294,13 @@ register(overloads("stack"), Pattern(_stacked, "x, x -> x !n", zeros=_stacked_ze
 register(overloads("repeat tile"), Repeat())
 register(overloads("repeat_interleave.self_int"), RepeatInterleave())
 register(overloads("constant_pad_nd pad"), ConstantPad())
-register(overloads("unfold"), Unfold())
+register(overloads("unfold unfold_copy"), Unfold())
 register(overloads("slice_scatter"), SliceScatter())
 register(overloads("select_scatter"), SelectScatter())
 register(overloads("tril triu tril_ triu_"), Pattern("...x !i !j -> ...x !i !j", zeros="0"))
-register(overloads("diagonal diagonal_copy"), Pattern("*x -> *y"))
-register(overloads("diag_embed"), Pattern("*x -> *y"))
-register(overloads("cumsum cumprod cummax cummin logcumsumexp"), Pattern(_between, "x !n -> x !n", zeros="n"))
-register(overloads("sort sort.stable argsort argsort.stable"), Pattern(_between, "x !n -> x !n, x !n", zeros="n"))
+register(overloads("diagonal diagonal_copy"), Pattern(_diagonal, "x !i !j -> x !n", zeros="0"))
+register(overloads("diag_embed"), Pattern(_diag_embed, "x i -> x i i", zeros="0"))
+# Sums of ones count positions: with some of them gone they would count other ones.
+register(overloads("cumsum cumprod cummax cummin"), Pattern(_between, "x !n -> x !n", zeros="0, n"))
+register(overloads("logcumsumexp argsort argsort.stable"), Pattern(_between, "x !n -> x !n", zeros="n"))
+register(overloads("sort sort.stable"), Pattern(_between, "x !n -> x !n, x !n", zeros="0, n"))

@@ -49,16 +49,20 @@ def _weight_norm(call: Call) -> str:
     return f"{' '.join(names)}, {' '.join(scale)} -> {_results(' '.join(names), call)}"
 
 
-# Batch statistics make numbers of zeros, so only the affine part, operands 1 and 2, can bring zeros back.
+def _unless_running(call: Call) -> str:
+    """Return how zeros travel: of itself zero has mean zero, but running statistics make a number of it."""
+    return "0*1+2" if call.operands[3:4] in ([], [None]) else "n*1+2"
+
+
 register(
     overloads(
-        "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit.no_stats "
-        "_native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index _batch_norm_with_update "
-        "_batch_norm_with_update_functional _batch_norm_no_update"
+        "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional "
+        "_native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm "
+        "_batch_norm_impl_index _batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update"
     ),
-    Pattern(_batch_norm, "!b c *s, c, c, c, c -> !b c *s", zeros="n*1+2"),
+    Pattern(_batch_norm, "!b c *s, c, c, c, c -> !b c *s", zeros=_unless_running),
 )
-register(overloads("instance_norm"), Pattern(_instance_norm, "b c *s, c, c, c, c -> b c *s", zeros="n*1+2"))
+register(overloads("instance_norm"), Pattern(_instance_norm, "b c *s, c, c, c, c -> b c *s", zeros=_unless_running))
 register(
     overloads("group_norm native_group_norm"),
     Pattern(
@@ -83,6 +87,6 @@ register(
 )
 register(
     overloads("_weight_norm _weight_norm_interface"),
-    Pattern(_weight_norm, "o [i], o 1 -> o [i]", zeros="0*1", mixed_zeros="0", mixes="norm"),
+    # Where all that a norm is taken of is zero, zero is divided by zero.
+    Pattern(_weight_norm, "o [i], o 1 -> o [i]", zeros="u", mixed_zeros="z", mixes="norm"),
 )
-register(overloads("local_response_norm"), Pattern("b !c *s -> b !c *s", zeros="0"))

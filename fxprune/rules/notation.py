@@ -16,7 +16,8 @@ Operands stand before the arrow, results behind it, each a list of dimensions:
 A name that only results have is a new axis that goes as it likes: all of its positions are alike.
 
 How zeros travel is text, too: ``"0*1+2"`` says that the result at a removed position is zero there if operand 0 or 1 is zero
-and operand 2 is. ``n`` stands for some number, ``z`` for zero. Operands that were left out are left out here.
+and operand 2 is. ``n`` stands for some number, ``z`` for zero, ``u`` for what may be infinite or no number. Operands that were
+left out are left out here. Where results differ, commas part them as they part the results: ``"0, n"``.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxprune.axes import Axis
 from fxprune.errors import RuleError
 from fxprune.rules.call import Call, Mixing
 from fxprune.rules.labels import Label, Zero, product
-from fxprune.units import Axis
 
 Text = str | Callable[[Call], str]
 
@@ -55,6 +56,8 @@ class Dim:
 
 Shape = tuple[Dim, ...]
 
+KINDS = frozenset(["contract", "sum", "mean", "var", "normalize", "softmax", "max", "min", "prod", "norm", "logsumexp"])
+
 _TOKEN = re.compile(r"\([^)]*\)|\S+")
 
 
@@ -65,18 +68,23 @@ def parse(text: str) -> tuple[tuple[Shape | None, ...], tuple[Shape | None, ...]
     Raises:
         RuleError: the text is not a pattern.
     """
-    if text.count("->") != 1:
+    if not isinstance(text, str) or text.count("->") != 1:
         raise RuleError(f"a rule reads 'operands -> results', not {text!r}")
     operands, results = ([_shape(part.strip()) for part in side.split(",")] for side in text.split("->"))
     return tuple(operands), tuple(results)
 
 
 def _shape(text: str) -> Shape | None:
-    return None if text == "_" else tuple(_dim(token) for token in _TOKEN.findall(text))
+    if text == "_":
+        return None
+    shape = tuple(_dim(token) for token in _TOKEN.findall(text))
+    if sum(dim.many for dim in shape) > 1:
+        raise RuleError(f"{text!r} has more than one dimension that stands for any number")
+    return shape
 
 
 def _dim(token: str) -> Dim:
-    if token.startswith("("):
+    if token.startswith("(") and token.endswith(")"):
         parts = [_dim(part) for part in token[1:-1].split()]
         return Dim(
             tuple(name for part in parts for name in part.names),
@@ -92,6 +100,16 @@ def _dim(token: str) -> Dim:
         raise RuleError(f"{token!r} is not a dimension of a rule")
     mixed = frozenset({name}) if token.startswith("[") else frozenset[str]()
     return Dim(() if name == "1" else (name,), mixed, frozenset({name}) if token.startswith("!") else frozenset())
+
+
+def check_zeros(zeros: str, operands: int) -> None:
+    """Raise RuleError unless ``zeros`` says how zeros travel through an operator of so many operands."""
+    for factor in re.split(r"[*+,]", zeros):
+        if factor.strip() not in _STATES and not (factor.strip().isdecimal() and int(factor) < operands):
+            raise RuleError(
+                f"{factor!r} in zeros={zeros!r} is neither the number of one of {operands} operands, counted from 0, "
+                "nor one of 'n' (some number), 'z' (zero), 'u' (unknown)"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,14 +151,20 @@ class Pattern:
         for name, places in binding.mixed.items():
             kind = self.mixes if isinstance(self.mixes, str) else self.mixes[name]
             states = [binding.states[operand][name] for operand, _ in places]
-            neutral = (product(states) is Zero.ZERO) if kind in _ZERO_IS_NEUTRAL else False
+            # In a product one zero is enough; whatever is summed otherwise has to be zero itself.
+            together = kind == "contract" and product(states) is Zero.ZERO
             binding.call.mixings += [
-                Mixing(kind, operand, dim, binding.axes[name], state, neutral)
+                Mixing(
+                    kind, operand, dim, binding.axes[name], state, together or (kind in _ZERO_IS_NEUTRAL and state is Zero.ZERO)
+                )
                 for (operand, dim), state in zip(places, states, strict=True)
             ]
 
 
-_ZERO_IS_NEUTRAL = frozenset({"contract", "sum", "norm"})
+_ZERO_IS_NEUTRAL = frozenset({"sum", "norm"})
+
+
+_STATES = {"n": Zero.FINITE, "z": Zero.ZERO, "u": Zero.UNKNOWN}
 
 
 @dataclass(eq=False)
@@ -232,6 +256,8 @@ class _Binding:
         dims, shape = self.results[index], self.call.shapes[index]
         if dims is None:
             return Label.whole(shape, self.call.why("carries no removable positions"))
+        parts = zeros.split(",")
+        zeros = parts[min(index, len(parts) - 1)].strip()
         axes, states = [], []
         for dim, size in dims:
             axis, state = Axis.whole(1), Zero.ZERO if dim.names else Zero.FINITE
@@ -239,7 +265,8 @@ class _Binding:
                 part = self._part(name, size if len(dim.names) == 1 else self.sizes[name], name in dim.whole)
                 axis = part if k == 0 else axis.merge(part)
                 expression = mixed_zeros if mixed_zeros is not None and name in self.mixed else zeros
-                state = min(state, self._zero(name, expression))
+                if name not in dim.whole or len(dim.names) == 1:  # what stays whole removes nothing
+                    state = min(state, self._zero(name, expression))
             axes.append(axis)
             states.append(state)
         return Label(tuple(axes), tuple(states))
@@ -260,8 +287,8 @@ class _Binding:
         return min(terms, default=Zero.FINITE)
 
     def _state(self, factor: str, name: str) -> Zero | None:
-        if factor in ("n", "z"):
-            return Zero.FINITE if factor == "n" else Zero.ZERO
+        if factor in _STATES:
+            return _STATES[factor]
         operand = int(factor)
         if operand >= len(self.call.operands) or self.call.operands[operand] is None:
             return None

@@ -72,30 +72,47 @@ def _state(operand: Label | None, d: int) -> Zero | None:
     return operand.zeros[d]
 
 
+# Positive numbers: a root or a logarithm in a model takes what is positive, or the model itself is not finite.
+_USUAL = torch.tensor([0.7, 1.3, 2.1])
+_ANY = torch.tensor([0.7, -1.3, 2.1, -40.0, 0.02, 5e3, -0.3, 17.0])
+
+
 def _try(call: Call, states: tuple[Zero | None, ...]) -> Zero:
     """Call the operator on zeros for the operands that are zero, and on some numbers for the others."""
+    with _disable_current_modes(), torch.no_grad():
+        usual = _values(call, states, _USUAL)
+        if usual is None or not usual.isfinite().all():
+            return Zero.UNKNOWN
+        if usual.any():
+            return Zero.FINITE
+        # Zero by chance, as a comparison or a clamp may be, or whatever the others are?
+        others = _values(call, states, _ANY)
+        return Zero.FINITE if others is None or others.any() else Zero.ZERO
+
+
+def _values(call: Call, states: tuple[Zero | None, ...], numbers: Tensor) -> Tensor | None:
+    """Return what the operator makes of zeros and some numbers; None if it takes no such operands."""
     waiting = [state for state in states if state is not None]
 
     def stand_in(leaf: Any) -> Any:
+        if isinstance(leaf, torch.device):
+            return torch.device("cpu")  # where there are values
         if not isinstance(leaf, Tensor):
             return leaf
         state = waiting.pop(0)
-        # Positive numbers: a root or a logarithm in a model takes what is positive, or the model itself is not finite.
-        some = torch.tensor([0.7, 1.3, 2.1]) + 0.05 * len(waiting)
-        values = torch.zeros(3) if state is Zero.ZERO else some
+        # No two operands are alike.
+        values = torch.zeros(len(numbers)) if state is Zero.ZERO else numbers.roll(len(waiting)) + 0.05 * len(waiting)
+        values = values if leaf.dim() else values[0]
+        if leaf.is_complex():
+            values = values * (1 + 0.5j)
         return values.to(leaf.dtype) if leaf.dtype != torch.bool else values > 1
 
     try:
-        with _disable_current_modes(), torch.no_grad():
-            result = call.op(**pytree.tree_map(stand_in, call.arguments))
-            values = torch.cat(
-                [r.reshape(-1).to(torch.complex128) for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-            )
-            if not values.isfinite().all():
-                return Zero.UNKNOWN
-            return Zero.FINITE if values.any() else Zero.ZERO
+        result = call.op(**pytree.tree_map(stand_in, call.arguments))
+        returned = [r.reshape(-1).to(torch.complex128) for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        return torch.cat(returned)
     except Exception:  # an operator that does not take such operands says nothing about zeros
-        return Zero.UNKNOWN
+        return None
 
 
 POINTWISE = Pointwise()
@@ -105,14 +122,16 @@ register(
     overloads(
         "_to_copy to.dtype to.dtype_layout to.device contiguous clone detach alias lift lift_fresh lift_fresh_copy "
         "_conj resolve_conj resolve_neg conj _neg_view real imag positive "
-        "copy_ fill_.Scalar fill_.Tensor zero_ fill.Scalar fill.Tensor masked_fill_.Scalar masked_fill_.Tensor zero "
-        "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ rrelu prelu_ softplus "
-        "mish mish_ logit threshold threshold_ leaky_relu_ log_sigmoid log_sigmoid_forward hardshrink softshrink tanhshrink "
+        "copy_ fill_.Scalar fill_.Tensor zero_ fill.Scalar fill.Tensor masked_fill_.Scalar masked_fill_.Tensor "
+        "masked_fill.Tensor zero "
+        "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ rrelu "
+        "_prelu_kernel softplus mish mish_ logit threshold threshold_ leaky_relu_ log_sigmoid log_sigmoid_forward "
+        "hardshrink softshrink "
         "where.self where.ScalarSelf where.ScalarOther where.Scalar "
         "clamp clamp_ clip clip_ clamp_max_ clamp_min_ nan_to_num nan_to_num_ square square_ negative negative_ "
         "divide.Tensor multiply.Tensor subtract.Tensor true_divide.Tensor floor_divide multiply.Scalar subtract.Scalar "
         "divide.Scalar true_divide.Scalar rsub.Tensor rsub.Scalar absolute absolute_ special_expit special_erf "
-        "__and__.Tensor __or__.Tensor __xor__.Tensor __and__.Scalar __or__.Scalar polar isfinite isreal "
+        "__and__.Tensor __or__.Tensor __xor__.Tensor __and__.Scalar __or__.Scalar polar complex isfinite isreal "
         "greater.Tensor greater.Scalar less.Tensor less.Scalar less_equal.Tensor greater_equal.Tensor not_equal.Tensor "
         "isclose native_dropout fake_quantize_per_tensor_affine"
     ),

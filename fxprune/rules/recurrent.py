@@ -17,14 +17,14 @@ def _network(gates: int, states: int) -> Callable[[Call], str]:
 
     def pattern(call: Call) -> str:
         directions = 2 if call["bidirectional"] else 1
-        wide = "(!d {0})" if directions == 2 else "{0}"
+        wide, mixed = ("(!d {0})", "(!d [{0}])") if directions == 2 else ("{0}", "[{0}]")
         given = iter(call.operands[1 + states :])
         params: list[str] = []
         projected = states == 2 and call.operand(1).shape[-1] != call.operand(2).shape[-1]
         out = "r" if projected else "h"
         for layer in range(call["num_layers"]):
             for _ in range(directions):
-                params += ["(!g h) [i]" if layer == 0 else f"(!g h) {wide.format(out)}", f"(!g h) [{out}]"]
+                params += ["(!g h) [i]" if layer == 0 else f"(!g h) {mixed.format(out)}", f"(!g h) [{out}]"]
                 params += ["(!g h)", "(!g h)"] if call["has_biases"] else []
                 params += ["r [h]"] if projected else []
         assert len(list(given)) == len(params)
@@ -61,6 +61,7 @@ for _name, _gates, _states in (("lstm", 4, 2), ("gru", 3, 1), ("rnn_tanh", 1, 1)
             _network(_gates, _states),
             "b !t [i], !l b h, (!g h) [i], (!g h) [h], (!g h), (!g h) -> b !t h, !l b h",
             zeros=_all_but_input,
+            mixes="sum",  # every direction and layer has weights of its own to be corrected
             sizes=_sizes(_gates),
         ),
     )

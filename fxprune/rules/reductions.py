@@ -34,6 +34,12 @@ def _along(token: str) -> Callable[[Call], str]:
     return pattern
 
 
+def _norm(call: Call) -> str:
+    """Return the pattern of a norm; one of negative order is that of its smallest elements, which zeros would be."""
+    order = call.arguments.get("ord", call.arguments.get("p"))
+    return _reduced("[x{}]" if order is None or order >= 0 else "!x{}")(call)
+
+
 def reduction(kind: str, zeros: str = "0") -> Pattern:
     """Return the rule of a reduction over dimensions that may shrink."""
     return Pattern(_reduced("[x{}]"), "x [n] -> x", zeros=zeros, mixes=kind)
@@ -47,17 +53,21 @@ register(
     ),
     reduction("var"),
 )
-register(overloads("amax max.dim max"), reduction("max"))
-register(overloads("amin min.dim min"), reduction("min"))
+register(overloads("amax max"), reduction("max"))
+register(overloads("amin min"), reduction("min"))
+# They also say at which position, which counts those before it.
+register(overloads("max.dim min.dim"), Pattern(_reduced("!x{}"), "x !n -> x, x", zeros="0, n"))
 register(overloads("aminmax"), Pattern(_reduced("!x{}"), "x !n -> x, x", zeros="0"))
 register(overloads("prod prod.dim_int"), reduction("prod"))
 register(overloads("logsumexp"), reduction("logsumexp", zeros="n"))
-register(overloads("norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype linalg_vector_norm"), reduction("norm"))
+register(
+    overloads("norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype linalg_vector_norm"),
+    Pattern(_norm, "x [n] -> x", zeros="0", mixes="norm"),
+)
 register(overloads("any any.dim any.dims count_nonzero count_nonzero.dim_IntList"), reduction("sum"))
 register(overloads("all all.dim all.dims"), reduction("prod"))
-register(
-    overloads("argmax argmin median.dim mode kthvalue nanmedian.dim median"), Pattern(_reduced("!x{}"), "x !n -> x", zeros="n")
-)
+register(overloads("argmax argmin"), Pattern(_reduced("!x{}"), "x !n -> x", zeros="n"))
+register(overloads("median.dim mode kthvalue nanmedian.dim median"), Pattern(_reduced("!x{}"), "x !n -> x, x", zeros="0, n"))
 # The removed positions are filled before, and come out as zero.
 register(
     overloads("softmax.int _softmax _safe_softmax"),
@@ -65,7 +75,8 @@ register(
 )
 register(
     overloads("log_softmax.int _log_softmax"),
-    Pattern(_along("[x{}]"), "x [n] -> x [n]", zeros="n", mixes="softmax"),
+    # The removed positions are filled before, and come out as minus infinity.
+    Pattern(_along("[x{}]"), "x [n] -> x [n]", zeros="n", mixed_zeros="u", mixes="softmax"),
 )
 
 
@@ -89,8 +100,19 @@ def _top(call: Call) -> str:
     return f"{' '.join(before)} -> {', '.join([' '.join(after)] * len(call.shapes))}"
 
 
+def _cosine(call: Call) -> str:
+    rank = max(len(call.operand(0)), len(call.operand(1)))
+    d = call["dim"] % rank
+    operands = []
+    for i in range(2):
+        shape = call.operand(i).shape
+        names = [f"[x{k}]" if k == d else f"x{k}" for k in range(rank - len(shape), rank)]
+        operands.append(" ".join("1" if size == 1 else name for name, size in zip(names, shape, strict=True)))
+    return f"{', '.join(operands)} -> {' '.join('1' if n == 1 else f'x{k + (k >= d)}' for k, n in enumerate(call.shapes[0]))}"
+
+
 register(overloads("glu"), Pattern(_glu, "(!h x) -> x", zeros="0", sizes=lambda call: {"h": 2}))
 register(overloads("_fft_c2c _fft_r2c _fft_c2r"), Pattern(_transformed, "x !n -> x !m", zeros="0"))
-register(overloads("topk"), Pattern(_top, "x !n -> x !k, x !k", zeros="n"))
-register(overloads("cdist _cdist_forward"), Pattern("...b p !m, ...b r !m -> ...b p r", zeros="n"))
-register(overloads("cosine_similarity"), Pattern("...x !c, ...x !c -> ...x", zeros="0*1"))
+register(overloads("topk"), Pattern(_top, "x !n -> x !k, x !k", zeros="0, n"))
+register(overloads("cdist _cdist_forward"), Pattern("...b p [m], ...b r [m] -> ...b p r", zeros="0+1", mixes="norm"))
+register(overloads("cosine_similarity"), Pattern(_cosine, "x [c], x [c] -> x", zeros="0*1", mixes="norm"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch._ops import OpOverload
@@ -30,26 +30,33 @@ class Rule(Protocol):
 class _Entry:
     rule: Rule
     place: str
+    by_user: bool
 
 
 _RULES: dict[OpOverload, _Entry] = {}
 
 
-def register(ops: OpOverload | Iterable[OpOverload], rule: Rule) -> None:
+def register(ops: OpOverload | Iterable[OpOverload], rule: Rule, *, by_user: bool = False) -> None:
     """Give operators their rule.
+
+    Args:
+        ops: one operator or several.
+        rule: their rule.
+        by_user: whether it is none of ours, so that a call that it does not fit is an error of the user's.
 
     Raises:
         RuleError: an operator has one already; names both places.
     """
     place = _caller()
-    for op in [ops] if isinstance(ops, OpOverload) else ops:
+    given: Any = ops
+    for op in given if isinstance(given, list | tuple | set | frozenset) else [given]:
         if not isinstance(op, OpOverload):
             raise RuleError(f"{op!r} is not an operator overload such as torch.ops.aten.linear.default")
         if op in _RULES:
             raise RuleError(
                 f"{op} has a rule already: {_RULES[op].rule.notation!r} from {_RULES[op].place}, now again at {place}"
             )
-        _RULES[op] = _Entry(rule, place)
+        _RULES[op] = _Entry(rule, place, by_user)
 
 
 def _caller() -> str:
@@ -92,6 +99,11 @@ def find_rule(op: OpOverload, pointwise: Callable[[], Rule] | None = None) -> Ru
     if pointwise is not None and torch.Tag.pointwise in op.tags:
         return pointwise()
     return None
+
+
+def is_by_user(op: OpOverload) -> bool:
+    """Tell whether an operator's rule was registered by a user."""
+    return op in _RULES and _RULES[op].by_user
 
 
 def unregister(op: OpOverload) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fxprune.axes import Axis
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
-from fxprune.units import Axis
 
 
 def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
@@ -152,8 +152,9 @@ def _keep_or_freeze(call: Call) -> str:
 
 register(
     overloads(
-        "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten.using_ints unflatten.int ravel squeeze squeeze.dim "
-        "squeeze.dims unsqueeze view_copy squeeze_copy squeeze_copy.dim squeeze_copy.dims unsqueeze_copy atleast_1d atleast_2d "
+        "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten.using_ints unflatten.int ravel squeeze "
+        "squeeze.dim squeeze.dims unsqueeze view_copy squeeze_copy squeeze_copy.dim squeeze_copy.dims unsqueeze_copy "
+        "atleast_1d atleast_2d "
         "_reshape_copy"
     ),
     View(),

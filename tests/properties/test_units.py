@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxprune.units import NONE, Axis, Reason, Units, concatenate
+from fxprune.axes import NONE, Axis, Reason, concatenate
+from fxprune.units import Units
 
 WHY = Reason("a test")
 
