@@ -131,7 +131,6 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.units = Units()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.node: fx.Node | None = None
         self.here = Reason("")
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
@@ -150,7 +149,6 @@ class _Watch(TorchDispatchMode):
 
     def at(self, node: fx.Node) -> None:
         """Take note of the node that runs next."""
-        self.node = node
         self.here = Reason("", node=node.name, source=_source(node))
 
     def finish(self, node: fx.Node, value: Any) -> None:

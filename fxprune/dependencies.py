@@ -12,7 +12,7 @@ from typing import Any
 import networkx as nx
 from tabulate import tabulate
 
-from fxprune.axes import Axis, Index, Reason
+from fxprune.axes import NONE, Axis, Index, Reason
 from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
 from fxprune.flops import Work
 from fxprune.grouping import Found, form_groups
@@ -116,7 +116,7 @@ class SharedAxis:
     Attributes:
         parameter: the dotted name.
         dim: the dimension.
-        groups: the groups, those with the longest runs of positions first.
+        groups: the groups, in their order in ``Dependencies.groups``: of two that cross, the outer one comes first.
         crossing: whether some position belongs to several of them at once, as with heads and head dimensions.
     """
 
@@ -148,8 +148,10 @@ class Explanation:
 
     def __str__(self) -> str:
         head = f"{self.parameter}[{self.dim}], {self.size} positions: "
+        if not self.groups and self.free:
+            return head + f"{self.free} of them could go, but no two alike, so that there is no group to choose from"
         if not self.groups:
-            return head + "whole: " + ("; ".join(map(str, self.reasons)) or "nothing is known to depend on it")
+            return head + "whole: " + "; ".join(map(str, self.reasons))
         lines = [head + f"{self.free} of them in {len(self.groups)} group{'s' if len(self.groups) > 1 else ''}"]
         lines += [f"  {group}" for group in self.groups]
         lines += [f"  held: {reason}" for reason in self.reasons]
@@ -230,7 +232,7 @@ class Dependencies:
         for (name, dim), groups in by_axis.items():
             if len(groups) > 1:
                 axis = self._find(name).label.axes[dim]
-                crossing = self.units.resolve(axis).shape[1] > 1
+                crossing = bool(((self.units.resolve(axis) != NONE).sum(1) > 1).any())
                 shared.append(SharedAxis(name, dim, tuple(groups), crossing))
         return tuple(shared)
 

@@ -272,3 +272,31 @@ def test_the_graph_is_saved(tmp_path: Path) -> None:
     assert '  "stem.weight[0]" -- "stem:aten.conv2d.default" [label="0 1"];\n' in text
     with pytest.raises(AnalysisError, match=r"saved as .graphml or .dot, not as 'net.png'"):
         deps.save("net.png")
+
+
+class Overlapping(nn.Module):
+    """Uses the first two of three channels in one layer, the last two in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.left, self.right = nn.Linear(4, 3), nn.Linear(2, 5), nn.Linear(2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.one(x)
+        return self.left(hidden[:, :2]) + self.right(hidden[:, 1:])
+
+
+def test_channels_of_which_no_two_are_alike_say_so() -> None:
+    explanation = deps_of(Overlapping(), torch.randn(2, 4)).explain("one.weight")
+    assert (explanation.free, explanation.groups) == (3, ())
+    assert str(explanation) == (
+        "one.weight[0], 3 positions: 3 of them could go, but no two alike, so that there is no group to choose from"
+    )
+
+
+def test_whatever_is_whole_has_a_reason() -> None:
+    for name in ("shuffle", "swin", "vit", "lstm"):
+        net = NETS[name]
+        deps = fxprune.analyze(fxprune.capture(net.build(), net.inputs(2)))
+        texts = [str(deps.explain(t.name, d)) for t in deps.tracked for d in range(len(t.label))]
+        assert not [text for text in texts if text.endswith("whole: ")]
