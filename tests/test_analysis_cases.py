@@ -137,6 +137,25 @@ def test_a_rule_that_does_not_fit_keeps_whole(monkeypatch: pytest.MonkeyPatch) -
     assert "the rule 'b i, o i, o -> b i' of aten.linear.default" in str(deps.explain("a.weight"))
 
 
+def test_weights_standardised_by_a_batch_norm_do_not_hold_their_inputs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Standardised(4, 5, 3), nn.ReLU(), Standardised(5, 2, 3))
+    gm = fxprune.capture(model.eval(), torch.randn(2, 3, 9, 9))
+    deps = fxprune.analyze(gm)
+    assert [g.size for g in deps.groups] == [4, 5]
+    assert {(p.kind, p.neutral) for p in deps.mixing_points if p.op == "aten.batch_norm.default"} == {("normalize", False)}
+    error = exchange_error(gm, deps, (torch.randn(2, 3, 9, 9),), {})
+    assert error is not None
+    assert error < 1e-9
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight has mean zero and variance one for each output, by the function that is at hand."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        return F.conv2d(input, weight.reshape_as(self.weight), self.bias)
+
+
 # Misuse.
 
 

@@ -15,7 +15,13 @@ def _results(first: str, call: Call) -> str:
 
 
 def _batch_norm(call: Call) -> str:
-    # Statistics run over the batch and all places, of which none may go: in train mode they would change.
+    """Return the pattern of a batch norm: statistics run over the batch and all places, in train mode at least.
+
+    Without running statistics they do so in both modes, as where weights are standardised by a batch norm.
+    """
+    if call.arguments.get("running_mean") is None:
+        places = " ".join(f"[s{k}]" for k in range(len(call.operand(0)) - 2))
+        return f"[b] c {places}, c, c, c, c -> {_results(f'[b] c {places}', call)}"
     return f"!b c *s, c, c, c, c -> {_results('!b c *s', call)}"
 
 
@@ -60,7 +66,7 @@ register(
         "_native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm "
         "_batch_norm_impl_index _batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update"
     ),
-    Pattern(_batch_norm, "!b c *s, c, c, c, c -> !b c *s", zeros=_unless_running),
+    Pattern(_batch_norm, "!b c *s, c, c, c, c -> !b c *s", zeros=_unless_running, mixed_zeros="n*1+2", mixes="normalize"),
 )
 register(overloads("instance_norm"), Pattern(_instance_norm, "b c *s, c, c, c, c -> b c *s", zeros=_unless_running))
 register(

@@ -27,7 +27,20 @@ def _batch(ops: str, places: tuple[int, ...], *rest: Any, given: tuple[bool, ...
         affine = [next(tensors) if here else None for here in given]
         return c.call(c[0], *affine, *rest)
 
-    return Sample(ops, tuple(operands), run, note=f"with {rest}")
+    def reference(c: Context, keep: list[list[Tensor]]) -> list[Tensor]:
+        return _batch_reference(c, keep, [c[1], c[2]] if given[0] else None)
+
+    return Sample(ops, tuple(operands), run, None if given[2] else reference, note=f"with {rest}")
+
+
+def _batch_reference(c: Context, keep: list[list[Tensor]], affine: list[Tensor] | None) -> list[Tensor]:
+    """Normalise by the statistics of the kept samples and places of each channel."""
+    rank = c[0].dim()
+    mean, var = moments(c[0], keep[0], [0, *range(2, rank)])
+    y = (c[0] - mean) / (var + _EPS).sqrt()
+    if affine:
+        y = y * affine[0].reshape(_over_channels(y, rank)) + affine[1].reshape(_over_channels(y, rank))
+    return [y, *([mean.flatten(), (1 / (var + _EPS).sqrt()).flatten()] if "native" in str(c.op) else [])]
 
 
 def _over_channels(x: Tensor, rank: int) -> tuple[int, ...]:
@@ -108,7 +121,7 @@ SAMPLES = [
             ),
         )
     ],
-    _batch("batch_norm instance_norm", (5,), True, 0.1, _EPS, False, given=(False, False, False, False)),
+    _batch("batch_norm", (5,), True, 0.1, _EPS, False, given=(False, False, False, False)),
     _batch("batch_norm", (5,), True, 0.1, _EPS, False, given=(True, True, False, False)),
     _batch("_native_batch_norm_legit_no_training _batch_norm_no_update", (5, 6), 0.1, _EPS),
     _batch("_batch_norm_with_update _batch_norm_with_update_functional", (5, 6), 0.1, _EPS),
@@ -116,6 +129,7 @@ SAMPLES = [
         "_native_batch_norm_legit.no_stats",
         (real(4, 3, 5), real(3), real(3)),
         lambda c: c.call(c[0], c[1], c[2], True, 0.1, _EPS),
+        lambda c, keep: _batch_reference(c, keep, [c[1], c[2]]),
     ),
     _batch("instance_norm", (5, 6), True, 0.1, _EPS, False),
     _batch("instance_norm", (5, 6), False, 0.1, _EPS, False),
