@@ -214,9 +214,8 @@ class _Watch(TorchDispatchMode):
                 return result
         if func is torch.ops.aten._local_scalar_dense.default or func is torch.ops.aten.item.default:
             return self._item(args[0], func)
-        fake_args, fake_kwargs = pytree.tree_map(self._as_fake, (args, kwargs))
-        result = func(*fake_args, **fake_kwargs)
-        returned = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        result = func(*self._as_fake(args), **{name: self._as_fake(value) for name, value in kwargs.items()})
+        returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
         if not returned:
             return result  # a check, or a size: nothing that could carry positions
         call = self._call(func, args, kwargs, returned)
@@ -231,7 +230,9 @@ class _Watch(TorchDispatchMode):
         return result
 
     def _as_fake(self, leaf: Any) -> Any:
-        """Return a fake tensor in place of a real one; fake operands of equal shapes share one computation of the result."""
+        """Return fake tensors in place of real ones; fake operands of equal shapes share one computation of the result."""
+        if type(leaf) in (tuple, list):
+            return type(leaf)(map(self._as_fake, leaf))
         if not isinstance(leaf, Tensor) or isinstance(leaf, FakeTensor):
             return leaf
         if id(leaf) not in self.twins:

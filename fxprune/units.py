@@ -72,7 +72,8 @@ class Units:
                 break
             roots = above
         self._parent[units] = roots
-        return np.where(units == NONE, NONE, roots).astype(np.int32)
+        roots[units == NONE] = NONE
+        return roots
 
     def resolve(self, axis: Axis) -> Rows:
         """Return the rows of an axis as sets of units that can still go, each once in a row.
@@ -81,18 +82,17 @@ class Units:
             int32 array of shape (positions, k), without empty columns.
         """
         rows = self.find(axis.rows)
-        while rows.size and (rows != NONE).any():
-            parts = np.where(rows[..., None] == NONE, NONE, self._parts[rows])
-            split = parts[..., 0] != NONE
+        while rows.size:
+            split = (self._parts[:, 0][rows] != NONE) & (rows != NONE)
             if not split.any():
                 break
-            left = np.where(split, parts[..., 0], rows)
-            right = np.where(split, parts[..., 1], NONE)
+            left = np.where(split, self._parts[:, 0][rows], rows)
+            right = np.where(split, self._parts[:, 1][rows], NONE)
             # A unit's parts stand side by side in its place, so that columns stay of one kind.
             wide = np.stack([left, right], 2).reshape(len(rows), -1)
             rows = self.find(np.ascontiguousarray(wide[:, (wide != NONE).any(0)]))
         if rows.size:
-            rows = np.where(self._frozen[rows] >= 0, NONE, rows).astype(np.int32)
+            rows[self._frozen[rows] >= 0] = NONE
         return _distinct(rows)
 
     def reason(self, unit: int) -> Reason | None:
@@ -138,6 +138,10 @@ class Units:
 
     def freeze_covering(self, axis: Axis, why: Reason) -> None:
         """Say that units which own every position of an axis cannot go: nothing would be left."""
+        # Such a unit is in the first and in the last row.
+        ends = self.resolve(axis.take(np.array([0, axis.size - 1]))) if axis.size and not axis.is_whole else None
+        if ends is None or not ends.size or not np.isin(ends[0], ends[1][ends[1] != NONE]).any():
+            return
         rows = self.resolve(axis)
         if rows.size:
             units, counts = np.unique(rows[rows != NONE], return_counts=True)
