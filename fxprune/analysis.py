@@ -216,7 +216,7 @@ class _Watch(TorchDispatchMode):
             return self._item(args[0], func)
         result = func(*self._as_fake(args), **{name: self._as_fake(value) for name, value in kwargs.items()})
         returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        if not returned:
+        if not returned and not func._schema.is_mutable:
             return result  # a check, or a size: nothing that could carry positions
         call = self._call(func, args, kwargs, returned)
         labels = self._apply(rule, call)
@@ -226,7 +226,7 @@ class _Watch(TorchDispatchMode):
         for tensor, label, constant in zip(returned, labels, constants, strict=True):
             self._set(tensor, Label(label.axes, label.zeros, constant, producer))
         if func._schema.is_mutable:
-            self._written(func, call, args)
+            self._written(func, args)
         return result
 
     def _as_fake(self, leaf: Any) -> Any:
@@ -329,7 +329,7 @@ class _Watch(TorchDispatchMode):
         with _disable_current_modes():
             return constant.item()
 
-    def _written(self, func: OpOverload, call: Call, args: tuple[Any, ...]) -> None:
+    def _written(self, func: OpOverload, args: tuple[Any, ...]) -> None:
         """After a write in place, expect no zeros and no known values of whatever shares the memory."""
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is None or not argument.alias_info.is_write:

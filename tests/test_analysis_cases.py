@@ -156,6 +156,23 @@ class Standardised(nn.Conv2d):
         return F.conv2d(input, weight.reshape_as(self.weight), self.bias)
 
 
+@torch.library.custom_op("fxprune_tests::reverse_", mutates_args={"x"})
+def reverse_(x: Tensor) -> None:
+    """Write in place, and return nothing."""
+    x.copy_(x.flip(-1))
+
+
+def test_an_operator_that_only_writes_keeps_whole_what_it_touches() -> None:
+    def code(case: Case, x: Tensor) -> Tensor:
+        hidden = case.a(x).clone()
+        torch.ops.fxprune_tests.reverse_(hidden)
+        return case.b(hidden)
+
+    deps = found(code)
+    assert free(deps, "a.weight") == 0
+    assert deps.without_rule
+
+
 # Misuse.
 
 
