@@ -129,6 +129,7 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__()
+        self.gm = gm
         self.units = Units()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.here = Reason("")
@@ -165,7 +166,7 @@ class _Watch(TorchDispatchMode):
                         self.units.freeze(axis, replace(self.here, text="graph output"))
         elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
             self._track(str(node.target), value)
-        self.values[node.name] = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else None, value)
+        self.values[node.name] = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
     def couple(self, one: Any, other: Any) -> None:
         """Say that two results, of the two modes, stand for the same."""
@@ -297,8 +298,7 @@ class _Watch(TorchDispatchMode):
                 MixingPoint(call.at.node, str(call.op), m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, len(self.steps))
             )
         self.work += work_of(call, result)
-        operands = tuple(label for label in call.operands if label is not None)
-        self.steps.append(Step(call.at.node, str(call.op), None, operands, tuple(labels)))
+        self.steps.append(Step(call.at.node, str(call.op), None, call, tuple(labels)))
 
     def _evaluate(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]
@@ -345,6 +345,7 @@ class _Watch(TorchDispatchMode):
     def dependencies(self) -> Dependencies:
         """Return what was found."""
         return Dependencies(
+            gm=self.gm,
             units=self.units,
             tracked=self.sources.tracked,
             values=self.values,

@@ -11,11 +11,13 @@ from typing import Any
 
 import networkx as nx
 from tabulate import tabulate
+from torch import fx
 
 from fxprune.axes import NONE, Axis, Index, Reason
 from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
 from fxprune.flops import Work
 from fxprune.grouping import Found, form_groups
+from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.sources import Tracked
 from fxprune.units import Units
@@ -28,8 +30,13 @@ class Step:
     node: str
     op: str
     tracked: Tracked | None = None
-    operands: tuple[Label, ...] = ()
+    call: Call | None = None
     results: tuple[Label, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Label, ...]:
+        """The labels of the tensors that the call was given."""
+        return () if self.call is None else tuple(label for label in self.call.operands if label is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,15 +170,17 @@ class Dependencies:
     """The result of :func:`fxprune.analyze`; ``str()`` gives a table of the groups.
 
     Attributes:
+        gm: the graph.
         units: what is known about the units.
         tracked: the parameters and buffers of the graph.
-        values: the labels of every node's value, by node name.
+        values: every node's value by node name, a label in place of each tensor.
         points: everything that combines positions, those of whole axes included.
         work: the floating-point operations of every call.
         steps: parameters and calls in the order of the run.
         without_rule: operators without a rule that met an axis with units, each with its node.
     """
 
+    gm: fx.GraphModule
     units: Units
     tracked: Sequence[Tracked]
     values: dict[str, Any]
