@@ -145,7 +145,7 @@ def _lstm(m: Any, input: Any, hx: Any = None) -> Any:
     return m.call(
         functional.lstm,
         input, hx, _flat_weights(m), m.bias, m.num_layers, float(m.dropout), m.training, m.bidirectional,
-        m.batch_first, m.hidden_size, m.proj_size,
+        m.batch_first,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _gru(m: Any, input: Any, hx: Any = None) -> Any:
     return m.call(
         functional.gru,
         input, hx, _flat_weights(m), m.bias, m.num_layers, float(m.dropout), m.training, m.bidirectional,
-        m.batch_first, m.hidden_size, m.mode.lower(),
+        m.batch_first, m.mode.lower(),
     )  # fmt: skip
 
 

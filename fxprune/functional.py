@@ -4,6 +4,8 @@ Each is a plain annotated function that TorchScript compiles, ``torch.export`` t
 inlines. Those with an effect (a check, a counter) are registered as such, so that dead-code elimination keeps them.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
@@ -137,54 +139,164 @@ def multi_head_attention(
     attn_mask: Tensor | None = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what ``torch.nn.MultiheadAttention`` does, from explicit parameters.
 
     Shapes and results are those of the module: with ``batch_first`` inputs are ``(N, L, E)``, else ``(L, N, E)``, and a
     two-dimensional query is one sequence without a batch. The eval-mode fast path of the module is left out on purpose:
-    it reads parameters directly and gives the same result.
+    it reads parameters directly and gives the same result. Unlike the module the heads may have any width, that of the
+    values may differ from that of queries and keys, and ``scale`` may differ from the inverse root of the width.
     """
-    swap = batch_first and query.dim() == 3
-    if swap:
-        # Keep "the same tensor" visible: torch projects self-attention in one product.
-        if key is value and query is key:
-            query = query.transpose(1, 0)
-            key = query
-            value = query
-        elif key is value:
-            query = query.transpose(1, 0)
-            key = key.transpose(1, 0)
-            value = key
-        else:
-            query, key, value = query.transpose(1, 0), key.transpose(1, 0), value.transpose(1, 0)
-    output, weights = F.multi_head_attention_forward(
-        query,
-        key,
-        value,
-        embed_dim,
-        num_heads,
-        in_proj_weight,
-        in_proj_bias,
-        bias_k,
-        bias_v,
-        add_zero_attn,
-        dropout,
-        out_proj_weight,
-        out_proj_bias,
-        training=training,
-        key_padding_mask=key_padding_mask,
-        need_weights=need_weights,
-        attn_mask=attn_mask,
-        use_separate_proj_weight=in_proj_weight is None,
-        q_proj_weight=q_proj_weight,
-        k_proj_weight=k_proj_weight,
-        v_proj_weight=v_proj_weight,
-        average_attn_weights=average_attn_weights,
-        is_causal=is_causal,
-    )
-    if swap:
+    batched = query.dim() == 3
+    query, key, value = _sequence_first(query, key, value, batched and batch_first, not batched)
+    if key_padding_mask is not None and not batched:
+        key_padding_mask = key_padding_mask.unsqueeze(0)
+    padding = _additive(key_padding_mask, query)
+    if is_causal and attn_mask is None:
+        raise RuntimeError("is_causal is a hint about attn_mask, which is missing")
+    if is_causal and padding is None and not need_weights:
+        attn_mask = None  # the hint is enough
+    else:
+        attn_mask = _additive(attn_mask, query)
+        is_causal = is_causal and padding is None
+    length, batch, stack = query.size(0), query.size(1), query.size(1) * num_heads
+
+    if in_proj_weight is not None:
+        q, k, v = _project_packed(query, key, value, in_proj_weight, in_proj_bias, out_proj_weight.size(1))
+    else:
+        assert q_proj_weight is not None
+        assert k_proj_weight is not None
+        assert v_proj_weight is not None
+        q, k, v = _project(query, key, value, q_proj_weight, k_proj_weight, v_proj_weight, in_proj_bias)
+    if attn_mask is not None and attn_mask.dim() == 2:
+        attn_mask = attn_mask.unsqueeze(0)
+    added = 0
+    if bias_k is not None and bias_v is not None:
+        k = torch.cat([k, bias_k.repeat(1, batch, 1)])
+        v = torch.cat([v, bias_v.repeat(1, batch, 1)])
+        added += 1
+    q = q.view(length, stack, q.size(2) // num_heads).transpose(0, 1)
+    k = k.view(k.size(0), stack, k.size(2) // num_heads).transpose(0, 1)
+    v = v.view(v.size(0), stack, v.size(2) // num_heads).transpose(0, 1)
+    if add_zero_attn:
+        k = torch.cat([k, torch.zeros([stack, 1, k.size(2)], dtype=k.dtype, device=k.device)], dim=1)
+        v = torch.cat([v, torch.zeros([stack, 1, v.size(2)], dtype=v.dtype, device=v.device)], dim=1)
+        added += 1
+    mask = _attention_mask(attn_mask, padding, added, num_heads, k.size(1))
+    output, weights = _attend(q, k, v, mask, batch, dropout if training else 0.0, is_causal, need_weights, scale)
+    output = F.linear(output, out_proj_weight, out_proj_bias)
+    output = output.view(length, batch, output.size(1))
+    if weights is not None:
+        if average_attn_weights:
+            weights = weights.mean(dim=1)
+        if not batched:
+            weights = weights.squeeze(0)
+    if not batched:
+        output = output.squeeze(1)
+    elif batch_first:
         output = output.transpose(1, 0)
     return output, weights
+
+
+def _sequence_first(query: Tensor, key: Tensor, value: Tensor, swap: bool, single: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring all to ``(L, N, E)``; what was one tensor stays one, since self-attention is projected in one product."""
+    if not (swap or single):
+        return query, key, value
+    new_query = query.transpose(1, 0) if swap else query.unsqueeze(1)
+    if key is query:
+        new_key = new_query
+    else:
+        new_key = key.transpose(1, 0) if swap else key.unsqueeze(1)
+    if value is key:
+        new_value = new_key
+    else:
+        new_value = value.transpose(1, 0) if swap else value.unsqueeze(1)
+    return new_query, new_key, new_value
+
+
+def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """Turn flags that say where not to look into minus infinity."""
+    if mask is None or mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
+
+
+def _project_packed(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None, values: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Project by weights packed in the order q, k, v, where those of v have ``values`` rows."""
+    rows = (weight.size(0) - values) // 2
+    if key is value and rows == values:
+        if query is key:
+            packed = F.linear(query, weight, bias).unflatten(-1, [3, rows])
+            packed = packed.unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
+            return packed[0], packed[1], packed[2]
+        w_q, w_kv = weight.split([rows, 2 * rows])
+        b_q: Tensor | None = None
+        b_kv: Tensor | None = None
+        if bias is not None:
+            b_q, b_kv = bias.split([rows, 2 * rows])
+        both = F.linear(key, w_kv, b_kv).unflatten(-1, [2, rows])
+        both = both.unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
+        return F.linear(query, w_q, b_q), both[0], both[1]
+    w_q, w_k, w_v = weight.split([rows, rows, values])
+    return _project(query, key, value, w_q, w_k, w_v, bias)
+
+
+def _project(
+    query: Tensor, key: Tensor, value: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    b_q: Tensor | None = None
+    b_k: Tensor | None = None
+    b_v: Tensor | None = None
+    if bias is not None:
+        b_q, b_k, b_v = bias.split([w_q.size(0), w_k.size(0), w_v.size(0)])
+    return F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
+
+
+def _attention_mask(mask: Tensor | None, padding: Tensor | None, added: int, num_heads: int, keys: int) -> Tensor | None:
+    """Join both masks to one that broadcasts to ``(N * heads, L, S)``; ``added`` keys behind the others are seen by all."""
+    if added > 0:
+        mask = F.pad(mask, [0, added]) if mask is not None else None
+        padding = F.pad(padding, [0, added]) if padding is not None else None
+    if padding is None:
+        return mask
+    batch = padding.size(0)
+    spread = padding.view(batch, 1, 1, keys).expand(-1, num_heads, -1, -1).reshape(batch * num_heads, 1, keys)
+    return spread if mask is None else mask + spread
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    batch: int,
+    dropout: float,
+    is_causal: bool,
+    need_weights: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend with stacks of heads ``(N * heads, L, e)``; returns ``(L * N, heads * e)``, and weights if they are needed."""
+    heads, length, keys = q.size(0) // batch, q.size(1), k.size(1)
+    if need_weights:
+        factor = math.sqrt(1.0 / float(q.size(2))) if scale is None else scale
+        if mask is not None:
+            weights = torch.baddbmm(mask, q * factor, k.transpose(-2, -1))
+        else:
+            weights = torch.bmm(q * factor, k.transpose(-2, -1))
+        weights = F.softmax(weights, dim=-1)
+        if dropout > 0.0:
+            weights = F.dropout(weights, p=dropout)
+        output = torch.bmm(weights, v).transpose(0, 1).reshape(length * batch, heads * v.size(2))
+        return output, weights.view(batch, heads, length, keys)
+    if mask is not None:
+        mask = mask.unsqueeze(0) if mask.size(0) == 1 else mask.view(batch, heads, -1, keys)
+    width = v.size(2)
+    q, k = q.view(batch, heads, length, q.size(2)), k.view(batch, heads, keys, k.size(2))
+    output = F.scaled_dot_product_attention(q, k, v.view(batch, heads, keys, width), mask, dropout, is_causal, scale=scale)
+    return output.permute(2, 0, 1, 3).reshape(batch * length, heads * width), None
 
 
 def _zero_state(input: Tensor, batched: bool, batch_first: bool, layers: int, size: int) -> Tensor:
@@ -202,15 +314,14 @@ def lstm(
     training: bool,
     bidirectional: bool,
     batch_first: bool,
-    hidden_size: int,
-    proj_size: int,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Compute what ``torch.nn.LSTM`` does, from an explicit list of ``weights``; shapes as documented there."""
     batched = input.dim() == 3
     layers = num_layers * (2 if bidirectional else 1)
     if hx is None:
-        h = _zero_state(input, batched, batch_first, layers, proj_size if proj_size > 0 else hidden_size)
-        c = _zero_state(input, batched, batch_first, layers, hidden_size)
+        # The weights of the recurrent product have the sizes: (4 * hidden, hidden), or (4 * hidden, projected).
+        h = _zero_state(input, batched, batch_first, layers, weights[1].size(1))
+        c = _zero_state(input, batched, batch_first, layers, weights[1].size(0) // 4)
     else:
         h, c = hx
         if not batched:
@@ -233,14 +344,13 @@ def gru(
     training: bool,
     bidirectional: bool,
     batch_first: bool,
-    hidden_size: int,
     kind: str,
 ) -> tuple[Tensor, Tensor]:
     """Compute what ``torch.nn.GRU`` (``kind="gru"``) or ``torch.nn.RNN`` (``"rnn_tanh"``, ``"rnn_relu"``) does."""
     batched = input.dim() == 3
     layers = num_layers * (2 if bidirectional else 1)
     if hx is None:
-        h = _zero_state(input, batched, batch_first, layers, hidden_size)
+        h = _zero_state(input, batched, batch_first, layers, weights[1].size(1))
     else:
         h = hx if batched else hx.unsqueeze(1)
     if not batched:

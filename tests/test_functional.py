@@ -301,7 +301,6 @@ def test_lstm_is_the_module(settings: str, batched: bool, given: bool, training:
     assert_same(
         lambda: function(
             x, hx, weights_of(m), m.bias, m.num_layers, float(m.dropout), m.training, m.bidirectional, m.batch_first,
-            m.hidden_size, m.proj_size,
         ),
         lambda: m(x, hx),
         weights_of(m),
@@ -332,7 +331,7 @@ def test_gru_is_the_module_of_its_kind(
     assert_same(
         lambda: function(
             x, hx, weights_of(m), m.bias, m.num_layers, float(m.dropout), m.training, m.bidirectional, m.batch_first,
-            m.hidden_size, kind,
+            kind,
         ),
         lambda: m(x, hx),
         weights_of(m),

@@ -173,7 +173,7 @@ GOLDEN = (
             layer_bias_ih_l0 = self.layer.bias_ih_l0
             layer_bias_hh_l0 = self.layer.bias_hh_l0
             layer_training = self.layer.training
-            layer = fxprune_functional_gru(inputs_0, None, [layer_weight_ih_l0, layer_weight_hh_l0, layer_bias_ih_l0, layer_bias_hh_l0], True, 1, 0.0, layer_training, False, False, 3, 'gru')
+            layer = fxprune_functional_gru(inputs_0, None, [layer_weight_ih_l0, layer_weight_hh_l0, layer_bias_ih_l0, layer_bias_hh_l0], True, 1, 0.0, layer_training, False, False, 'gru')
             return layer
         """,  # noqa: E501
     ),
