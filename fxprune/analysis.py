@@ -96,13 +96,14 @@ def _fresh_fake(leaf: Any, mode: FakeTensorMode) -> Any:
 class _Run(fx.Interpreter):
     """Runs the graph under a watch, which it tells where it is."""
 
-    def __init__(self, gm: fx.GraphModule, watch: _Watch) -> None:
+    def __init__(self, gm: fx.GraphModule, watch: _Watch, inside: str = "") -> None:
         super().__init__(gm)
         self.extra_traceback = False  # the error names the node
         self.watch = watch
+        self.inside = inside
 
     def run_node(self, n: fx.Node) -> Any:
-        self.watch.at(n)
+        self.watch.at(n, self.inside)
         try:
             value = super().run_node(n)
         except FxpruneError:
@@ -111,7 +112,7 @@ class _Run(fx.Interpreter):
             raise AnalysisError(
                 f"node {n.name!r} ({n.op} {n.target}) cannot run on fake tensors: {str(error).partition(chr(10))[0]}"
             ) from error
-        self.watch.finish(n, value)
+        self.watch.finish(n, value, self.inside)
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -119,7 +120,12 @@ class _Run(fx.Interpreter):
         if not isinstance(module, ByMode):
             return super().call_module(target, args, kwargs)
         # Dependencies have to hold in either mode.
-        in_train, in_eval = (fx.Interpreter(branch).run(*args, **kwargs) for branch in (module.in_train, module.in_eval))
+        here = self.watch.here
+        in_train, in_eval = (
+            _Run(branch, self.watch, inside).run(*args, *kwargs.values())
+            for inside, branch in module.branches(here.node)
+        )
+        self.watch.here = here
         self.watch.couple(in_train, in_eval)
         return in_train if module.training else in_eval
 
@@ -148,13 +154,15 @@ class _Watch(TorchDispatchMode):
 
     # Where the run is.
 
-    def at(self, node: fx.Node) -> None:
-        """Take note of the node that runs next."""
-        self.here = Reason("", node=node.name, source=_source(node))
+    def at(self, node: fx.Node, inside: str) -> None:
+        """Take note of the node that runs next, of the graph or of one inside."""
+        self.here = Reason("", node=inside + node.name, source=_source(node))
 
-    def finish(self, node: fx.Node, value: Any) -> None:
+    def finish(self, node: fx.Node, value: Any, inside: str) -> None:
         """Take note of a node's value."""
-        if node.op == "placeholder":
+        if inside:
+            pass  # what goes in and comes out is a value of the graph outside
+        elif node.op == "placeholder":
             why = replace(self.here, text=f"graph input {node.name!r}")
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, Tensor):
@@ -166,7 +174,7 @@ class _Watch(TorchDispatchMode):
                         self.units.freeze(axis, replace(self.here, text="graph output"))
         elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
             self._track(str(node.target), value)
-        self.values[node.name] = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
+        self.values[inside + node.name] = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
     def couple(self, one: Any, other: Any) -> None:
         """Say that two results, of the two modes, stand for the same."""

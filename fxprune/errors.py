@@ -69,6 +69,18 @@ class RuleError(AnalysisError):
     """A rule does not fit the operator that it is registered for, or an operator has one already."""
 
 
+class PlanError(FxpruneError, ValueError):
+    """No plan can be made of what was asked for, or a plan does not fit the graph."""
+
+
+class ShrinkError(FxpruneError, RuntimeError):
+    """A graph could not be made smaller; it is as it was."""
+
+
+class VerificationError(FxpruneError, AssertionError):
+    """A graph does not compute what the graph that it was made from computes."""
+
+
 class ExportError(FxpruneError, RuntimeError):
     """A graph could not be exported."""
 

@@ -153,6 +153,10 @@ class ByMode(nn.Module):
         self.in_train = in_train
         self.in_eval = in_eval
 
+    def branches(self, node: str) -> tuple[tuple[str, fx.GraphModule], tuple[str, fx.GraphModule]]:
+        """Return both branches, each with what its nodes' names start with where ``node`` of a graph calls this."""
+        return (f"{node}.in_train.", self.in_train), (f"{node}.in_eval.", self.in_eval)
+
     def forward(self, tensors: list[Tensor], sizes: list[int]) -> list[Tensor]:
         """Run the branch of the current mode."""
         if self.training:
@@ -196,14 +200,14 @@ def _quiet_specs() -> Iterator[None]:
         yield
 
 
-_KEPT_META = ("stack_trace", "is_wrapped", "fxprune_module", "fxprune_call", "fxprune_moved")
+_KEPT_META = ("stack_trace", "is_wrapped", "fxprune_module", "fxprune_call", "fxprune_moved", "fxprune_original")
 
 
 class _Reference(int):
     """The index of a node in a dumped graph."""
 
 
-class _Operator:
+class Operator:
     """Pickles an operator of the dispatcher, which itself does not pickle, by its name."""
 
     def __init__(self, operator: OpOverload | HigherOrderOperator) -> None:
@@ -217,6 +221,11 @@ class _Operator:
         return found
 
 
+def picklable(target: Any) -> Any:
+    """Return the target of a node in a form that pickles."""
+    return Operator(target) if isinstance(target, OpOverload | HigherOrderOperator) else target
+
+
 def _dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
     index = {node: _Reference(i) for i, node in enumerate(graph.nodes)}
     # map_arg accepts any result, but its annotation knows only graph arguments.
@@ -224,7 +233,7 @@ def _dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
     return [
         (
             node.op,
-            _Operator(node.target) if isinstance(node.target, OpOverload | HigherOrderOperator) else node.target,
+            picklable(node.target),
             fx.map_arg(node.args, to_index),
             fx.map_arg(node.kwargs, to_index),
             node.name,
@@ -242,7 +251,7 @@ def _load(dump: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:
         return nodes[value] if isinstance(value, _Reference) else value
 
     for op, target, args, kwargs, name, type_expr, meta in dump:
-        if isinstance(target, _Operator):
+        if isinstance(target, Operator):
             target = target.find()
         node = graph.create_node(op, target, map_aggregate(args, to_node), map_aggregate(kwargs, to_node), name, type_expr)
         # The namespace may have changed a name that shadows a builtin; the dumped one was legal.

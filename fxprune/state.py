@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import PruningTypeError, UnknownParameterError
@@ -49,7 +51,8 @@ def ensure_container(root: nn.Module, path: str) -> nn.Module:
     return module
 
 
-# On each module that holds masked parameters, their attribute names: a model may have names of this form of its own.
+# On each module that holds masked parameters, the endings of their masks by attribute name: a model may have names of this
+# form of its own.
 _MASKED = "_fxprune_masked"
 
 
@@ -59,16 +62,25 @@ def _widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: 
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-    """A masked parameter: its dotted ``names`` (several if tied), the ``orig`` Parameter and its ``mask``."""
+    """A masked parameter: its dotted ``names`` (several if tied), the ``orig`` Parameter and its ``masks``.
+
+    ``masks`` holds by the ending of its name every buffer that multiplies the parameter: ``"_mask"`` for one of the
+    parameter's shape, ``"_mask0"``, ``"_mask1"`` ... for those of single dimensions, which broadcast.
+    """
 
     names: tuple[str, ...]
     orig: nn.Parameter
-    mask: Tensor
+    masks: Mapping[str, Tensor]
 
     @property
     def name(self) -> str:
         """The first of the names."""
         return self.names[0]
+
+    @property
+    def mask(self) -> Tensor:
+        """The product of the masks, in a shape that broadcasts to the parameter's."""
+        return functools.reduce(torch.mul, self.masks.values())
 
 
 def parameter_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]:
@@ -107,10 +119,11 @@ def find_masked(root: nn.Module, name: str) -> Masked | None:
         owner = root.get_submodule(path)
     except AttributeError:
         return None
-    orig, mask = owner._parameters.get(last + ORIG), owner._buffers.get(last + MASK)
-    if last not in vars(owner).get(_MASKED, ()) or orig is None or mask is None:
+    orig, endings = owner._parameters.get(last + ORIG), vars(owner).get(_MASKED, {}).get(last, ())
+    masks = {e: mask for e in sorted(endings) if (mask := owner._buffers.get(last + e)) is not None}
+    if orig is None or not masks:
         return None
-    return Masked(tuple(n.removesuffix(ORIG) for n in parameter_names(root, orig)), orig, mask)
+    return Masked(tuple(n.removesuffix(ORIG) for n in parameter_names(root, orig)), orig, masks)
 
 
 def all_masked(root: nn.Module) -> list[Masked]:
@@ -158,30 +171,34 @@ def _unknown(root: nn.Module, name: str) -> str:
     return f"{message}{hint} (see named_parameters())"
 
 
-def register_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor) -> None:
-    """Rename ``parameter`` to ``<name>_orig`` in place, wherever it is held, and put ``mask`` beside it."""
+def register_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> None:
+    """Put ``mask`` beside ``parameter``, wherever it is held, and rename it to ``<name>_orig`` unless it is so already."""
     for owner, attribute in list(owners(root, parameter)):
-        _rename(owner, attribute, attribute + ORIG)
-        owner.register_buffer(attribute + MASK, mask)
-        vars(owner).setdefault(_MASKED, set()).add(attribute)
+        masked: dict[str, list[str]] = vars(owner).setdefault(_MASKED, {})
+        base = attribute.removesuffix(ORIG)
+        if base == attribute or base not in masked:
+            base = attribute
+            _rename(owner, attribute, attribute + ORIG)
+        owner.register_buffer(base + ending, mask)
+        masked.setdefault(base, []).append(ending)
         if not isinstance(owner, MaskLoading):
             owner.register_load_state_dict_pre_hook(_widen_masks)
 
 
-def replace_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor) -> None:
+def replace_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> None:
     """Put ``mask`` in place of the one that ``parameter`` has now."""
     for owner, attribute in owners(root, parameter):
-        owner._buffers[attribute.removesuffix(ORIG) + MASK] = mask
+        owner._buffers[attribute.removesuffix(ORIG) + ending] = mask
 
 
 def unregister_mask(root: nn.Module, parameter: nn.Parameter) -> None:
-    """Give ``parameter`` its own name back and drop its mask; its values stay as they are."""
+    """Give ``parameter`` its own name back and drop its masks; its values stay as they are."""
     for owner, attribute in list(owners(root, parameter)):
         base = attribute.removesuffix(ORIG)
         _rename(owner, attribute, base)
-        del owner._buffers[base + MASK]
-        masked: set[str] = vars(owner)[_MASKED]
-        masked.discard(base)
+        masked: dict[str, list[str]] = vars(owner)[_MASKED]
+        for ending in masked.pop(base):
+            del owner._buffers[base + ending]
         if not masked:
             del vars(owner)[_MASKED]
 

@@ -6,7 +6,7 @@ from torch import fx
 
 from fxprune import state
 from fxprune.modules import MASK, ORIG, is_binary
-from fxprune.passes.mask import is_product
+from fxprune.passes.mask import is_factor, is_product
 
 
 class IllegalGraphError(AssertionError):
@@ -37,13 +37,17 @@ def check_graph(gm: fx.GraphModule) -> None:
 
 
 def _check_masked(gm: fx.GraphModule, masked: state.Masked) -> None:
-    _require(masked.mask.shape == masked.orig.shape, f"the mask of {masked.name!r} has another shape")
-    compact = masked.mask.element_size() == 1 or not is_binary(masked.mask)
-    _require(compact, f"the mask of {masked.name!r} takes more than one byte an element")
+    shape = masked.orig.shape
+    for ending, mask in masked.masks.items():
+        whole = ending == MASK
+        fits = mask.shape == shape if whole else all(n in (1, size) for n, size in zip(mask.shape, shape, strict=True))
+        _require(fits, f"the mask {masked.name + ending!r} has another shape")
+        compact = not whole or mask.element_size() == 1 or not is_binary(mask)
+        _require(compact, f"the mask of {masked.name!r} takes more than one byte an element")
     for name in masked.names:
-        for suffix in (ORIG, MASK):
+        for suffix in (ORIG, *masked.masks):
             for read in gm.graph.find_nodes(op="get_attr", target=name + suffix):
-                bare = [user.name for user in read.users if not is_product(user)]
+                bare = [user.name for user in read.users if not (is_product(user) or is_factor(user))]
                 _require(not bare, f"nodes {bare} read {read.target!r} past its mask")
         _require(not gm.graph.find_nodes(op="get_attr", target=name), f"the graph reads {name!r}, which is masked")
 

@@ -8,7 +8,7 @@ names and configuration, so that :mod:`fxprune.passes.raise_leaves` can put the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import fx, nn
@@ -39,12 +39,13 @@ class Lower:
         return PassResult(graph_module, modified)
 
 
-def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter]) -> bool:
+def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collection[str] = ()) -> bool:
     """Write out the called leaf modules that hold any of ``parameters``, in place; all of them or, on an error, none.
 
     Args:
         gm: the graph; it is not recompiled.
         parameters: parameters of ``gm``.
+        names: nodes to write out besides.
 
     Returns:
         Whether the graph changed.
@@ -54,7 +55,8 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter]) -> bool:
     """
     wanted = {id(parameter) for parameter in parameters}
     called = [(node, gm.get_submodule(str(node.target))) for node in gm.graph.find_nodes(op="call_module")]
-    calls = [(node, leaf) for node, leaf in called if any(id(p) in wanted for p in leaf.parameters())]
+    leaves = {leaf for node, leaf in called if node.name in names or any(id(p) in wanted for p in leaf.parameters())}
+    calls = [(node, leaf) for node, leaf in called if leaf in leaves]
     written = []
     try:
         for node, leaf in calls:

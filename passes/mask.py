@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -77,16 +78,34 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> bool:
     compact = {name: compact_mask(masks[name], parameter) for name, parameter in parameters.items()}
     modified = lower(gm, fresh.values())
     for name, parameter in parameters.items():
-        if (masked := state.find_masked(gm, name)) is not None:  # also the second name of a tied parameter
-            if not _equal(masked.mask, compact[name]):
-                state.replace_mask(gm, parameter, compact[name])
-                modified = True
-            continue
-        names = state.parameter_names(gm, parameter)
-        state.register_mask(gm, parameter, compact[name])
-        _insert_product(gm.graph, names)
-        modified = True
+        modified |= put_mask(gm, name, parameter, compact[name])  # once for all names of a tied parameter
     return modified
+
+
+def put_mask(gm: fx.GraphModule, name: str, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> bool:
+    """Multiply a parameter, written out already, by a mask; tell whether anything changed.
+
+    Args:
+        gm: the graph; it is not recompiled.
+        name: one of the parameter's names.
+        parameter: the parameter.
+        mask: of a shape that broadcasts to the parameter's.
+        ending: which of the parameter's masks this is; see :class:`fxprune.state.Masked`.
+    """
+    masked = state.find_masked(gm, name)
+    if masked is not None and ending in masked.masks:
+        if _equal(masked.masks[ending], mask):
+            return False
+        state.replace_mask(gm, parameter, mask, ending)
+        return True
+    names = state.parameter_names(gm, parameter) if masked is None else masked.names
+    state.register_mask(gm, parameter, mask, ending)
+    if masked is None:
+        _insert_product(gm.graph, names, ending)
+    else:
+        for base in names:
+            _add_factor(gm.graph, base, ending)
+    return True
 
 
 def _check_aliases(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
@@ -130,7 +149,7 @@ def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
         return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format, copy=True)
 
 
-def _insert_product(graph: fx.Graph, names: tuple[str, ...]) -> None:
+def _insert_product(graph: fx.Graph, names: tuple[str, ...], ending: str) -> None:
     reads = sorted(node for name in names for node in graph.find_nodes(op="get_attr", target=name))
     if not reads:  # registered in the model but unused in this graph
         return
@@ -138,7 +157,7 @@ def _insert_product(graph: fx.Graph, names: tuple[str, ...]) -> None:
     first = (captured or reads)[0]  # gives its name and place back when the mask is removed
     with graph.inserting_before(reads[0]):
         orig = graph.create_node("get_attr", f"{first.target}{ORIG}")
-        factor = graph.create_node("get_attr", f"{first.target}{MASK}")
+        factor = graph.create_node("get_attr", f"{first.target}{ending}")
         product = graph.call_function(operator.mul, (orig, factor))
     orig.meta.update(first.meta)
     product.meta.update(first.meta)
@@ -148,6 +167,19 @@ def _insert_product(graph: fx.Graph, names: tuple[str, ...]) -> None:
     if first is not reads[0]:
         product.meta["fxprune_moved"] = True
     take_over(first, product)
+
+
+def _add_factor(graph: fx.Graph, name: str, ending: str) -> None:
+    """Multiply the mask that a parameter has in the graph by another one."""
+    for orig in graph.find_nodes(op="get_attr", target=name + ORIG):
+        for product in [user for user in orig.users if is_product(user)]:
+            present = product.args[1]
+            assert isinstance(present, fx.Node)
+            with graph.inserting_after(present):
+                factor = graph.create_node("get_attr", name + ending)
+            with graph.inserting_after(factor):
+                both = graph.call_function(operator.mul, (present, factor))
+            product.args = (orig, both)
 
 
 def remove_masks(gm: fx.GraphModule, masked: list[state.Masked]) -> bool:
@@ -174,17 +206,40 @@ def remove_masks(gm: fx.GraphModule, masked: list[state.Masked]) -> bool:
             moved += _erase_product(gm.graph, name)
     if masked:
         raise_leaves(gm)
+    _put_back(moved)
+    return bool(masked)
+
+
+def drop_masks(gm: fx.GraphModule, dropped: Callable[[str], bool]) -> None:
+    """Take masks out of a graph, in place, without baking them; it is not recompiled, and nothing is raised.
+
+    Args:
+        gm: the graph.
+        dropped: tells by the ending of its name whether a mask goes.
+    """
+    for entry in state.all_masked(gm):
+        if not any(dropped(ending) for ending in entry.masks):
+            continue
+        state.unregister_mask(gm, entry.orig)
+        for name in entry.names:
+            _put_back(_erase_product(gm.graph, name))
+        for ending, mask in entry.masks.items():
+            if not dropped(ending):
+                put_mask(gm, entry.name, entry.orig, mask, ending)
+
+
+def _put_back(moved: list[fx.Node]) -> None:
     for read in moved:  # it was captured where it is used first
         if read.users and not read._erased:
             min(read.users).prepend(read)
-    return bool(masked)
 
 
 def _erase_product(graph: fx.Graph, name: str) -> list[fx.Node]:
     """Let the graph read ``name`` itself again; returns the reads that the product had moved from their places."""
-    moved = []
+    moved, factors = [], list(graph.find_nodes(op="get_attr", target=name + MASK))
     for orig in list(graph.find_nodes(op="get_attr", target=name + ORIG)):
         for product in [user for user in orig.users if is_product(user)]:
+            factors += product.all_input_nodes[1:]
             with graph.inserting_before(orig):
                 plain = graph.create_node("get_attr", name)
             plain.meta.update(orig.meta)
@@ -195,21 +250,42 @@ def _erase_product(graph: fx.Graph, name: str) -> list[fx.Node]:
             orig.target = name
         else:
             graph.erase_node(orig)
-    for factor in list(graph.find_nodes(op="get_attr", target=name + MASK)):
-        if not factor.users:
+    while factors:
+        factor = factors.pop()
+        if not factor._erased and not factor.users:
+            factors += factor.all_input_nodes
             graph.erase_node(factor)
     return moved
 
 
 def is_product(node: fx.Node) -> bool:
-    """Tell whether ``node`` multiplies a parameter by its mask."""
+    """Tell whether ``node`` multiplies a parameter by its masks."""
     if node.op != "call_function" or node.target is not operator.mul or len(node.args) != 2:
         return False
     orig, factor = node.args
+    if not isinstance(orig, fx.Node) or not isinstance(factor, fx.Node):
+        return False
+    if orig.op != "get_attr" or not str(orig.target).endswith(ORIG):
+        return False
+    name = str(orig.target).removesuffix(ORIG)
+    return _is_mask_of(factor, name) or _is_factor(factor, name)
+
+
+def is_factor(node: fx.Node) -> bool:
+    """Tell whether ``node`` multiplies masks of one parameter."""
+    masks = [str(leaf.target) for leaf in node.all_input_nodes if leaf.op == "get_attr"]
+    return any(_is_factor(node, re.sub(MASK + r"\d*$", "", name)) for name in masks)
+
+
+def _is_mask_of(node: fx.Node, name: str) -> bool:
+    return node.op == "get_attr" and re.fullmatch(re.escape(name + MASK) + r"\d*", str(node.target)) is not None
+
+
+def _is_factor(node: fx.Node, name: str) -> bool:
+    """Tell whether ``node`` is a product of masks of one parameter."""
     return (
-        isinstance(orig, fx.Node)
-        and isinstance(factor, fx.Node)
-        and orig.op == factor.op == "get_attr"
-        and str(orig.target).endswith(ORIG)
-        and str(factor.target) == str(orig.target).removesuffix(ORIG) + MASK
+        node.op == "call_function"
+        and node.target is operator.mul
+        and len(node.args) == 2
+        and all(isinstance(a, fx.Node) and (_is_mask_of(a, name) or _is_factor(a, name)) for a in node.args)
     )

@@ -75,6 +75,8 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, l
     module = lowered.restore()
     reads = [node for p in module.parameters() for node in readers.get(id(p), ()) if not node._erased]
     users = list(dict.fromkeys(user for node in reads for user in node.users))
+    if next(module.parameters(), None) is None:
+        users = [node for node in gm.graph.nodes if "fxprune_call" in node.meta]
     tensor_of = {node: key for key, nodes in readers.items() for node in nodes} if users else {}
     found = False
     for index, (args, kwargs) in enumerate(lowered.calls):

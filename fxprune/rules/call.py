@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,6 +69,13 @@ class Call:
         assert label is not None, f"{self.op} was called without its tensor argument {index}"
         return label
 
+    def given(self) -> Iterator[tuple[Label, Tensor]]:
+        """Yield each tensor argument that is there, with its label."""
+        tensors = [t for a in self.op._schema.arguments for t in _slots(a, self.arguments[a.name])]
+        for label, tensor in zip(self.operands, tensors, strict=True):
+            if label is not None and tensor is not None:
+                yield label, tensor
+
     def dim(self, argument: str = "dim", rank: int | None = None) -> int:
         """Return a dimension argument as a number from 0."""
         return int(self[argument]) % max(len(self.operand(0)) if rank is None else rank, 1)
@@ -97,6 +104,11 @@ class Call:
         return Axis.whole(size, self.why(text))
 
 
+def _slots(argument: Any, value: Any) -> list[Tensor | None]:
+    """Return the tensors that one argument of a schema takes in ``Call.operands``."""
+    return [None] if value is None and "Tensor" in str(argument.type) else tensors_in(value)
+
+
 def tensors_in(value: Any) -> list[Tensor | None]:
     """Return the tensors of one argument value, with None for those left out of a list."""
     if isinstance(value, Tensor):
@@ -104,3 +116,13 @@ def tensors_in(value: Any) -> list[Tensor | None]:
     if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
         return [v if isinstance(v, Tensor) else None for v in value]
     return []
+
+
+def bound_arguments(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name, defaults included."""
+    arguments: dict[str, Any] = {}
+    for argument, value in zip(op._schema.arguments, args, strict=False):
+        arguments[argument.name] = value
+    for argument in op._schema.arguments[len(args) :]:
+        arguments[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return arguments

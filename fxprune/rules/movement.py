@@ -118,7 +118,9 @@ class Concatenate:
             for k, (one, two) in enumerate(zip(first.axes, other.axes, strict=True)):
                 if k != d:
                     call.couple(one, two)
-        states = {k: min(label.zeros[k] for label in given) for k in range(len(first))}
+        # What cannot go says nothing about what stands where something went.
+        live = [[label.zeros[k] for label in given if not label.axes[k].is_whole] for k in range(len(first))]
+        states = {k: min(zeros, default=Zero.FINITE) for k, zeros in enumerate(live)}
         return [replaced(first, {d: concatenate([label.axes[d] for label in given])}, states)]
 
 

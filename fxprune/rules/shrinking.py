@@ -15,7 +15,7 @@ import numpy as np
 
 from fxprune.axes import Axis
 from fxprune.errors import RuleError
-from fxprune.kept import Kept
+from fxprune.kept import Flags, Kept
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label
 from fxprune.rules.registry import overloads
@@ -56,8 +56,8 @@ def _is_argument(call: Call, name: str) -> bool:
 
 @_for(
     "view _unsafe_view reshape _reshape_alias view_copy _reshape_copy expand expand_copy broadcast_to unflatten.int "
-    "zeros ones full rand randn randint randint.low new_zeros new_ones new_full new_empty empty.memory_format empty_strided "
-    "new_empty_strided empty_permuted rand.generator randn.generator normal.float_float"
+    "zeros ones full rand randn randint randint.low new_zeros new_ones new_full new_empty empty.memory_format "
+    "rand.generator randn.generator normal.float_float"
 )
 def _sizes(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
     shape = list(kept.shape(results[0]))
@@ -87,7 +87,10 @@ def _interleaved(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
     return {"repeats": kept.size(results[0].axes[d]) // max(kept.size(call.operand(0).axes[d]), 1)}
 
 
-@_for("split.Tensor split.sizes split_with_sizes unsafe_split.Tensor unsafe_split_with_sizes split_copy.Tensor split_with_sizes_copy")
+@_for(
+    "split.Tensor split.sizes split_with_sizes unsafe_split.Tensor unsafe_split_with_sizes split_copy.Tensor "
+    "split_with_sizes_copy"
+)
 def _split(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
     d, name = call.dim(), "split_sizes" if "split_sizes" in call.arguments else "split_size"
     sizes = [kept.size(label.axes[d]) for label in results]
@@ -108,10 +111,31 @@ def _split_at(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
     return {"indices": [int(end) for end in np.cumsum([kept.size(label.axes[d]) for label in results])[:-1]]}
 
 
-def _before(kept: Kept, axis: Axis) -> Callable[[int], int]:
-    """Return what counts the positions left before a position."""
+def places_left(kept: Kept, axis: Axis) -> Callable[[int], int]:
+    """Return what gives the place of a position among those left: how many are left before it."""
     counts = np.concatenate([[0], np.cumsum(kept(axis))])
     return lambda position: int(counts[position])
+
+
+def slice_left(flags: Flags, given: slice) -> tuple[int, int, int] | None:
+    """Return start, stop and step of a slice among the positions left; None where its places are uneven.
+
+    Args:
+        flags: for each position whether it is left.
+        given: the slice.
+    """
+    start, stop, step = given.indices(len(flags))
+    before = np.concatenate([[0], np.cumsum(flags)])
+    if step == 1:
+        return int(before[start]), int(before[max(stop, start)]), 1
+    picked = np.arange(start, stop, step)
+    places = before[picked[flags[picked]]]
+    steps = np.unique(np.diff(places))
+    if len(steps) > 1:
+        return None
+    if not len(places):
+        return 0, 0, 1
+    return int(places[0]), int(places[-1]) + 1, int(steps[0]) if len(steps) else 1
 
 
 def _bounds(call: Call, axis: Axis, kept: Kept) -> dict[str, Any]:
@@ -119,19 +143,10 @@ def _bounds(call: Call, axis: Axis, kept: Kept) -> dict[str, Any]:
     given = {name: call[name] for name in ("start", "end", "step")}
     if kept.size(axis) == axis.size:
         return given
-    start, end, step = slice(given["start"], given["end"], given["step"]).indices(axis.size)
-    before = _before(kept, axis)
-    if step == 1:
-        return {"start": before(start), "end": before(max(end, start)), "step": 1}
-    flags = kept(axis)
-    picked = np.arange(start, end, step)
-    places = np.array([before(p) for p in picked[flags[picked]]])
-    steps = np.unique(np.diff(places))
-    if len(steps) > 1:
-        raise RuleError(f"a slice with step {step} would have to pick the uneven places {places.tolist()} of what is left")
-    if not len(places):
-        return {"start": 0, "end": 0, "step": 1}
-    return {"start": int(places[0]), "end": int(places[-1]) + 1, "step": int(steps[0]) if len(steps) else 1}
+    found = slice_left(kept(axis), slice(*given.values()))
+    if found is None:
+        raise RuleError(f"a slice with step {given['step']} would have to pick uneven places of what is left")
+    return dict(zip(given, found, strict=True))
 
 
 @_for("slice.Tensor slice_copy.Tensor slice_scatter")
@@ -144,7 +159,7 @@ def _narrow(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
     d = call.dim()
     axis = call.operand(0).axes[d]
     start = call["start"] % axis.size if call["start"] < 0 else call["start"]
-    return {"start": _before(kept, axis)(start), "length": kept.size(results[0].axes[d])}
+    return {"start": places_left(kept, axis)(start), "length": kept.size(results[0].axes[d])}
 
 
 @_for("select.int select_copy.int select_scatter")
@@ -152,7 +167,7 @@ def _select(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
     axis = call.operand(0).axes[call.dim()]
     if kept.size(axis) == axis.size:
         return {"index": call["index"]}
-    place = _before(kept, axis)(call["index"] % axis.size)
+    place = places_left(kept, axis)(call["index"] % axis.size)
     return {"index": place if call["index"] >= 0 else place - kept.size(axis)}
 
 
@@ -175,7 +190,7 @@ def _shift(shift: int, axis: Axis, kept: Kept) -> int:
         return shift
     # What was the last part comes first.
     moved = shift % axis.size
-    shifted = left - _before(kept, axis)(axis.size - moved)
+    shifted = left - places_left(kept, axis)(axis.size - moved)
     return shifted if shift >= 0 else shifted - left
 
 
@@ -188,11 +203,9 @@ def _pad(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
         axis, padded = label.axes[d], result.axes[d]
         if kept.size(axis) == axis.size and kept.size(padded) == padded.size:
             continue
-        flags, count = kept(padded), _before(kept, axis)
+        flags, count = kept(padded), places_left(kept, axis)
         pad[2 * k] = int(flags[:before].sum()) if before > 0 else -count(-before)
-        pad[2 * k + 1] = (
-            int(flags[padded.size - after :].sum()) if after > 0 else -(kept.size(axis) - count(axis.size + after))
-        )
+        pad[2 * k + 1] = int(flags[padded.size - after :].sum()) if after > 0 else -(kept.size(axis) - count(axis.size + after))
     return {"pad": pad}
 
 

@@ -24,7 +24,8 @@ def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
         axis, state = Axis.whole(1), Zero.ZERO
         for k, d in enumerate(old):
             axis = label.axes[d] if k == 0 else axis.merge(label.axes[d])
-            state = min(state, label.zeros[d])
+            if not label.axes[d].is_whole:  # what cannot go says nothing about what stands where something went
+                state = min(state, label.zeros[d])
         for k, d in enumerate(new):
             part = axis
             if k + 1 < len(new):

@@ -1,0 +1,307 @@
+"""Corrections: what a masked graph has to do at a mixing point so that it computes what the smaller network will.
+
+Masks make removed positions zero at the parameters, but not everywhere behind them, and a mean counts zeros, too. Here is
+decided, call by call, what makes up for it; :mod:`fxprune.passes.compensate` writes it into the graph. What cannot be made
+up for is held whole by the analysis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxprune import kept_statistics
+from fxprune.axes import Axis
+from fxprune.rules.call import Call
+from fxprune.rules.labels import Label, Zero
+from fxprune.units import Units
+
+if TYPE_CHECKING:
+    from fxprune.dependencies import MixingPoint, Step
+
+_aten = torch.ops.aten
+
+# What changes nothing in each kind of combination.
+_NEUTRAL = {
+    "contract": 0.0,
+    "sum": 0.0,
+    "norm": 0.0,
+    "mean": 0.0,
+    "prod": 1.0,
+    "max": -math.inf,
+    "min": math.inf,
+    "softmax": -math.inf,
+    "logsumexp": -math.inf,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A dimension of a value that a node reads: the reading node, the node read, the dimension."""
+
+    node: str
+    input: str
+    dim: int
+    axis: Axis
+
+
+@dataclass(frozen=True, eq=False)
+class Fill:
+    """Let removed positions of an input hold ``value``."""
+
+    place: Place
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """Let a mean over positions, zero where they were removed, be the mean over the others."""
+
+    place: Place
+
+
+@dataclass(frozen=True, eq=False)
+class Restrict:
+    """Call another function in place of the node's, which takes the same statistics over kept positions.
+
+    ``tensors`` are the arguments of ``function`` that the node's operator takes under these names, ``plain`` the others.
+    """
+
+    places: tuple[Place, ...]
+    function: Callable[..., Any]
+    op: Any
+    tensors: tuple[str, ...]
+    plain: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Impossible:
+    """Nothing can make up for what happens to an axis at a call."""
+
+    axis: Axis
+    step: Step
+    text: str
+
+
+Correction = Fill | Rescale | Restrict | Impossible
+
+
+def corrections(
+    graph: fx.Graph,
+    values: dict[str, Any],
+    steps: Sequence[Step],
+    points: Iterable[MixingPoint],
+    units: Units,
+    is_live: Callable[[Axis], bool],
+) -> Iterator[Correction]:
+    """Yield what each call of an analysed graph needs.
+
+    Args:
+        graph: the graph.
+        values: the value of every node, a label in place of each tensor.
+        steps: the calls.
+        points: the mixing points.
+        units: the units.
+        is_live: tells of an axis whether positions of it go.
+    """
+    by_step: dict[int, list[MixingPoint]] = {}
+    for point in points:
+        if not point.neutral:
+            by_step.setdefault(point.step, []).append(point)
+    nodes = {node.name: node for node in graph.nodes}
+    together: dict[str, int] = {}
+    for step in steps:
+        together[step.node] = together.get(step.node, 0) + 1
+    live = None
+    for number, step in enumerate(steps):
+        if step.call is None:
+            continue
+        found = [p for p in by_step.get(number, ()) if is_live(p.axis)]
+        unknown = any(zero is Zero.UNKNOWN for label in step.results for zero in label.zeros)
+        if not found and not unknown:
+            continue
+        live = _live_steps(values, steps) if live is None else live
+        if number in live:
+            one = _Corrected(step, nodes.get(step.node), values, together[step.node] == 1, units, is_live)
+            yield from one.all(found)
+
+
+def _live_steps(values: dict[str, Any], steps: Sequence[Step]) -> set[int]:
+    """Return the calls on which a result of the graph depends, or which write into something."""
+    waiting = [leaf.producer for leaf in pytree.tree_leaves(values.get("output")) if isinstance(leaf, Label)]
+    waiting += [n for n, step in enumerate(steps) if step.call is not None and step.call.op._schema.is_mutable]
+    found: set[int] = set()
+    while waiting:
+        number = waiting.pop()
+        if number not in found and number >= 0:
+            found.add(number)
+            waiting += [label.producer for label in steps[number].operands]
+    return found
+
+
+@dataclass
+class _Corrected:
+    """One call that needs something."""
+
+    step: Step
+    node: fx.Node | None
+    values: dict[str, Any]
+    is_alone: bool
+    units: Units
+    is_live: Callable[[Axis], bool]
+
+    @property
+    def call(self) -> Call:
+        assert self.step.call is not None
+        return self.step.call
+
+    def all(self, points: list[MixingPoint]) -> Iterator[Correction]:
+        contracted: dict[int, list[MixingPoint]] = {}
+        counted: list[MixingPoint] = []
+        for point in points:
+            if point.kind == "contract":
+                contracted.setdefault(id(point.axis.rows), []).append(point)
+            elif point.kind in ("var", "normalize"):
+                counted.append(point)
+            else:
+                yield from self._filled(point, point.zero is Zero.ZERO and _NEUTRAL[point.kind] == 0.0)
+        for sides in contracted.values():
+            yield from self._contracted(sides)
+        if counted:
+            yield self._restricted(counted)
+        yield from self._sanitised({id(point.axis.rows) for point in points})
+
+    def _place(self, operand: int, dim: int) -> Place | None:
+        """Return where the node reads an operand, if it does so itself."""
+        label = self.call.operands[operand]
+        if self.node is None or label is None:
+            return None
+        for read in self.node.all_input_nodes:
+            if self.values.get(read.name) is label:
+                return Place(self.node.name, read.name, dim, label.axes[dim])
+        return None
+
+    def _fill(self, operand: int, dim: int, value: float) -> Fill | None:
+        place = self._place(operand, dim)
+        tensor = next((t for label, t in self.call.given() if label is self.call.operands[operand]), None)
+        if place is None or tensor is None or not (self.is_alone or value == 0.0):
+            return None
+        if math.isinf(value) and not tensor.is_floating_point():
+            return None
+        return Fill(place, value)
+
+    def _filled(self, point: MixingPoint, is_filled: bool) -> Iterator[Correction]:
+        if not is_filled:
+            fill = self._fill(point.operand, point.dim, _NEUTRAL[point.kind])
+            if fill is None:
+                yield self._impossible(point.axis, point.kind)
+                return
+            yield fill
+        if point.kind == "mean":
+            place = self._place(point.operand, point.dim)
+            # The mean has to be what the node returns, where it can be rescaled.
+            result = self.values.get(self.step.node)
+            ends = isinstance(result, Label) and result.axes == self.step.results[0].axes
+            yield Rescale(place) if place is not None and ends else self._impossible(point.axis, point.kind)
+
+    def _contracted(self, sides: list[MixingPoint]) -> Iterator[Correction]:
+        """Correct all sides that may be infinite; or else one, a small one."""
+        unknown = [point for point in sides if point.zero is Zero.UNKNOWN]
+        fills = [(self._fill(p.operand, p.dim, 0.0), p) for p in unknown or sides]
+        if unknown:
+            yield from (fill if fill is not None else self._impossible(p.axis, p.kind) for fill, p in fills)
+            return
+        possible = [(math.prod(self.call.operand(p.operand).shape), fill) for fill, p in fills if fill is not None]
+        if possible:
+            yield min(possible, key=lambda pair: pair[0])[1]
+        else:
+            yield self._impossible(sides[0].axis, "contract")
+
+    def _restricted(self, points: list[MixingPoint]) -> Correction:
+        form = _RESTRICTED.get(self.call.op)
+        places = [self._place(p.operand, p.dim) for p in points if p.operand == 0]
+        if (
+            form is None
+            or not self.is_alone
+            or None in places
+            or len(places) != len({(p.operand, p.dim) for p in points if not p.operand})
+        ):
+            return self._impossible(points[0].axis, points[0].kind)
+        function, tensors, plain = form
+        known = tuple(place for place in places if place is not None)
+        return Restrict(known, function, self.call.op, tensors, plain(self.call))
+
+    def _sanitised(self, mixed: set[int]) -> Iterator[Correction]:
+        """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
+        for label in self.step.results:
+            for axis, zero in zip(label.axes, label.zeros, strict=True):
+                if zero is not Zero.UNKNOWN or not self.is_live(axis) or id(axis.rows) in mixed:
+                    continue
+                sides = [
+                    (i, d, operand.zeros[d])
+                    for i, operand in enumerate(self.call.operands)
+                    if operand is not None
+                    for d, other in enumerate(operand.axes)
+                    if other.size == axis.size and self._is_same(other, axis)
+                ]
+                if any(state is Zero.UNKNOWN for *_, state in sides):
+                    continue  # it was so before
+                for i, d, state in sides:
+                    if state is Zero.ZERO:
+                        yield self._fill(i, d, 1.0) or self._impossible(axis, "of zeros that are not numbers")
+
+    def _is_same(self, one: Axis, other: Axis) -> bool:
+        return one.rows is other.rows or np.array_equal(self.units.resolve(one), self.units.resolve(other))
+
+    def _impossible(self, axis: Axis, kind: str) -> Impossible:
+        return Impossible(axis, self.step, f"a mask could not correct what is combined here ({kind})")
+
+
+def _layer_norm(call: Call) -> dict[str, Any]:
+    return {"normalized_shape": list(call["normalized_shape"]), "eps": call["eps"]}
+
+
+def _var(root: bool) -> Callable[[Call], dict[str, Any]]:
+    def plain(call: Call) -> dict[str, Any]:
+        given = call.arguments.get("correction", 1 if call.arguments.get("unbiased", True) else 0)
+        dims = call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
+        correction = 1.0 if given is None else float(given)
+        return {"dims": dims, "correction": correction, "keepdim": bool(call.arguments.get("keepdim", False)), "root": root}
+
+    return plain
+
+
+_Form = tuple[Callable[..., Any], tuple[str, ...], Callable[[Call], dict[str, Any]]]
+
+# For each operator: the function over kept positions, the tensors that it takes, and its other arguments.
+_RESTRICTED: dict[Any, _Form] = {
+    _aten.layer_norm.default: (kept_statistics.layer_norm_of_kept, ("input", "weight", "bias"), _layer_norm),
+    _aten.rms_norm.default: (kept_statistics.rms_norm_of_kept, ("input", "weight"), _layer_norm),
+    _aten.group_norm.default: (
+        kept_statistics.group_norm_of_kept,
+        ("input", "weight", "bias"),
+        lambda call: {"num_groups": call["num_groups"], "eps": call["eps"]},
+    ),
+    _aten.batch_norm.default: (
+        kept_statistics.batch_norm_of_kept,
+        ("input", "weight", "bias"),
+        lambda call: {"eps": call["eps"]},
+    ),
+    **{
+        op: (kept_statistics.var_of_kept, ("self",), _var(root))
+        for root, packet in ((False, _aten.var), (True, _aten.std))
+        for op in (packet.default, packet.dim, packet.correction)
+    },
+    **{
+        op: (kept_statistics.var_mean_of_kept, ("self",), _var(root))
+        for root, packet in ((False, _aten.var_mean), (True, _aten.std_mean))
+        for op in (packet.default, packet.dim, packet.correction)
+    },
+}

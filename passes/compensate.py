@@ -1,0 +1,171 @@
+"""Compensate: at mixing points let a masked graph compute over what the masks keep, as the smaller network will."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune import kept_statistics
+from fxprune.corrections import Correction, Fill, Impossible, Place, Rescale, Restrict
+from fxprune.dependencies import Dependencies
+from fxprune.errors import PlanError
+from fxprune.kept import Kept
+from fxprune.modules import Operator, Slot, map_aggregate, picklable
+from fxprune.rules.labels import Label
+
+# Vectors of flags at the root of a graph; in gm.meta for each the places that it is for.
+_KEEP = "fxprune_keep_"
+_RECORD = "fxprune.keeps"
+
+
+def insert_corrections(gm: fx.GraphModule, deps: Dependencies, kept: Kept, wanted: Iterable[Correction]) -> None:
+    """Write corrections into a masked graph, in place; it is not recompiled.
+
+    Args:
+        gm: the graph; the modules whose calls are restricted are written out already.
+        deps: its analysis, from before it was masked.
+        kept: what the masks leave.
+        wanted: the corrections.
+
+    Raises:
+        PlanError: one of them is impossible.
+    """
+    writer = _Writer(gm, deps, kept)
+    for correction in wanted:
+        if isinstance(correction, Impossible):
+            raise PlanError(f"positions at node {correction.step.node!r} cannot go: {correction.text} ({correction.step.op})")
+        writer.write(correction)
+
+
+class _Writer:
+    def __init__(self, gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+        self.gm, self.deps, self.kept = gm, deps, kept
+        self.nodes = {node.name: node for node in gm.graph.nodes}
+        self.known: dict[bytes, str] = {}
+
+    def write(self, correction: Fill | Rescale | Restrict) -> None:
+        graph = self.gm.graph
+        if isinstance(correction, Fill):
+            node, place = self.nodes[correction.place.node], correction.place
+            read = self.nodes[place.input]
+            with graph.inserting_before(node):
+                keep = self._keep(place)
+                filled = graph.call_function(kept_statistics.keep_only, (read, keep, place.dim, correction.value))
+            node.replace_input_with(self._last(node, read, filled), filled)
+        elif isinstance(correction, Rescale):
+            node = self.nodes[correction.place.node]
+            with graph.inserting_after(node):
+                scaled = graph.call_function(kept_statistics.mean_of_kept, (node,))
+            node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+            with graph.inserting_before(scaled):
+                scaled.args = (node, self._keep(correction.place))
+        else:
+            self._restrict(self.nodes[correction.places[0].node], correction)
+
+    def _last(self, node: fx.Node, read: fx.Node, filled: fx.Node) -> fx.Node:
+        """Return what stands between a node and what it read: fills of other dimensions; the new one goes on top."""
+        last = read
+        for argument in node.all_input_nodes:
+            origin = argument
+            while origin.target is kept_statistics.keep_only:
+                origin = origin.all_input_nodes[0]
+            if origin is read:
+                last = argument
+        filled.update_arg(0, last)
+        return last
+
+    def _restrict(self, node: fx.Node, correction: Restrict) -> None:
+        names = [argument.name for argument in correction.op._schema.arguments]
+
+        def given(name: str) -> Any:
+            place = names.index(name)
+            return node.args[place] if place < len(node.args) else node.kwargs.get(name)
+
+        tensors = [given(name) if node.args or name in node.kwargs else node.kwargs["input"] for name in correction.tensors]
+        with self.gm.graph.inserting_before(node):
+            keeps = [self._keep(place) for place in correction.places]
+            named = dict(zip(correction.tensors[1:], tensors[1:], strict=True)) | correction.plain
+            named |= {"keeps": keeps, "keep_dims": [place.dim for place in correction.places]}
+            new = self.gm.graph.call_function(correction.function, (tensors[0],), named)
+        node.replace_all_uses_with(new)
+        new.meta = dict(node.meta)
+        new.meta["fxprune_original"] = _stored(node, new)
+        name = node.name
+        self.gm.graph.erase_node(node)
+        new.name = name
+        self.nodes[name] = new
+
+    def _keep(self, place: Place) -> fx.Node:
+        flags = torch.from_numpy(self.kept(place.axis))
+        key = place.axis.size.to_bytes(8, "little") + self.deps.units.resolve(place.axis).tobytes()
+        if key not in self.known:
+            name = self.known[key] = f"{_KEEP}{len(self.known)}"
+            self.gm.register_buffer(name, flags.to(_device(self.gm)))
+        record = self.gm.meta.setdefault(_RECORD, {}).setdefault(self.known[key], [])
+        if (place.node, place.input, place.dim) not in record:
+            record.append((place.node, place.input, place.dim))
+        return self.gm.graph.create_node("get_attr", self.known[key])
+
+
+def _device(gm: fx.GraphModule) -> torch.device:
+    return next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
+
+
+def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:
+    """Return a call in a form that survives copies: nodes as places among those that ``new`` reads."""
+    places = {read: Slot(str(i)) for i, read in enumerate(new.all_input_nodes)}
+    to_slot: Callable[[fx.Node], Any] = places.__getitem__
+    return node.op, picklable(node.target), fx.map_arg(node.args, to_slot), fx.map_arg(node.kwargs, to_slot)
+
+
+def has_places(gm: fx.GraphModule, places: Iterable[Place]) -> bool:
+    """Tell whether a graph has corrections at all of these places."""
+    present = {place for places in gm.meta.get(_RECORD, {}).values() for place in places}
+    return all((place.node, place.input, place.dim) in present for place in places)
+
+
+def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+    """Bring the flags of all corrections up to date, in place."""
+    for name, places in gm.meta.get(_RECORD, {}).items():
+        _, node, dim = places[0]
+        label = deps.values[node]
+        assert isinstance(label, Label)
+        buffer = gm.get_buffer(name)
+        buffer.copy_(torch.from_numpy(kept(label.axes[dim])))
+
+
+def erase_corrections(gm: fx.GraphModule) -> bool:
+    """Take all corrections out of a graph, in place; it is not recompiled. Tells whether there were any."""
+    record = gm.meta.pop(_RECORD, {})
+    graph = gm.graph
+    for node in list(graph.nodes):
+        if node.target in (kept_statistics.keep_only, kept_statistics.mean_of_kept):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
+        elif "fxprune_original" in node.meta:
+            _restore(graph, node)
+    for name in record:
+        for read in graph.find_nodes(op="get_attr", target=name):
+            graph.erase_node(read)
+        delattr(gm, name)
+    return bool(record)
+
+
+def _restore(graph: fx.Graph, node: fx.Node) -> None:
+    op, target, args, kwargs = node.meta.pop("fxprune_original")
+    reads = node.all_input_nodes
+
+    def fill(value: Any) -> Any:
+        return reads[int(value)] if isinstance(value, Slot) else value
+
+    target = target.find() if isinstance(target, Operator) else target
+    with graph.inserting_before(node):
+        old = graph.create_node(op, target, map_aggregate(args, fill), map_aggregate(kwargs, fill))
+    node.replace_all_uses_with(old)
+    old.meta = dict(node.meta)
+    name = node.name
+    graph.erase_node(node)
+    old.name = name

@@ -1,0 +1,143 @@
+"""The plain numbers of a graph - sizes, products of sizes, scales - before and after its axes shrank."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxprune.axes import Axis
+from fxprune.kept import Kept
+from fxprune.rules.labels import Label
+
+
+class Numbers:
+    """Follows the plain values of a graph, node by node.
+
+    Args:
+        graph: the graph.
+        values: the value of every node by name as it was analysed, a label in place of each tensor.
+        kept: what is left of the axes.
+        inside: what the names in ``values`` start with.
+    """
+
+    def __init__(self, graph: fx.Graph, values: dict[str, Any], kept: Kept, inside: str = "") -> None:
+        self.graph, self.kept = graph, kept
+        self._values, self._inside = values, inside
+        self._now: dict[fx.Node, Any] = {}
+        self._fixed: dict[fx.Node, Any] = {}
+
+    def before(self, argument: Any) -> Any:
+        """Return what an argument was, a label in place of each tensor."""
+        return fx.map_arg(argument, self._before)
+
+    def _before(self, node: fx.Node) -> Any:
+        return self._values.get(self._inside + node.name)
+
+    def now(self, argument: Any) -> Any:
+        """Return what an argument comes out as now, a label (of before) in place of each tensor."""
+        return fx.map_arg(argument, lambda node: self._now[node])
+
+    def changed(self, argument: Any) -> bool:
+        """Tell whether a plain value comes out as another one now."""
+        return differ(self.before(argument), self.now(argument))
+
+    def shrinks(self, value: Any) -> bool:
+        """Tell whether any label in a value stands for a tensor that loses positions."""
+        return any(isinstance(leaf, Label) and self.kept.shrinks(leaf) for leaf in pytree.tree_leaves(value))
+
+    def follow(self, node: fx.Node) -> None:
+        """Take a node in; those that it reads have been taken in before."""
+        self._now[node] = self._before(node)
+        if holds_tensors(self._now[node]) or node.op not in ("call_function", "call_method"):
+            return
+        inputs = node.all_input_nodes
+        if not any(self.shrinks(self._before(i)) or self.changed(i) for i in inputs):
+            return
+        self._fixed[node] = self._is_fixed(node)
+        args, kwargs = (pytree.tree_map(self._stand_in, self.now(a)) for a in (node.args, node.kwargs))
+        if callable(node.target):
+            self._now[node] = node.target(*args, **kwargs)
+        else:
+            self._now[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+
+    def give(self, node: fx.Node, value: Any) -> None:
+        """Say what an input of the graph is now."""
+        self._now[node] = value
+
+    def _stand_in(self, leaf: Any) -> Any:
+        return torch.empty(self.kept.shape(leaf), device="meta") if isinstance(leaf, Label) else leaf
+
+    def _is_fixed(self, node: fx.Node) -> Any:
+        """Tell of a plain value whether it is the same for every batch; of a shape for each of its sizes."""
+        source = node.all_input_nodes[0]
+        label = self._before(source)
+        if isinstance(label, Label):
+            flags = tuple(map(_is_fixed_axis, label.axes))
+            numbers = [a for a in (*node.args[1:], *node.kwargs.values()) if type(a) is int]
+            return flags[numbers[0]] if numbers else flags
+        flags = self._fixed.get(source, False)
+        if node.target is operator.getitem and isinstance(flags, tuple):
+            place = node.args[1]
+            return flags[place] if isinstance(place, int | slice) else False
+        return all(all(f) if isinstance(f, tuple) else f for f in (self._fixed.get(i, False) for i in node.all_input_nodes))
+
+    # Arguments.
+
+    def fitted(self, node: fx.Node, given: Any, wanted: Any) -> Any:
+        """Return an argument of ``node`` that comes out as wanted: the given one where it does, -1 included."""
+        if isinstance(wanted, list | tuple):
+            if isinstance(given, fx.Node):  # a whole shape, such as x.view(y.shape)
+                if list(self._now[given]) == list(wanted):
+                    return given
+                return [self._element(node, given, i, size) for i, size in enumerate(wanted)]
+            if not isinstance(given, list | tuple):  # one number for a list of one
+                return self.fitted(node, given, wanted[0]) if len(wanted) == 1 and type(given) is int else wanted
+            return type(given)(self.fitted(node, part, size) for part, size in zip(given, wanted, strict=True))
+        if isinstance(given, fx.Node):
+            return self.rescaled(node, given, wanted)
+        return given if given == -1 and wanted is not None and wanted >= 0 else wanted
+
+    def rescaled(self, node: fx.Node, given: fx.Node, wanted: Any) -> Any:
+        """Return what comes out as ``wanted`` in place of a plain value, and as much more as that for a larger batch."""
+        fixed = self._fixed.get(given, False)
+        return self._scaled(node, given, self._now[given], wanted, all(fixed) if isinstance(fixed, tuple) else bool(fixed))
+
+    def _element(self, node: fx.Node, given: fx.Node, i: int, wanted: int) -> Any:
+        fixed = self._fixed.get(given, False)
+        if isinstance(fixed, tuple) and fixed[i] and self._now[given][i] != wanted:
+            return wanted
+        with self.graph.inserting_before(node):
+            element = self.graph.call_function(operator.getitem, (given, i))
+        return self._scaled(node, element, self._now[given][i], wanted, fixed=False)
+
+    def _scaled(self, node: fx.Node, given: fx.Node, now: Any, wanted: Any, fixed: bool) -> Any:
+        if now == wanted:
+            return given
+        if fixed or type(now) is not int or type(wanted) is not int or not now:
+            return wanted
+        shared = math.gcd(now, wanted)
+        with self.graph.inserting_before(node):
+            scaled = given if wanted == shared else self.graph.call_function(operator.mul, (given, wanted // shared))
+            return scaled if now == shared else self.graph.call_function(operator.floordiv, (scaled, now // shared))
+
+
+def holds_tensors(value: Any) -> bool:
+    """Tell whether a value has labels in it."""
+    return any(isinstance(leaf, Label) for leaf in pytree.tree_leaves(value))
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Tell whether two values differ in what is plain in them."""
+    ours, theirs = pytree.tree_leaves(one), pytree.tree_leaves(other)
+    plain = [(a, b) for a, b in zip(ours, theirs, strict=False) if not isinstance(a, Label | Tensor)]
+    return len(ours) != len(theirs) or any(a is not b and a != b for a, b in plain)
+
+
+def _is_fixed_axis(axis: Axis) -> bool:
+    # An axis with a part that came with the input has a reason from the start, even where it was merged with others.
+    return not axis.is_whole and axis.why is None

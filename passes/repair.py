@@ -1,0 +1,211 @@
+"""Repair: rewrite what a graph says about sizes and places, so that it computes on what is left of its axes.
+
+Shapes of views, bounds of slices, sizes of splits, shifts, group counts and index tables are constants of the code, or are
+computed from sizes that it reads. What comes out right by itself stays as it is; a size that scales with the batch is
+rescaled; a number that was computed from a size and is no size itself keeps the value that it had.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from fxprune import functional
+from fxprune.dependencies import Dependencies, Step
+from fxprune.errors import ShrinkError
+from fxprune.kept import Kept
+from fxprune.modules import ByMode
+from fxprune.passes.numbers import Numbers, differ, holds_tensors
+from fxprune.passes.places import pick_unevenly, renumber, rewrite_item
+from fxprune.passes.rerun import comes_out_right
+from fxprune.rules.call import Call
+from fxprune.rules.shrinking import shrunk_arguments
+
+# How torch's Python functions call what the operator calls otherwise.
+_ALIASES = {
+    "split_size": ("split_size_or_sections", "split_sizes"),
+    "split_sizes": ("split_size_or_sections", "split_size"),
+    "chunks": ("sections",),
+    "indices": ("indices_or_sections",),
+    "size": ("shape",),
+    "shape": ("size",),
+}
+
+# The attributes of leaf modules that are arguments of an operator.
+_ATTRIBUTES = {
+    "groups": "groups",
+    "num_groups": "num_groups",
+    "normalized_shape": "normalized_shape",
+    "sizes": "unflattened_size",
+    "pad": "padding",
+}
+
+# The arguments of methods that may stand one by one, as in x.view(2, 3).
+_SPREAD = frozenset(["size", "shape", "repeats", "dims"])
+
+
+def repair(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+    """Rewrite the nodes of a graph whose parameters were sliced already, in place; it is not recompiled.
+
+    Args:
+        gm: the graph.
+        deps: its analysis, from before.
+        kept: what is left.
+
+    Raises:
+        ShrinkError: a node cannot be rewritten; names it.
+    """
+    steps: dict[str, list[Step]] = {}
+    for step in deps.steps:
+        if step.call is not None:
+            steps.setdefault(step.node, []).append(step)
+    _Repair(gm, deps.values, steps, kept).run()
+
+
+class _Repair:
+    def __init__(
+        self, gm: fx.GraphModule, values: dict[str, Any], steps: dict[str, list[Step]], kept: Kept, inside: str = ""
+    ) -> None:
+        self.gm, self.kept, self.inside = gm, kept, inside
+        self.numbers = Numbers(gm.graph, values, kept, inside)
+        self.values, self.steps = values, steps
+
+    def run(self, arguments: Sequence[Any] | None = None) -> None:
+        """Rewrite all nodes; ``arguments`` are the plain values that a graph inside another is given now."""
+        given = iter(arguments or ())
+        for node in list(self.gm.graph.nodes):
+            steps = self.steps.get(self.inside + node.name, [])
+            module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, ByMode):
+                self._rewrite_branches(node, module)
+            elif any(self.numbers.shrinks((step.operands, step.results)) for step in steps):
+                self._rewrite(node, steps)
+            elif node.op == "output" or node.is_impure() or holds_tensors(self.numbers.before(node)):
+                self._restore(node, frozenset())
+            if not node._erased:
+                self.numbers.follow(node)
+            if node.op == "placeholder" and arguments is not None:
+                self.numbers.give(node, next(given))
+
+    def _rewrite_branches(self, node: fx.Node, module: ByMode) -> None:
+        arguments = [self.numbers.now(a) for a in (*node.args, *node.kwargs.values())]
+        for inside, branch in module.branches(node.name):
+            _Repair(branch, self.values, self.steps, self.kept, inside).run(arguments)
+            branch.recompile()
+
+    def _rewrite(self, node: fx.Node, steps: Sequence[Step]) -> None:
+        if node.target is operator.getitem:
+            rewrite_item(self.gm, node, self.numbers)
+            return
+        if node.target is functional.multi_head_attention:
+            self._rewrite_attention(node, steps)
+        elif len(steps) == 1 or node.op == "call_module":
+            for step in steps:
+                self._rewrite_call(node, step)
+        else:
+            self._restore(node, frozenset())
+        if len(steps) > 1 and not comes_out_right(self.gm, node, steps, self.numbers):
+            raise ShrinkError(
+                f"node {node.name!r} ({node.op} {node.target}) runs several operators, of which "
+                f"{', '.join(sorted({step.op for step in steps}))} need other sizes than its arguments can say"
+            )
+
+    def _rewrite_call(self, node: fx.Node, step: Step) -> None:
+        if pick_unevenly(self.gm, node, step, self.numbers):
+            return
+        call = step.call
+        assert call is not None
+        wanted = shrunk_arguments(call, step.results, self.kept)
+        self._restore(node, frozenset(wanted), call)
+        for name, value in wanted.items():
+            self._write(node, call, name, value)
+        renumber(self.gm, node, step, self.numbers)
+
+    def _rewrite_attention(self, node: fx.Node, steps: Sequence[Step]) -> None:
+        """Give the function the number of heads that are left, and the scale that whole heads had."""
+        stacked = next(step.results[0] for step in steps if step.op == "aten.view.default")
+        _, heads, width = stacked.axes
+        before = node.args[4]
+        assert isinstance(before, int)
+        node.update_arg(4, before * self.kept.size(heads) // heads.size)
+        if self.kept.size(width) != width.size and node.kwargs.get("scale") is None:
+            node.update_kwarg("scale", 1.0 / math.sqrt(width.size))
+
+    # Arguments.
+
+    def _write(self, node: fx.Node, call: Call, name: str, value: Any) -> None:
+        """Let a node call its operator with another argument."""
+        if node.op == "call_module":
+            if differ(value, call.arguments[name]):
+                self._write_attribute(node, name, value)
+            return
+        fitted, place = self.numbers.fitted, _place(call, name)
+        key = next((key for key in (name, *_ALIASES.get(name, ())) if key in node.kwargs), None)
+        if key is not None:
+            node.update_kwarg(key, fitted(node, node.kwargs[key], value))
+        elif place is None or place >= len(node.args):
+            if differ(value, call.arguments[name]):
+                node.update_kwarg(name, value)
+        elif isinstance(value, list) and isinstance(call.arguments[name], int):  # several sizes in place of one
+            node.update_arg(place, value)
+        elif isinstance(value, list) and name in _SPREAD and self._is_spread(node, place):
+            sizes = [fitted(node, given, size) for given, size in zip(node.args[place:], value, strict=True)]
+            node.args = (*node.args[:place], *sizes)
+        else:
+            node.update_arg(place, fitted(node, node.args[place], value))
+        if isinstance(value, list) and "chunk" in call.op.name():
+            _chunk_by_sizes(node)
+
+    def _is_spread(self, node: fx.Node, place: int | None) -> bool:
+        """Tell whether sizes stand one by one from a place on, as in ``x.view(2, 3)``."""
+        here = place is not None and place < len(node.args)
+        return here and node.op == "call_method" and isinstance(self.numbers.before(node.args[place]), int)  # type: ignore[index]
+
+    def _write_attribute(self, node: fx.Node, name: str, value: Any) -> None:
+        module = self.gm.get_submodule(str(node.target))
+        if name not in _ATTRIBUTES:  # worked out by the module
+            return
+        attribute = _ATTRIBUTES[name]
+        present = getattr(module, attribute)
+        setattr(module, attribute, type(present)(value) if isinstance(present, tuple | list) else value)
+
+    def _restore(self, node: fx.Node, sizes: frozenset[str], call: Call | None = None) -> None:
+        """Let numbers that are no sizes keep the value that they had."""
+
+        def restored(argument: fx.Node) -> Any:
+            before = self.numbers.before(argument)
+            plain = isinstance(before, bool | int | float)
+            return self.numbers.rescaled(node, argument, before) if plain and self.numbers.changed(argument) else argument
+
+        places: set[int | None] = {_place(call, name) for name in sizes} if call is not None else set()
+        if sizes & _SPREAD:
+            places |= {i for place in places if self._is_spread(node, place) for i in range(place or 0, len(node.args))}
+        node.args = tuple(a if i in places else fx.map_arg(a, restored) for i, a in enumerate(node.args))
+        taken = {alias for name in sizes for alias in (name, *_ALIASES.get(name, ()))}
+        node.kwargs = {k: v if k in taken else fx.map_arg(v, restored) for k, v in node.kwargs.items()}
+
+
+def _place(call: Call, name: str) -> int | None:
+    """Return where an argument stands among the positional ones; None if it goes by name alone."""
+    for place, argument in enumerate(call.op._schema.arguments):
+        if argument.name == name:
+            return None if argument.kwarg_only else place
+    return None
+
+
+def _chunk_by_sizes(node: fx.Node) -> None:
+    """Split by sizes in place of a number of chunks."""
+    if isinstance(node.target, OpOverload):
+        node.target = torch.ops.aten.split_with_sizes.default
+        node.kwargs = {"split_sizes" if k == "chunks" else k: v for k, v in node.kwargs.items()}
+        return
+    node.target = "split" if node.op == "call_method" else torch.split
+    renamed = {"chunks": "split_size", "sections": "split_size"} if node.op == "call_method" else {}
+    renamed = renamed or {"chunks": "split_size_or_sections", "sections": "split_size_or_sections"}
+    node.kwargs = {renamed.get(k, k): v for k, v in node.kwargs.items()}

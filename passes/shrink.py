@@ -1,0 +1,126 @@
+"""Shrink: take out of a graph what its masks remove; the network gets smaller and computes what it did."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune import state
+from fxprune.analysis import analyze
+from fxprune.dependencies import Dependencies
+from fxprune.kept import Flags, Kept
+from fxprune.passes.attributes import update_sizes
+from fxprune.passes.lower import lower
+from fxprune.passes.mask import remove_masks
+from fxprune.passes.repair import repair
+from fxprune.passes.structured import dead_axes, removed_units, shared_copy
+from fxprune.rules.labels import Label
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
+
+Index = tuple[Tensor | None, ...]
+
+
+def shrink_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
+    """Take units out of a graph, in place: slice what they own, repair the nodes.
+
+    Args:
+        gm: the graph, without structured masks, whose modules are its own.
+        deps: its analysis.
+        removed: for every unit whether it goes.
+
+    Raises:
+        ShrinkError: a node cannot be rewritten; the graph is unusable then.
+    """
+    kept = Kept(deps.units, removed)
+    _lower_what_cannot_shrink(gm, deps, kept)
+    indices = _slice_tensors(gm, deps, kept)
+    _update_sizes(gm)
+    repair(gm, deps, kept)
+    _update_sizes(gm)  # channels follow from groups, which were repaired
+    _note_what_is_left(gm, deps, kept, indices)
+    gm.graph.eliminate_dead_code(is_impure_node=_is_kept)
+    gm.recompile()
+
+
+def _update_sizes(gm: fx.GraphModule) -> None:
+    for module in gm.modules():
+        update_sizes(module)
+
+
+def _is_kept(node: fx.Node) -> bool:
+    return node.is_impure() or node.op in ("placeholder", "output")
+
+
+def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+    """Write out multi-head attention that loses something: its module knows heads of one width only."""
+    smaller = {name for t in deps.tracked if kept.shrinks(t.label) for name in t.names}
+    names = set()
+    for node in gm.graph.find_nodes(op="call_module"):
+        module = gm.get_submodule(str(node.target))
+        owned = (state.join(str(node.target), name) for name, _ in module.named_parameters())
+        if isinstance(module, nn.MultiheadAttention) and any(name in smaller for name in owned):
+            names.add(node.name)
+    if names:
+        lower(gm, (), names)
+
+
+def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> dict[str, Index]:
+    """Put what is left of parameters and buffers in their place; return the positions left by name."""
+    indices: dict[str, Index] = {}
+    for tracked in deps.tracked:
+        if not kept.shrinks(tracked.label):
+            continue
+        index = _index(tracked.label, kept)
+        indices |= dict.fromkeys(tracked.names, index)
+        owner, _, last = tracked.name.rpartition(".")
+        old = getattr(gm.get_submodule(owner), last)
+        with torch.inference_mode(False), torch.no_grad():
+            new: Tensor = old.detach()
+            for dim, left in enumerate(index):
+                new = new if left is None else new.index_select(dim, left.to(new.device))
+            new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        for module in gm.modules():
+            for attribute, value in (*module._parameters.items(), *module._buffers.items()):
+                if value is old:
+                    # Recurrent modules keep a second list of their weights, which follows assignments.
+                    setattr(module, attribute, new)
+    return indices
+
+
+def _index(label: Label, kept: Kept) -> Index:
+    return tuple(None if kept.size(axis) == axis.size else torch.from_numpy(np.flatnonzero(kept(axis))) for axis in label.axes)
+
+
+def _note_what_is_left(gm: fx.GraphModule, deps: Dependencies, kept: Kept, indices: dict[str, Index]) -> None:
+    """Note on nodes which positions of their values are left; values noted before have other shapes now."""
+    gm.meta["fxprune.kept"] = indices
+    for node in gm.graph.nodes:
+        value = deps.values.get(node.name)
+        if node.op in ("placeholder", "output") or not any(
+            isinstance(leaf, Label) and kept.shrinks(leaf) for leaf in pytree.tree_leaves(value)
+        ):
+            continue
+        node.meta.pop("val", None)
+        node.meta["fxprune_kept"] = pytree.tree_map(lambda leaf: _index(leaf, kept) if isinstance(leaf, Label) else None, value)
+
+
+def shrink(gm: _Graph) -> _Graph:
+    """Work in progress."""
+    work = shared_copy(gm)
+    for masked in state.all_masked(work):  # baking writes into the parameter, which the other graph has, too
+        for owner, attribute in list(state.owners(work, masked.orig)):
+            owner._parameters[attribute] = nn.Parameter(masked.orig.detach(), requires_grad=masked.orig.requires_grad)
+    dead = dead_axes(work)
+    from fxprune.passes.compensate import erase_corrections
+
+    erase_corrections(work)
+    remove_masks(work, state.all_masked(work))
+    work.recompile()
+    deps = analyze(work)
+    shrink_units(work, deps, removed_units(deps, dead))
+    return work
