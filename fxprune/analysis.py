@@ -6,17 +6,20 @@ ATen operators, which a dispatch mode sees; the rule of each operator carries la
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import os
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -24,6 +27,7 @@ from fxprune import state
 from fxprune.axes import Reason
 from fxprune.dependencies import Dependencies, MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError
+from fxprune.fakes import Fakes
 from fxprune.flops import Work, work_of
 from fxprune.modules import ByMode
 from fxprune.rules import POINTWISE, Call, Label, Rule, Zero, find_rule
@@ -53,22 +57,38 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
         >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
         >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
     """
-    gm = state.graph_module(gm)
+    with _uncollected():
+        return _analyze(state.graph_module(gm))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Hold Python's garbage collector off: an analysis makes many objects to keep, which it would go through over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _analyze(gm: fx.GraphModule) -> Dependencies:
     watch = _Watch(gm)
-    inputs = _example_inputs(gm, watch.fake)
+    inputs = _example_inputs(gm, watch.fakes)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # The fast path of nn.MultiheadAttention is another operator, and only for inference.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # Below autograd and above decomposition: composite operators arrive as they were called.
-        with torch.inference_mode(), watch.fake, watch:
+        with torch.inference_mode(), watch.fakes.mode, watch:
             _Run(gm, watch).run(*inputs, enable_io_processing=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return watch.dependencies()
 
 
-def _example_inputs(gm: fx.GraphModule, mode: FakeTensorMode) -> list[Any]:
+def _example_inputs(gm: fx.GraphModule, fakes: Fakes) -> list[Any]:
     """Return fake tensors like the example values on the input nodes."""
     inputs: list[Any] = []
     for node in gm.graph.find_nodes(op="placeholder"):
@@ -77,20 +97,8 @@ def _example_inputs(gm: fx.GraphModule, mode: FakeTensorMode) -> list[Any]:
                 f"input node {node.name!r} carries no example value in meta['val'], so the shapes in the graph are not known: "
                 "analyze the graph as fxprune.capture made it, or capture it again with example inputs"
             )
-        inputs.append(pytree.tree_map(lambda leaf: _fresh_fake(leaf, mode), node.meta["val"]))
+        inputs.append(pytree.tree_map(fakes.like, node.meta["val"]))
     return inputs
-
-
-def _fresh_fake(leaf: Any, mode: FakeTensorMode) -> Any:
-    if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return leaf.node.hint
-    if not isinstance(leaf, Tensor):
-        return leaf
-    # A dynamic batch size is analysed at the example's.
-    sizes, strides = ([int(getattr(getattr(n, "node", None), "hint", n)) for n in ns] for ns in (leaf.shape, leaf.stride()))
-    # A view of a parameter is no inference tensor, so neither may its stand-in be.
-    with torch.inference_mode(False), mode:
-        return torch.empty_strided(sizes, strides, dtype=leaf.dtype, device=leaf.device)
 
 
 class _Run(fx.Interpreter):
@@ -122,8 +130,7 @@ class _Run(fx.Interpreter):
         # Dependencies have to hold in either mode.
         here = self.watch.here
         in_train, in_eval = (
-            _Run(branch, self.watch, inside).run(*args, *kwargs.values())
-            for inside, branch in module.branches(here.node)
+            _Run(branch, self.watch, inside).run(*args, *kwargs.values()) for inside, branch in module.branches(here.node)
         )
         self.watch.here = here
         self.watch.couple(in_train, in_eval)
@@ -137,15 +144,13 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.gm = gm
         self.units = Units()
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fakes = Fakes()
         self.here = Reason("")
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
         self.work: list[Work] = []
         self.steps: list[Step] = []
         self.without_rule: dict[str, None] = {}
-        self.twins: dict[int, tuple[Tensor, Tensor]] = {}
-        self.origins: dict[int, Tensor] = {}  # the real tensor, by the memory of its twin
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
         self.sources = Sources(self.units)
         masked = [(name, m.orig) for m in state.all_masked(gm) for name in m.names]  # known under its own name first
@@ -174,7 +179,9 @@ class _Watch(TorchDispatchMode):
                         self.units.freeze(axis, replace(self.here, text="graph output"))
         elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
             self._track(str(node.target), value)
-        self.values[inside + node.name] = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
+        self.values[inside + node.name] = pytree.tree_map(
+            lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value
+        )
 
     def couple(self, one: Any, other: Any) -> None:
         """Say that two results, of the two modes, stand for the same."""
@@ -223,7 +230,7 @@ class _Watch(TorchDispatchMode):
                 return result
         if func is torch.ops.aten._local_scalar_dense.default or func is torch.ops.aten.item.default:
             return self._item(args[0], func)
-        result = func(*self._as_fake(args), **{name: self._as_fake(value) for name, value in kwargs.items()})
+        result = self.fakes.call(func, args, kwargs)
         returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
         if not returned and not func._schema.is_mutable:
             return result  # a check, or a size: nothing that could carry positions
@@ -238,30 +245,12 @@ class _Watch(TorchDispatchMode):
             self._written(func, args)
         return result
 
-    def _as_fake(self, leaf: Any) -> Any:
-        """Return fake tensors in place of real ones; fake operands of equal shapes share one computation of the result."""
-        if type(leaf) in (tuple, list):
-            return type(leaf)(map(self._as_fake, leaf))
-        if not isinstance(leaf, Tensor) or isinstance(leaf, FakeTensor):
-            return leaf
-        if id(leaf) not in self.twins:
-            plain = type(leaf) in (Tensor, nn.Parameter) and leaf.layout is torch.strided
-            # The real tensor is kept with its twin, so that no other can take its identity.
-            twin = _fresh_fake(leaf, self.fake) if plain else self.fake.from_tensor(leaf)
-            self.twins[id(leaf)] = (leaf, twin)
-            self.origins[twin.untyped_storage()._cdata] = leaf
-        return self.twins[id(leaf)][1]
-
     def _call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
         arguments: dict[str, Any] = {}
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            arguments[argument.name] = value
-        for argument in func._schema.arguments[len(args) :]:
-            arguments[argument.name] = kwargs.get(argument.name, argument.default_value)
         operands: list[Label | None] = []
-        for argument in func._schema.arguments:
-            value = arguments[argument.name]
-            if value is None and "Tensor" in str(argument.type):
+        for place, (name, default, takes_tensors) in enumerate(_parameters(func)):
+            value = arguments[name] = args[place] if place < len(args) else kwargs.get(name, default)
+            if value is None and takes_tensors:
                 operands.append(None)
             else:
                 operands += [None if t is None else self.label(t) for t in tensors_in(value)]
@@ -343,12 +332,12 @@ class _Watch(TorchDispatchMode):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             for tensor in tensors_in(value):
-                memory = self._as_fake(tensor).untyped_storage()._cdata if tensor is not None else None
+                memory = self.fakes.of(tensor).untyped_storage()._cdata if tensor is not None else None
                 for reference in self.aliases.get(memory, ()) if memory is not None else ():
                     if (alias := reference()) is not None and alias is not tensor:
                         _forget_values(alias)
-                if memory in self.origins:
-                    self.sources.forget_values(self.origins[memory])
+                if memory is not None and (origin := self.fakes.origin(memory)) is not None:
+                    self.sources.forget_values(origin)
 
     def dependencies(self) -> Dependencies:
         """Return what was found."""
@@ -368,6 +357,12 @@ def _forget_values(tensor: Tensor) -> None:
     label: Label = tensor.__dict__["_fxprune_label"]
     zeros = tuple(min(zero, Zero.FINITE) for zero in label.zeros)
     tensor.__dict__["_fxprune_label"] = Label(label.axes, zeros, None, label.producer)
+
+
+@functools.cache
+def _parameters(func: OpOverload) -> list[tuple[str, Any, bool]]:
+    """Return the name and the default of each parameter of an operator, and whether it takes tensors."""
+    return [(a.name, a.default_value, "Tensor" in str(a.type)) for a in func._schema.arguments]
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

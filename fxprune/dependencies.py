@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import networkx as nx
+import numpy as np
 from tabulate import tabulate
 from torch import fx
 
@@ -197,19 +199,26 @@ class Dependencies:
     def _hold_what_cannot_go(self) -> None:
         """Keep what nothing uses, and units whose removal would leave nothing of some tensor."""
         seen: set[int] = set()
+        made: list[tuple[Axis, Tracked | Step]] = []
         for tracked in self.tracked:
             seen.update(id(axis.rows) for axis in tracked.label.axes)
-            for axis in tracked.label.axes:
-                if not tracked.used:
-                    self.units.freeze(axis, Reason(f"{tracked.name!r} is not used by the graph"))
-                else:
-                    self.units.freeze_covering(axis, Reason(f"all of an axis of {tracked.name!r} would go together"))
+            made += [(axis, tracked) for axis in tracked.label.axes]
         for step in self.steps:
-            for axis in (axis for label in step.results for axis in label.axes):
-                if not axis.is_whole and id(axis.rows) not in seen:
-                    seen.add(id(axis.rows))
-                    why = Reason(f"all of an axis of {axis.size} would go together", step.op, step.node)
-                    self.units.freeze_covering(axis, why)
+            for label in step.results:
+                for axis in label.axes:
+                    if not axis.is_whole and id(axis.rows) not in seen:
+                        seen.add(id(axis.rows))
+                        made.append((axis, step))
+        # Units only ever become fewer, so that what holds for no unit now never will.
+        may_cover = self.units.may_cover([axis for axis, _ in made])
+        for (axis, maker), covered in zip(made, may_cover, strict=True):
+            if isinstance(maker, Tracked) and not maker.used:
+                self.units.freeze(axis, Reason(f"{maker.name!r} is not used by the graph"))
+            elif covered and isinstance(maker, Tracked):
+                self.units.freeze_covering(axis, Reason(f"all of an axis of {maker.name!r} would go together"))
+            elif covered and isinstance(maker, Step):
+                why = Reason(f"all of an axis of {axis.size} would go together", maker.op, maker.node)
+                self.units.freeze_covering(axis, why)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -223,6 +232,16 @@ class Dependencies:
             members.sort(key=lambda m: m.is_buffer)
             groups.append(Group(index, len(found.units), tuple(members), found.parameters, found.flops, found.units))
         return tuple(groups)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 digest, in hex, of what a plan depends on: names and shapes of the parameters, and the groups on them.
+
+        Masks neither change it nor, therefore, make a plan outdated; nor does the order in which parameters are registered.
+        """
+        names = sorted(f"{t.name} {list(t.label.shape)}" for t in self.tracked if t.is_parameter)
+        groups = sorted(_digest(group) for group in self.groups)
+        return hashlib.sha256("\n".join([*names, *groups]).encode()).hexdigest()
 
     @property
     def share(self) -> float:
@@ -335,6 +354,16 @@ class Dependencies:
         )
         total = f"{len(self.groups)} groups, {self.share:.1%} of the parameters in at least one"
         return f"{table}\n{total}"
+
+
+def _digest(group: Group) -> str:
+    """Return a digest of a group's places on parameters, in which the order of members and of units makes no difference."""
+    members = sorted((m for m in group.members if not m.is_buffer), key=lambda m: (m.parameter, m.dim))
+    positions = np.concatenate([np.empty((group.size, 0), np.int64), *(m.positions for m in members)], 1)
+    ordered = positions[np.lexsort(positions.T[::-1])].astype("<i8")
+    digest = hashlib.sha256(" ".join(f"{m.parameter} {m.dim} {m.positions.shape[1]}" for m in members).encode())
+    digest.update(ordered.tobytes())
+    return f"{group.size} {digest.hexdigest()}"
 
 
 def _shortened(members: list[str], most: int = 4) -> str:

@@ -33,27 +33,69 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
-    """The units on one axis: each with its position, ordered by unit and position."""
+class _Content:
+    """What stands on axes that hold the same units at the same positions: each unit with each of its positions.
 
-    tensor: int
-    dim: int
-    units: Index
+    Attributes:
+        size: the positions of such an axis.
+        owner: the units, each as often as it has a position; in order.
+        positions: their positions; those of one unit in order.
+        units: each unit once.
+        first: where it first stands in ``owner``.
+        counts: how many positions it has.
+    """
+
+    size: int
+    owner: Index
     positions: Index
+    units: Index
+    first: Index
+    counts: Index
+
+    @staticmethod
+    def of(rows: Rows) -> _Content:
+        """Read resolved rows."""
+        position, column = np.nonzero(rows != NONE)
+        owner = rows[position, column].astype(np.intp)
+        if np.count_nonzero(owner[1:] < owner[:-1]):
+            order = np.argsort(owner, kind="stable")  # positions are in order already
+            owner, position = owner[order], position[order]
+        first = _starts(owner)
+        return _Content(len(rows), owner, position, owner[first], first, np.diff(first, append=len(owner)))
 
 
-class _Resolver:
-    """Resolves axes, each array of rows once."""
+def _starts(ordered: Index) -> Index:
+    """Return where each run of equal entries starts."""
+    new = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return np.flatnonzero(new)
+
+
+class _Reader:
+    """Resolves axes, and reads what stands on them; axes with the same on them once."""
 
     def __init__(self, units: Units) -> None:
         self.units = units
-        self.known: dict[int, tuple[Rows, Rows]] = {}
+        self._by_rows: dict[int, tuple[Rows, _Content | None]] = {}
+        self._by_value: dict[tuple[tuple[int, ...], bytes], _Content] = {}
 
-    def __call__(self, axis: Axis) -> Rows:
-        if id(axis.rows) not in self.known:
-            # The array is kept with its result, so that no other can take its identity.
-            self.known[id(axis.rows)] = (axis.rows, self.units.resolve(axis))
-        return self.known[id(axis.rows)][1]
+    def __call__(self, axis: Axis) -> _Content | None:
+        """Return what stands on an axis, None if it stays whole."""
+        if axis.is_whole:
+            return None
+        if id(axis.rows) not in self._by_rows:
+            # The array is kept with its content, so that no other can take its identity.
+            self._by_rows[id(axis.rows)] = (axis.rows, self._read(axis))
+        return self._by_rows[id(axis.rows)][1]
+
+    def _read(self, axis: Axis) -> _Content | None:
+        rows = self.units.resolve(axis)
+        if not rows.size:
+            return None
+        key = (rows.shape, rows.tobytes())
+        if key not in self._by_value:
+            self._by_value[key] = _Content.of(rows)
+        return self._by_value[key]
 
 
 def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Sequence[Work]) -> Found:
@@ -67,49 +109,40 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
     Returns:
         The groups of at least two units with positions on a parameter, ordered by first appearance.
     """
-    resolve = _Resolver(units)
-    places = [
-        _place(t, dim, rows)
-        for t, (label, _) in enumerate(tensors)
-        for dim, axis in enumerate(label.axes)
-        if (rows := resolve(axis)).size
-    ]
-    classes, order = _classes(units, places)
-    parameters = [t for t, (_, is_parameter) in enumerate(tensors) if is_parameter]
+    read = _Reader(units)
+    places: dict[_Content, list[tuple[int, int]]] = {}  # the axes of each content
+    for t, (label, _) in enumerate(tensors):
+        for dim, axis in enumerate(label.axes):
+            if (content := read(axis)) is not None:
+                places.setdefault(content, []).append((t, dim))
+    classes, order = _classes(units, list(places))
     on_parameter = np.zeros(int(classes.max(initial=-1)) + 1, bool)
-    for place in places:
-        if tensors[place.tensor][1]:
-            on_parameter[classes[place.units]] = True
-    used = np.flatnonzero(classes >= 0)
-    used = used[np.lexsort((order[used], classes[used]))]
-    starts = np.flatnonzero(np.r_[True, np.diff(classes[used]) != 0]) if len(used) else np.empty(0, np.intp)
-    blocks = [b for b in np.split(used, starts[1:]) if len(b) > 1 and on_parameter[classes[b[0]]]] if len(used) else []
-    blocks.sort(key=lambda block: int(order[block].min()))
+    for content, axes in places.items():
+        if any(tensors[t][1] for t, _ in axes):
+            on_parameter[classes[content.units]] = True
+    blocks = [b for b in _blocks(classes, order) if len(b) > 1 and on_parameter[classes[b[0]]]]
+    blocks.sort(key=lambda block: int(order[block[0]]))
     group_of = np.full(units.count, -1, np.intp)
     rank = np.zeros(units.count, np.intp)
     for g, block in enumerate(blocks):
         group_of[block], rank[block] = g, np.arange(len(block))
     members: list[list[tuple[int, int, Index]]] = [[] for _ in blocks]
     sizes = [len(block) for block in blocks]
-    for place in places:
-        for g, positions in _by_group(place, group_of, rank, sizes):
-            members[g].append((place.tensor, place.dim, positions))
-    flops = _flops(units, work, resolve)
+    for content, axes in places.items():
+        for g, positions in _by_group(content, group_of, rank, sizes):
+            members[g] += [(t, dim, positions) for t, dim in axes]
+    flops = _flops(units, work, read)
+    for found in members:
+        found.sort(key=lambda member: member[:2])
     groups = [
         FoundGroup(block, found, _parameters(found, tensors), float(flops[block].mean()))
         for block, found in zip(blocks, members, strict=True)
     ]
+    parameters = [t for t, (_, is_parameter) in enumerate(tensors) if is_parameter]
     return Found(groups, _share(parameters, tensors, members))
 
 
-def _place(tensor: int, dim: int, rows: Rows) -> _Place:
-    position, _ = np.nonzero(rows != NONE)
-    flat = rows[rows != NONE].astype(np.intp)
-    order = np.lexsort((position, flat))
-    return _Place(tensor, dim, flat[order], position[order])
-
-
-def _classes(units: Units, places: list[_Place]) -> tuple[Index, Index]:
+def _classes(units: Units, contents: list[_Content]) -> tuple[Index, Index]:
     """Return for every unit its class and its place in the order of first appearance; -1 for units on no axis.
 
     Units are of one class that are of one kind and own equally many positions on each axis.
@@ -117,30 +150,44 @@ def _classes(units: Units, places: list[_Place]) -> tuple[Index, Index]:
     classes, order = np.full(units.count, -1, np.intp), np.full(units.count, -1, np.intp)
     kinds = units.kind_of(np.arange(units.count)) if units.count else np.empty(0, np.intp)
     next_class, seen = int(kinds.max(initial=-1)) + 1, 0
-    for place in places:
-        found, first, counts = np.unique(place.units, return_index=True, return_counts=True)
+    for content in contents:
+        found, first, counts = content.units, content.first, content.counts
         new = order[found] < 0
         classes[found[new]] = kinds[found[new]]
         # Of two that start at one position the one that ends first is the outer one: a head before a place in all heads.
-        last = place.positions[first + counts - 1]
-        by_position = np.lexsort((last[new], place.positions[first[new]]))
-        order[found[new][by_position]] = seen + np.arange(new.sum())
-        seen += int(new.sum())
+        last = content.positions[first + counts - 1]
+        by_position = np.lexsort((last[new], content.positions[first[new]]))
+        order[found[new][by_position]] = seen + np.arange(len(by_position))
+        seen += len(by_position)
         # What an axis tells apart gets a new class; units that it does not have keep theirs.
-        _, refined = np.unique(classes[found] * (int(counts.max()) + 1) + counts, return_inverse=True)
-        classes[found] = next_class + refined.reshape(-1)
-        next_class += int(refined.max()) + 1
+        told_apart = classes[found] * (int(counts.max()) + 1) + counts
+        if (told_apart == told_apart[0]).all():
+            classes[found] = next_class
+            next_class += 1
+        else:
+            _, refined = np.unique(told_apart, return_inverse=True)
+            classes[found] = next_class + refined.reshape(-1)
+            next_class += int(refined.max()) + 1
     return classes, order
 
 
-def _by_group(place: _Place, group_of: Index, rank: Index, sizes: list[int]) -> list[tuple[int, Index]]:
+def _blocks(classes: Index, order: Index) -> list[Index]:
+    """Return the units of each class, in the order of first appearance."""
+    seen = np.flatnonzero(order >= 0)
+    used = np.empty(len(seen), np.intp)
+    used[order[seen]] = seen
+    used = used[np.argsort(classes[used], kind="stable")]
+    return np.split(used, _starts(classes[used])[1:]) if len(used) else []
+
+
+def _by_group(content: _Content, group_of: Index, rank: Index, sizes: list[int]) -> list[tuple[int, Index]]:
     """Return for each group on an axis the positions of its units, shape (units, p)."""
-    group = group_of[place.units]
+    group = group_of[content.owner]
     keep = group >= 0
-    group, units, positions = group[keep], place.units[keep], place.positions[keep]
-    order = np.lexsort((positions, rank[units], group))
+    group, owner, positions = group[keep], content.owner[keep], content.positions[keep]
+    order = np.lexsort((positions, rank[owner], group))
     group, positions = group[order], positions[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(group) != 0]) if len(group) else np.empty(0, np.intp)
+    starts = _starts(group)
     blocks = np.split(positions, starts[1:]) if len(group) else []
     return [(int(g), block.reshape(sizes[g], -1)) for g, block in zip(group[starts], blocks, strict=True)]
 
@@ -159,28 +206,16 @@ def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[L
     return total
 
 
-def _flops(units: Units, work: Sequence[Work], resolve: _Resolver) -> NDArray[np.float64]:
+def _flops(units: Units, work: Sequence[Work], read: _Reader) -> NDArray[np.float64]:
     """Return the operations that go with every unit."""
-    total = np.zeros(units.count)
-    counted: dict[int, tuple[Rows, NDArray[np.float64]]] = {}
+    total, kept = np.zeros(units.count), np.ones(units.count)
     for part in work:
-        shares = []
-        for axis in part.axes:
-            if axis.is_whole or not axis.size:
-                continue
-            if id(axis.rows) not in counted:
-                rows = resolve(axis)
-                found, counts = np.unique(rows[rows != NONE], return_counts=True)
-                counted[id(axis.rows)] = (found, 1 - counts / axis.size)
-            if len(counted[id(axis.rows)][0]):
-                shares.append(counted[id(axis.rows)])
-        if len(shares) == 1:
-            total[shares[0][0]] += part.flops * (1 - shares[0][1])
-        elif shares:
-            found, place = np.unique(np.concatenate([f for f, _ in shares]), return_inverse=True)
-            kept = np.ones(len(found))
-            np.multiply.at(kept, place, np.concatenate([k for _, k in shares]))
-            total[found] += part.flops * (1 - kept)
+        contents = [content for axis in part.axes if (content := read(axis)) is not None]
+        for content in contents:
+            kept[content.units] *= 1 - content.counts / content.size
+        for content in contents:
+            total[content.units] += part.flops * (1 - kept[content.units])
+            kept[content.units] = 1  # which also counts a unit on several axes once
     return total
 
 

@@ -11,6 +11,7 @@ in the light of all that was learnt since.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,43 +37,40 @@ class Units:
     count: int = 0
     reasons: list[Reason] = field(default_factory=list)
     # One entry a unit: its representative; the two units it stands for; the index of its reason; its kind.
-    _parent: Rows = field(default_factory=lambda: np.empty(0, np.int32))
-    _parts: Rows = field(default_factory=lambda: np.empty((0, 2), np.int32))
-    _frozen: Rows = field(default_factory=lambda: np.empty(0, np.int32))
-    _kind: Rows = field(default_factory=lambda: np.empty(0, np.int32))
+    # The last entry of each is that of NONE, so that a look-up needs no case for it.
+    _parent: Rows = field(default_factory=lambda: np.full(1, NONE, np.int32))
+    _parts: Rows = field(default_factory=lambda: np.full((2, 1), NONE, np.int32))
+    _frozen: Rows = field(default_factory=lambda: np.full(1, NONE, np.int32))
+    _kind: Rows = field(default_factory=lambda: np.zeros(1, np.int32))
     _kinds: list[int] = field(default_factory=list)
 
     def fresh(self, size: int) -> Axis:
         """Return an axis of ``size`` new units of one new kind, one a position."""
         start, self.count = self.count, self.count + size
-        if self.count > len(self._parent):
+        if self.count >= len(self._parent):
             self._grow(max(self.count, 2 * len(self._parent)))
         self._kind[start : self.count] = len(self._kinds)
         self._kinds.append(len(self._kinds))
         return Axis(np.arange(start, self.count, dtype=np.int32)[:, None])
 
     def _grow(self, capacity: int) -> None:
-        old = len(self._parent)
-        new = np.arange(old, capacity, dtype=np.int32)
-        self._parent = np.concatenate([self._parent, new])
-        self._parts = np.concatenate([self._parts, np.full((len(new), 2), NONE, np.int32)])
-        self._frozen = np.concatenate([self._frozen, np.full(len(new), NONE, np.int32)])
-        self._kind = np.concatenate([self._kind, np.zeros(len(new), np.int32)])
+        old = len(self._parent) - 1
+        more = capacity - old
+        self._parent = np.concatenate([self._parent[:old], np.arange(old, capacity, dtype=np.int32), self._parent[old:]])
+        self._parts = np.concatenate([self._parts, np.full((2, more), NONE, np.int32)], 1)
+        self._frozen = np.concatenate([self._frozen, np.full(more, NONE, np.int32)])
+        self._kind = np.concatenate([self._kind, np.zeros(more, np.int32)])
 
     # Reading.
 
     def find(self, units: Rows) -> Rows:
         """Return the representative of every unit; ``NONE`` stays."""
-        if not units.size:
-            return units
-        roots = self._parent[units]
-        while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                break
-            roots = above
-        self._parent[units] = roots
-        roots[units == NONE] = NONE
+        near: Rows = self._parent.take(units)
+        roots, above = near, self._parent.take(near)
+        while np.count_nonzero(above != roots):
+            roots, above = above, self._parent.take(above)
+        if roots is not near:
+            self._parent[units] = roots
         return roots
 
     def resolve(self, axis: Axis) -> Rows:
@@ -83,16 +81,18 @@ class Units:
         """
         rows = self.find(axis.rows)
         while rows.size:
-            split = (self._parts[:, 0][rows] != NONE) & (rows != NONE)
-            if not split.any():
+            left = self._parts[0].take(rows)
+            split = left != NONE
+            if not np.count_nonzero(split):
                 break
-            left = np.where(split, self._parts[:, 0][rows], rows)
-            right = np.where(split, self._parts[:, 1][rows], NONE)
+            left = np.where(split, left, rows)
+            right = np.where(split, self._parts[1].take(rows), NONE)
             # A unit's parts stand side by side in its place, so that columns stay of one kind.
             wide = np.stack([left, right], 2).reshape(len(rows), -1)
-            rows = self.find(np.ascontiguousarray(wide[:, (wide != NONE).any(0)]))
-        if rows.size:
-            rows[self._frozen[rows] >= 0] = NONE
+            rows = self.find(_without_empty(wide))
+        held = self._frozen.take(rows) >= 0
+        if np.count_nonzero(held):
+            rows[held] = NONE
         return _distinct(rows)
 
     def reason(self, unit: int) -> Reason | None:
@@ -108,7 +108,7 @@ class Units:
         seen: list[Rows] = []
         while found.size and (found := found[found != NONE]).size:
             seen.append(found)
-            found = np.unique(self.find(self._parts[found].reshape(-1)))
+            found = np.unique(self.find(self._parts[:, found].reshape(-1)))
         roots = np.concatenate(seen) if seen else np.empty(0, np.int32)
         numbers, counts = np.unique(self._frozen[roots][self._frozen[roots] >= 0], return_counts=True)
         return [self.reasons[i] for i in numbers[np.argsort(-counts, kind="stable")]]
@@ -136,12 +136,20 @@ class Units:
             self._frozen[units] = len(self.reasons)
             self.reasons.append(why)
 
+    def may_cover(self, axes: Sequence[Axis]) -> list[bool]:
+        """Tell of each axis whether some unit owns its first and its last position, as one that owns all of them does."""
+        width = max((axis.rows.shape[1] for axis in axes), default=0)
+        ends = np.full((2, len(axes), width), NONE, np.int32)
+        for i, axis in enumerate(axes):
+            if axis.size:
+                ends[0, i, : axis.rows.shape[1]], ends[1, i, : axis.rows.shape[1]] = axis.rows[0], axis.rows[-1]
+        rows = self.resolve(Axis(ends.reshape(2 * len(axes), width)))
+        first, last = rows[: len(axes), :, None], rows[len(axes) :, None, :]
+        found: list[bool] = ((first == last) & (first != NONE)).any((1, 2)).tolist()
+        return found
+
     def freeze_covering(self, axis: Axis, why: Reason) -> None:
         """Say that units which own every position of an axis cannot go: nothing would be left."""
-        # Such a unit is in the first and in the last row.
-        ends = self.resolve(axis.take(np.array([0, axis.size - 1]))) if axis.size and not axis.is_whole else None
-        if ends is None or not ends.size or not np.isin(ends[0], ends[1][ends[1] != NONE]).any():
-            return
         rows = self.resolve(axis)
         if rows.size:
             units, counts = np.unique(rows[rows != NONE], return_counts=True)
@@ -161,7 +169,7 @@ class Units:
         if one.size != other.size:
             raise AnalysisError(f"axes of {one.size} and {other.size} positions cannot be coupled")
         if one.rows is other.rows:
-            return
+            return  # every position meets itself
         if one.is_whole or other.is_whole:
             live, whole = (other, one) if one.is_whole else (one, other)
             if not live.is_whole:
@@ -208,9 +216,11 @@ class Units:
     def _couple_columns(self, a: Rows, b: Rows, why: Reason) -> None:
         """Couple two resolved axes of at most one unit a position."""
         if a.shape[1]:
-            lone = (a == NONE) != (b == NONE)
-            self._freeze(a[lone], why)
-            self._freeze(b[lone], why)
+            gaps_a, gaps_b = a == NONE, b == NONE
+            lone = gaps_a != gaps_b
+            if np.count_nonzero(lone):
+                self._freeze(a[lone], why)
+                self._freeze(b[lone], why)
             self._unite(a[:, 0], b[:, 0])
 
     def _settle_rest(self, rest: Rows, full: Rows, why: Reason) -> None:
@@ -248,27 +258,34 @@ class Units:
 
     def _stand_for(self, units: Rows, parts: Rows) -> None:
         """Replace units by the pairs in ``parts``; ``NONE`` comes second in a pair, if at all."""
-        self._parts[units] = parts
+        self._parts[:, units] = parts.T
 
     def _unite(self, a: Rows, b: Rows) -> None:
         """Make units equal pairwise; places with a ``NONE`` on either side are left out."""
         a, b = self.find(a), self.find(b)
         use = (a != b) & (a != NONE) & (b != NONE)
-        if not use.any():
+        if not np.count_nonzero(use):
             return
-        a, b = a[use], b[use]
-        self._unite_kinds(self._kind[a], self._kind[b])
+        if not use.all():
+            a, b = a[use], b[use]
+        self._unite_kinds(self._kind.take(a), self._kind.take(b))
         while len(a):
             low, high = np.minimum(a, b), np.maximum(a, b)
-            np.maximum.at(self._frozen, low, self._frozen[high])
+            reasons = self._frozen.take(high)
+            if np.count_nonzero(reasons >= 0):
+                np.maximum.at(self._frozen, low, reasons)
             # Of several claims on one unit the smallest wins; the next round carries the others on.
             np.minimum.at(self._parent, high, low)
-            a, b = self.find(a), self.find(b)
+            lost = self._parent.take(high) != low
+            a, b = self.find(low[lost]), self.find(high[lost])
             rest = a != b
             a, b = a[rest], b[rest]
 
     def _unite_kinds(self, a: Rows, b: Rows) -> None:
-        for pair in np.unique(a.astype(np.int64) << 32 | b.astype(np.int64)).tolist():
+        pairs = a.astype(np.int64) << 32 | b
+        # Units of a kind mostly stand side by side, so that there are few places where the pair of kinds changes.
+        changed = pairs[1:][pairs[1:] != pairs[:-1]]
+        for pair in sorted({int(pairs[0]), *changed.tolist()}):
             one, other = self._kind_root(pair >> 32), self._kind_root(pair & 0xFFFFFFFF)
             self._kinds[max(one, other)] = min(one, other)
 
@@ -337,8 +354,16 @@ def _distinct(rows: Rows) -> Rows:
             repeated = (rows[:, j : j + 1] == rows[:, :j]).any(1)
             if repeated.any():
                 rows[repeated, j] = NONE
-    used = (rows != NONE).any(0)
-    return rows if used.all() else np.ascontiguousarray(rows[:, used])
+    return _without_empty(rows)
+
+
+def _without_empty(rows: Rows) -> Rows:
+    """Return rows without the columns that have no units."""
+    used = rows != NONE
+    if rows.size and np.count_nonzero(used) == rows.size:
+        return rows
+    columns = used.any(0)
+    return rows if columns.all() else np.ascontiguousarray(rows[:, columns])
 
 
 def _without_common(a: Rows, b: Rows) -> tuple[Rows, Rows]:

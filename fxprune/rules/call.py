@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -89,7 +89,7 @@ class Call:
 
     def why(self, text: str) -> Reason:
         """Return a reason that says where this call stands."""
-        return replace(self.at, text=text)
+        return Reason(text, self.at.op, self.at.node, self.at.source)
 
     def couple(self, one: Axis, other: Axis) -> None:
         """Say that two axes meet element by element."""

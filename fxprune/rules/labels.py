@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Label:
         axes = tuple(Axis.whole(size, why) for size in shape)
         return Label(axes, (Zero.FINITE,) * len(axes))
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape."""
         return tuple(axis.size for axis in self.axes)
