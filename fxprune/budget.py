@@ -1,0 +1,136 @@
+"""Counts what is left of a graph when units go: positions of axes, elements of parameters, floating-point operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.axes import NONE, Axis, Index
+from fxprune.dependencies import Dependencies
+from fxprune.units import Units
+
+Flags = NDArray[np.bool_]
+
+
+class Census:
+    """The positions of many axes side by side, so that all of them are counted at once.
+
+    Args:
+        units: what is known about the units.
+        axes: the axes; one that comes twice is laid out once.
+    """
+
+    def __init__(self, units: Units, axes: Iterable[Axis]) -> None:
+        self._slots: dict[int, int] = {}
+        self._axes: list[Axis] = []  # kept, so that no other array can take the identity of one of these
+        self.rows: list[Index] = []
+        for axis in axes:
+            if id(axis.rows) not in self._slots:
+                self._slots[id(axis.rows)] = len(self._axes)
+                self._axes.append(axis)
+                self.rows.append((axis.rows if axis.is_whole else units.resolve(axis)).astype(np.intp))
+        self.sizes = np.array([axis.size for axis in self._axes], np.intp)
+        self.blocks = list(self._side_by_side())
+
+    def _side_by_side(self) -> Iterator[tuple[Index, Index, Index]]:
+        """Yield all rows that are equally wide in one array: of which axes, where each starts, and the array."""
+        widths = np.array([rows.shape[1] if len(rows) else 0 for rows in self.rows], np.intp)
+        for width in np.unique(widths[widths > 0]):
+            at = np.flatnonzero(widths == width)
+            starts = np.r_[0, np.cumsum(self.sizes[at])[:-1]].astype(np.intp)
+            yield at, starts, np.concatenate([self.rows[i] for i in at.tolist()])
+
+    def slot(self, axis: Axis) -> int:
+        """Return the place of an axis in ``rows``, ``sizes`` and what :meth:`kept` returns."""
+        return self._slots[id(axis.rows)]
+
+    def gone(self, removed: Flags) -> list[Flags]:
+        """Return for every axis which of its positions go with the units flagged in ``removed``."""
+        found = [np.zeros(axis.size, bool) for axis in self._axes]
+        for at, starts, gone in self._gone(removed):
+            for slot, flags in zip(at.tolist(), np.split(gone, starts[1:]), strict=True):
+                found[slot] = flags
+        return found
+
+    def kept(self, removed: Flags) -> Index:
+        """Return how many positions of every axis are left when the units flagged in ``removed`` go."""
+        left = self.sizes.copy()
+        for at, starts, gone in self._gone(removed):
+            left[at] -= np.add.reduceat(gone, starts, dtype=np.intp)
+        return left
+
+    def _gone(self, removed: Flags) -> Iterator[tuple[Index, Index, Flags]]:
+        flags = np.append(removed, False)
+        assert NONE == -1, "the filler of rows finds the flag at the end"
+        for at, starts, rows in self.blocks:
+            gone = flags[rows[:, 0]]
+            for column in rows.T[1:]:
+                gone |= flags[column]
+            yield at, starts, gone
+
+
+class Costs:
+    """Counts parameters and operations of one graph, for as many choices of units as asked.
+
+    Args:
+        deps: the analysis of the graph.
+
+    Attributes:
+        census: every axis that the analysis met.
+    """
+
+    def __init__(self, deps: Dependencies) -> None:
+        labels = [label for step in deps.steps for label in step.results] + [tracked.label for tracked in deps.tracked]
+        places = [part.axes for part in deps.work] + [label.axes for label in labels]
+        axes = [axis for axes in places for axis in axes]
+        self.census = Census(deps.units, axes)
+        self._parameters = [[self.census.slot(axis) for axis in t.label.axes] for t in deps.tracked if t.is_parameter]
+        self._work = [(part.flops, [self.census.slot(axis) for axis in part.axes]) for part in deps.work]
+
+    def parameters(self, removed: Flags) -> int:
+        """Return how many elements the parameters have left; a tied parameter counts once."""
+        kept = self.census.kept(removed).tolist()
+        return sum(math.prod(kept[slot] for slot in slots) for slots in self._parameters)
+
+    def flops(self, removed: Flags) -> float:
+        """Return how many operations are left: each call's, times the share that is left of every axis it repeats over."""
+        sizes = self.census.sizes
+        share = (self.census.kept(removed) / np.where(sizes, sizes, 1)).tolist()
+        return float(sum(flops * math.prod(share[slot] for slot in slots) for flops, slots in self._work))
+
+
+def kept_parameters(deps: Dependencies, removed: Flags) -> int:
+    """Return how many elements the parameters of a graph have left when units go, exactly.
+
+    Args:
+        deps: the analysis of the graph.
+        removed: a flag for every unit, shape (``deps.units.count``,), as :meth:`fxprune.plan.Plan.removed` returns.
+
+    Returns:
+        The elements of all parameters; a tied one counts once.
+
+    Example:
+        >>> kept_parameters(deps, plan.removed(deps)) == plan.params_after
+        True
+    """
+    return Costs(deps).parameters(removed)
+
+
+def kept_flops(deps: Dependencies, removed: Flags) -> float:
+    """Return how many floating-point operations are left of a graph when units go.
+
+    Args:
+        deps: the analysis of the graph.
+        removed: a flag for every unit, shape (``deps.units.count``,).
+
+    Returns:
+        The operations at the example's sizes, counted as ``torch.utils.flop_counter`` does.
+
+    Example:
+        >>> kept_flops(deps, plan.removed(deps)) == plan.flops_after
+        True
+    """
+    return Costs(deps).flops(removed)

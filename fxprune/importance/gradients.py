@@ -1,0 +1,64 @@
+"""Gradients of a user's loss with respect to the parameters of a graph, which is left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.errors import PlanError
+
+Loss: TypeAlias = Callable[[fx.GraphModule], Tensor]
+
+
+@contextlib.contextmanager
+def undisturbed(gm: fx.GraphModule) -> Iterator[None]:
+    """Put back within the context's end what running ``gm`` changes: modes, buffers, flags of gradients, random numbers."""
+    modes = {module: module.training for module in gm.modules()}
+    wants = {parameter: parameter.requires_grad for parameter in gm.parameters()}
+    buffers = [(m, name, b, b.detach().clone()) for m in modes for name, b in m._buffers.items() if b is not None]
+    devices = {t.device for t in (*gm.parameters(), *gm.buffers()) if t.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, wanted in wants.items():
+            parameter.requires_grad_(wanted)
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if not buffer.is_meta and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def gradients(
+    gm: fx.GraphModule, loss: Loss, parameters: Iterable[nn.Parameter], *, differentiable: bool = False
+) -> dict[nn.Parameter, Tensor]:
+    """Return the gradients of ``loss(gm)``, zeros where a parameter has no part in it.
+
+    Args:
+        gm: the graph.
+        loss: gives a tensor of one element.
+        parameters: those of which gradients are wanted.
+        differentiable: whether the gradients shall be differentiable in turn.
+
+    Raises:
+        PlanError: the loss is no tensor of one element, or does not depend on any parameter.
+    """
+    wanted = list(parameters)
+    for parameter in wanted:
+        parameter.requires_grad_()
+    with torch.enable_grad():
+        value = loss(gm)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            given = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise PlanError(f"loss must return a tensor of one element, not {given}")
+        if not value.requires_grad:
+            raise PlanError("loss must depend on the parameters of the graph it is given: what it returned has no gradient")
+        found = torch.autograd.grad(value.sum(), wanted, create_graph=differentiable, allow_unused=True)
+    return {p: torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)}

@@ -1,0 +1,89 @@
+"""Hessian: how much the loss would change, to second order, if a unit were zero in a minimum of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.dependencies import Dependencies
+from fxprune.errors import PlanError
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_members
+from fxprune.importance.gradients import Loss, gradients, undisturbed
+from fxprune.importance.weights import Sums, Weights, accurate
+
+
+@dataclass(frozen=True)
+class Hessian(Criterion):
+    """Score a unit by the sum of ``h * w ** 2 / 2`` over its slice of each parameter, h on the diagonal of the Hessian.
+
+    The diagonal is estimated by Hutchinson's method: the mean of ``z * (H z)`` over random vectors z of signs, which needs one
+    product with the Hessian a sample. Its error falls with the square root of the number of samples; where the Hessian is
+    diagonal one sample is exact. Sums of either sign count by their size.
+
+    Args:
+        loss: from the graph to a tensor of one element, such as the loss of some batches; it has to be twice differentiable.
+            Called once a plan, in the mode the graph is in. Modes, buffers, random numbers and ``.grad`` are as before
+            afterwards.
+        samples: how many random vectors, 8 unless given.
+        seed: where the random vectors start, so that plans repeat.
+        reduction: how the sums on the parameter axes of a group are combined: "mean", "sum", "max" or "first".
+        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none".
+
+    Raises:
+        PlanError: an option has another value; when planning, the loss is not a tensor of one element with a gradient.
+
+    Source: LeCun et al. 1989, "Optimal Brain Damage"; for the diagonal Yao et al. 2020, "AdaHessian", arXiv:2006.00719.
+
+    Example:
+        >>> loss = lambda gm: F.cross_entropy(gm(images), labels)
+        >>> fxprune.plan(deps, 0.5, importance=Hessian(loss, samples=32), scope="global")
+    """
+
+    loss: Loss
+    samples: int = 8
+    seed: int = 0
+    reduction: Reduction = "mean"
+    normalizer: Normalizer = "none"
+
+    def __post_init__(self) -> None:
+        checked(self.reduction, self.normalizer)
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise PlanError(f"samples must be a positive number, not {self.samples!r}")
+
+    def prepare(self, deps: Dependencies) -> Scorer:
+        """Return what scores the groups of a graph, with the Hessian at its weights as they are now."""
+        weights = Weights(deps)
+        parameters = {name: weights.parameter(name) for name in weights.dims}
+        with undisturbed(deps.gm):
+            first = gradients(deps.gm, self.loss, parameters.values(), differentiable=True)
+            diagonal = self._diagonal(first)
+        # With a mask the chain rule puts its square into the Hessian, so that the product is that of the masked weight.
+        products = {name: diagonal[p] * accurate(p.detach()) ** 2 / 2 for name, p in parameters.items()}
+        sums = Sums(weights, products.__getitem__, lambda product: product)
+        return over_members(lambda member: sums.of(member).abs(), self.reduction, self.normalizer)
+
+    def _diagonal(self, first: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """Return the estimate of the diagonal, given differentiable gradients."""
+        generator = torch.Generator().manual_seed(self.seed)
+        total = {p: torch.zeros_like(accurate(p.detach())) for p in first}
+        used = {p: g for p, g in first.items() if g.requires_grad}
+        for sample in range(self.samples if used else 0):
+            signs = {p: _signs(p, generator) for p in used}
+            products = torch.autograd.grad(
+                list(used.values()),
+                list(used),
+                list(signs.values()),
+                retain_graph=sample + 1 < self.samples,
+                allow_unused=True,
+            )
+            for (p, sign), product in zip(signs.items(), products, strict=True):
+                if product is not None:
+                    total[p] += accurate(product * sign)
+        return {p: value / self.samples for p, value in total.items()}
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randint(0, 2, like.shape, generator=generator)
+    return (drawn * 2 - 1).to(like)

@@ -1,0 +1,60 @@
+"""Magnitude: the norm of a unit's weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fxprune.dependencies import Dependencies
+from fxprune.errors import PlanError
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_members
+from fxprune.importance.weights import Sums, Weights
+
+
+@dataclass(frozen=True)
+class Magnitude(Criterion):
+    """Score a unit by the p-norm of its weights.
+
+    On every parameter axis of its group a unit has a slice, or several; ``reduction`` combines the norms of those on
+    different axes, ``normalizer`` makes groups comparable.
+
+    Args:
+        p: the order of the norm, positive and finite.
+        reduction: "mean", "sum" or "max" over the axes, or "first" for the one that comes first in ``group.members``.
+        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none".
+
+    Raises:
+        PlanError: an option has another value.
+
+    Source: Li et al. 2017, arXiv:1608.08710, for the filters of one layer.
+
+    Example:
+        >>> fxprune.plan(deps, 0.5, importance=Magnitude(p=1))
+    """
+
+    p: float = 2
+    reduction: Reduction = "mean"
+    normalizer: Normalizer = "mean"
+
+    def __post_init__(self) -> None:
+        checked(self.reduction, self.normalizer)
+        check_order(self.p)
+
+    def prepare(self, deps: Dependencies) -> Scorer:
+        """Return what scores the groups of a graph by its weights as they are now."""
+        sums = powers(Weights(deps), self.p)
+        root = 1 / self.p
+        return over_members(lambda member: sums.of(member) ** root, self.reduction, self.normalizer)
+
+
+def check_order(p: object) -> None:
+    """Raise PlanError unless ``p`` can be the order of a norm."""
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 < p < math.inf:
+        raise PlanError(f"p must be a positive, finite number, not {p!r}")
+
+
+def powers(weights: Weights, p: float) -> Sums:
+    """Return the sums of ``|w| ** p``."""
+    return Sums(weights, weights.value, torch.square if p == 2 else torch.abs if p == 1 else lambda value: value.abs() ** p)

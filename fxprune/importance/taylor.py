@@ -1,0 +1,60 @@
+"""Taylor: how much the loss would change, to first order, if a unit were zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fxprune.dependencies import Dependencies
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_members
+from fxprune.importance.gradients import Loss, gradients, undisturbed
+from fxprune.importance.weights import Sums, Weights, accurate
+
+
+@dataclass(frozen=True)
+class Taylor(Criterion):
+    """Score a unit by the square of the sum of gradient times weight over its slice of each parameter.
+
+    Args:
+        loss: from the graph to a tensor of one element, such as the loss of some batches. Called once a plan, in the mode the
+            graph is in. Modes, buffers, random numbers and ``.grad`` are as before afterwards.
+        reduction: how the squares on the parameter axes of a group are combined: "mean", "sum", "max" or "first".
+        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none". The
+            change of the loss is comparable over groups, which is why it is "none" unless given.
+
+    Raises:
+        PlanError: an option has another value; when planning, the loss is not a tensor of one element with a gradient.
+
+    Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv:1906.10771, the first-order
+    criterion for a set of parameters that go together.
+
+    Example:
+        >>> loss = lambda gm: F.cross_entropy(gm(images), labels)
+        >>> fxprune.plan(deps, 0.5, importance=Taylor(loss), scope="global")
+    """
+
+    loss: Loss
+    reduction: Reduction = "mean"
+    normalizer: Normalizer = "none"
+
+    def __post_init__(self) -> None:
+        checked(self.reduction, self.normalizer)
+
+    def prepare(self, deps: Dependencies) -> Scorer:
+        """Return what scores the groups of a graph, with gradients taken now."""
+        weights = Weights(deps)
+        parameters = {name: weights.parameter(name) for name in weights.dims}
+        with undisturbed(deps.gm):
+            found = gradients(deps.gm, self.loss, parameters.values())
+        # With a mask the chain rule puts it into the gradient, so that the product is that of the masked weight.
+        products = {name: _real_product(found[p], p.detach()) for name, p in parameters.items()}
+        sums = Sums(weights, products.__getitem__, lambda product: product)
+        return over_members(lambda member: sums.of(member) ** 2, self.reduction, self.normalizer)
+
+
+def _real_product(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return the part of the first-order change of a real loss that belongs to each weight."""
+    if weight.is_complex():
+        return (gradient.conj() * weight).real
+    return accurate(gradient) * accurate(weight)

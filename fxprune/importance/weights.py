@@ -1,0 +1,112 @@
+"""Reads the parameters of an analysed graph: their values as they are in force, and sums over what belongs to one unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fxprune import state
+from fxprune.axes import Index
+from fxprune.dependencies import Dependencies, Member
+from fxprune.errors import PlanError
+from fxprune.modules import ORIG
+
+_PIECE = 1 << 17  # elements
+
+
+class Weights:
+    """The parameters that groups live on, by name.
+
+    Args:
+        deps: the analysis of the graph.
+    """
+
+    def __init__(self, deps: Dependencies) -> None:
+        self.dims: dict[str, list[int]] = {}
+        for group in deps.groups:
+            for member in group.members:
+                if not member.is_buffer and member.dim not in self.dims.setdefault(member.parameter, []):
+                    self.dims[member.parameter].append(member.dim)
+        self._gm = deps.gm
+        self._own = dict(deps.gm.named_parameters(remove_duplicate=False))
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return a parameter itself; of a masked one what is stored, without its mask."""
+        found = self._own.get(name, self._own.get(name + ORIG))  # by its own name only while it has no mask
+        if found is None:
+            found = state.find_parameter(self._gm, name)
+        if found.is_meta:
+            raise PlanError(
+                f"parameter {name!r} is on the meta device and has no values to be ranked by: load the weights, or give an "
+                "importance of your own"
+            )
+        return found
+
+    def value(self, name: str) -> Tensor:
+        """Return what the graph computes with, mask included."""
+        value = self.parameter(name).detach()
+        masked = None if name in self._own else state.find_masked(self._gm, name)
+        return value if masked is None else value * masked.mask.to(value.dtype)
+
+
+def accurate(value: Tensor) -> Tensor:
+    """Return a tensor in at least single precision; of complex numbers the absolute values."""
+    if value.is_complex():
+        return value.abs()
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
+class Sums:
+    """Sums over all elements at one position of a parameter axis; each parameter is gone through once.
+
+    Args:
+        weights: the parameters.
+        values: from a parameter's name to a tensor of its shape.
+        element: what is summed, of the tensor's elements one by one.
+    """
+
+    def __init__(self, weights: Weights, values: Callable[[str], Tensor], element: Callable[[Tensor], Tensor]) -> None:
+        self._dims = weights.dims
+        self._values = values
+        self._element = element
+        self._known: dict[str, dict[int, Tensor]] = {}
+
+    def of(self, member: Member) -> Tensor:
+        """Return the sums over the positions of each unit, shape (units,)."""
+        name = member.parameter
+        if name not in self._known:
+            self._known[name] = _sums_along(self._values(name), self._dims[name], self._element)
+        return by_unit(self._known[name][member.dim], member.positions)
+
+
+def _sums_along(value: Tensor, dims: list[int], element: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
+    """Return for each of some dimensions the sums over all others, shape (size,)."""
+    if value.dim() == 1:
+        return {0: element(accurate(value))}
+    inner = value.shape[1:]
+    # On a CPU in pieces that stay in its cache; elsewhere each piece would be a kernel of its own.
+    step = max(1, _PIECE // max(1, math.prod(inner))) if value.device.type == "cpu" else len(value)
+    outermost: list[Tensor] = []
+    rest: Tensor | None = None
+    for part in value.split(step):
+        elements = element(accurate(part)).flatten(1)
+        if 0 in dims:
+            outermost.append(elements.sum(1))
+        if dims != [0]:
+            summed = elements.sum(0)
+            rest = summed if rest is None else rest + summed
+    found = {0: torch.cat(outermost)} if outermost else {}
+    for dim in dims:
+        if dim and rest is not None:
+            others = [d for d in range(len(inner)) if d != dim - 1]
+            found[dim] = rest.view(inner).sum(others) if others else rest
+    return found
+
+
+def by_unit(by_position: Tensor, positions: Index) -> Tensor:
+    """Return the sums of a vector over the positions of each unit, given as an array of shape (units, p)."""
+    index = torch.from_numpy(positions).to(by_position.device)
+    return by_position[index[:, 0]] if index.shape[1] == 1 else by_position[index].sum(1)
