@@ -17,11 +17,25 @@ from fxprune.errors import (
     HookError,
     InputError,
     LoweringError,
+    PlanError,
+    PruneWarning,
     PruningError,
     RuleError,
+    ShrinkError,
+    VerificationError,
 )
 from fxprune.export import to_exported_program, to_onnx, to_torchscript
 from fxprune.global_pruning import global_unstructured
+from fxprune.importance import (
+    FPGM,
+    LAMP,
+    Activation,
+    BatchNormScale,
+    Hessian,
+    Magnitude,
+    Random,
+    Taylor,
+)
 from fxprune.methods import (
     BasePruningMethod,
     CustomFromMask,
@@ -41,12 +55,19 @@ from fxprune.methods import (
     remove,
 )
 from fxprune.passes import finalize, mask
+from fxprune.pipeline import prune, shrink
+from fxprune.plan import Plan, plan
 from fxprune.report import summary
 from fxprune.rules import register_rule
+from fxprune.verify import verify
 
 __all__ = [
+    "FPGM",
+    "LAMP",
+    "Activation",
     "AnalysisError",
     "BasePruningMethod",
+    "BatchNormScale",
     "CaptureError",
     "CaptureWarning",
     "CustomFromMask",
@@ -54,17 +75,26 @@ __all__ = [
     "ExportError",
     "ExportWarning",
     "FxpruneError",
+    "Hessian",
     "HookError",
     "Identity",
     "InputError",
     "L1Unstructured",
     "LnStructured",
     "LoweringError",
+    "Magnitude",
+    "Plan",
+    "PlanError",
+    "PruneWarning",
     "PruningContainer",
     "PruningError",
+    "Random",
     "RandomStructured",
     "RandomUnstructured",
     "RuleError",
+    "ShrinkError",
+    "Taylor",
+    "VerificationError",
     "__version__",
     "analyze",
     "capture",
@@ -76,12 +106,16 @@ __all__ = [
     "l1_unstructured",
     "ln_structured",
     "mask",
+    "plan",
+    "prune",
     "random_structured",
     "random_unstructured",
     "register_rule",
     "remove",
+    "shrink",
     "summary",
     "to_exported_program",
     "to_onnx",
     "to_torchscript",
+    "verify",
 ]

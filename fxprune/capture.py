@@ -70,6 +70,7 @@ def capture(
         for entry in pruned:
             _mask_as(attempt.gm, entry)
         attempt.gm.recompile()
+        attempt.gm.example = (args, kwargs)
         notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(model), *_unsynchronised(model)]
     for note in dict.fromkeys(notes):
         warnings.warn(note, CaptureWarning, stacklevel=2)

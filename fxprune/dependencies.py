@@ -16,6 +16,7 @@ from tabulate import tabulate
 from torch import fx
 
 from fxprune.axes import NONE, Axis, Index, Reason
+from fxprune.corrections import Impossible, corrections
 from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
 from fxprune.flops import Work
 from fxprune.grouping import Found, form_groups
@@ -194,6 +195,7 @@ class Dependencies:
 
     def __post_init__(self) -> None:
         self._hold_what_cannot_go()
+        self._hold_what_no_mask_corrects()
         self._found = form_groups(self.units, [(t.label, t.is_parameter) for t in self.tracked], self.work)
 
     def _hold_what_cannot_go(self) -> None:
@@ -219,6 +221,16 @@ class Dependencies:
             elif covered and isinstance(maker, Step):
                 why = Reason(f"all of an axis of {axis.size} would go together", maker.op, maker.node)
                 self.units.freeze_covering(axis, why)
+
+    def _hold_what_no_mask_corrects(self) -> None:
+        """Keep what a masked graph could not compute as the smaller one."""
+
+        def is_live(axis: Axis) -> bool:
+            return not axis.is_whole and bool(self.units.resolve(axis).size)
+
+        for found in corrections(self.gm.graph, self.values, self.steps, self.points, self.units, is_live):
+            if isinstance(found, Impossible):
+                self.units.freeze(found.axis, Reason(found.text, found.step.op, found.step.node))
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -89,6 +89,10 @@ class CaptureWarning(UserWarning):
     """The graph is right as captured, but keeps less freedom than the model had."""
 
 
+class PruneWarning(UserWarning):
+    """A model was left as large as it was."""
+
+
 class ExportWarning(UserWarning):
     """The exported artefact is right, but keeps less freedom than the graph had."""
 

@@ -169,7 +169,11 @@ class CapturedModule(MaskLoading, fx.GraphModule):
 
     torch.fx pickles the generated code and traces it again on loading, which would freeze the live ``training`` flags that
     the graph reads.
+
+    ``example`` are the inputs that the graph was captured with, positional and by name; None in a graph that was pickled.
     """
+
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the state and a flat list of the nodes."""
@@ -185,11 +189,12 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         copied.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _DERIVED}, memo))
         with _quiet_specs():
             copied.graph = copy.deepcopy(self.graph)
+        copied.example = self.example
         return copied
 
 
-# What recompile() makes of the graph.
-_DERIVED = ("_graph", "_code", "_in_spec", "_out_spec")
+# What recompile() makes of the graph; and the example, which is of no use elsewhere.
+_DERIVED = ("_graph", "_code", "_in_spec", "_out_spec", "example")
 
 
 @contextlib.contextmanager
@@ -215,6 +220,7 @@ class Operator:
         self.path = f"higher_order.{operator.name()}" if higher_order else str(operator)
 
     def find(self) -> Any:
+        """Return the operator."""
         found: Any = torch.ops
         for part in self.path.split("."):
             found = getattr(found, part)

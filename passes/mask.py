@@ -21,13 +21,14 @@ from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValue
 from fxprune.modules import MASK, ORIG, is_binary
 from fxprune.passes.lower import lower, take_over
 from fxprune.passes.raise_leaves import raise_leaves
+from fxprune.planned import Plan
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Pass: mask parameters with given masks.
+    """Pass: mask parameters with given masks, or as a plan says.
 
     Requires: the names are parameters of floating-point or complex dtype, each mask has its parameter's shape. Ensures:
     every use of such a parameter in the graph reads the product.
@@ -35,28 +36,40 @@ class Mask:
     Example: ``Mask({"fc.weight": torch.ones(10, 20)})(gm)``
     """
 
-    masks: Mapping[str, Tensor]
+    masks: Plan | Mapping[str, Tensor]
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        modified = insert_masks(graph_module, self.masks)
+        if isinstance(self.masks, Plan):
+            from fxprune.passes.structured import mask_plan
+
+            modified = mask_plan(graph_module, self.masks)
+        elif isinstance(self.masks, Mapping):
+            modified = insert_masks(graph_module, self.masks)
+        else:
+            raise PruningTypeError(f"masks must be a plan or a dict of tensors by name, not {type(self.masks).__name__}")
         if modified:
             graph_module.recompile()
         return PassResult(graph_module, modified)
 
 
-def mask(gm: _Graph, masks: Mapping[str, Tensor]) -> _Graph:
+def mask(gm: _Graph, masks: Plan | Mapping[str, Tensor]) -> _Graph:
     """Mask parameters of a graph, in place.
+
+    A plan masks all that its removed units own, by one vector of flags for each axis, and corrects what combines their
+    positions, so that the graph computes what :func:`fxprune.shrink` will leave of it. A plan applied to a graph that an
+    earlier plan masked replaces that; on the same axes the masks are updated and the graph stays as it is.
 
     Args:
         gm: the graph.
-        masks: for each dotted parameter name a tensor of the parameter's shape, of any real dtype, that multiplies it. It
-            replaces the mask that the parameter may have already.
+        masks: a plan; or for each dotted parameter name a tensor of the parameter's shape, of any real dtype, that
+            multiplies it. It replaces the mask that the parameter may have already.
 
     Returns:
         ``gm``.
 
     Raises:
+        PlanError: the plan was made for another graph, or the graph changed since.
         PruningAttributeError: a name is not a parameter of the graph.
         PruningAssertionError: a mask has another shape than its parameter.
         PruningTypeError: a mask is not a tensor, or a parameter is not of floating-point or complex dtype.
@@ -64,6 +77,7 @@ def mask(gm: _Graph, masks: Mapping[str, Tensor]) -> _Graph:
             In each case nothing has changed.
 
     Example:
+        >>> gm = fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5))
         >>> gm = fxprune.mask(gm, {"fc.weight": (gm.fc.weight.abs() > 0.1)})
     """
     Mask(masks)(gm)

@@ -105,7 +105,8 @@ class _Repair:
             return
         if node.target is functional.multi_head_attention:
             self._rewrite_attention(node, steps)
-        elif len(steps) == 1 or node.op == "call_module":
+            return
+        if len(steps) == 1 or node.op == "call_module":
             for step in steps:
                 self._rewrite_call(node, step)
         else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from fxprune import state
@@ -14,6 +16,7 @@ from fxprune.analysis import analyze
 from fxprune.dependencies import Dependencies
 from fxprune.kept import Flags, Kept
 from fxprune.passes.attributes import update_sizes
+from fxprune.passes.compensate import erase_corrections
 from fxprune.passes.lower import lower
 from fxprune.passes.mask import remove_masks
 from fxprune.passes.repair import repair
@@ -109,18 +112,50 @@ def _note_what_is_left(gm: fx.GraphModule, deps: Dependencies, kept: Kept, indic
         node.meta["fxprune_kept"] = pytree.tree_map(lambda leaf: _index(leaf, kept) if isinstance(leaf, Label) else None, value)
 
 
-def shrink(gm: _Graph) -> _Graph:
-    """Work in progress."""
-    work = shared_copy(gm)
-    for masked in state.all_masked(work):  # baking writes into the parameter, which the other graph has, too
-        for owner, attribute in list(state.owners(work, masked.orig)):
-            owner._parameters[attribute] = nn.Parameter(masked.orig.detach(), requires_grad=masked.orig.requires_grad)
-    dead = dead_axes(work)
-    from fxprune.passes.compensate import erase_corrections
+@dataclasses.dataclass(frozen=True)
+class Shrink:
+    """Pass: take out of the graph what its masks remove.
 
-    erase_corrections(work)
-    remove_masks(work, state.all_masked(work))
-    work.recompile()
-    deps = analyze(work)
-    shrink_units(work, deps, removed_units(deps, dead))
-    return work
+    Ensures: no parameter is masked, no correction is left, and no removed position is held anywhere.
+    """
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the pass in place; nothing is verified."""
+        smaller, removed = shrunk_copy(state.graph_module(graph_module))
+        modified = removed or bool(state.all_masked(graph_module))
+        if modified:
+            adopt(graph_module, smaller)
+        return PassResult(graph_module, modified)
+
+
+def baked_copy(gm: _Graph) -> _Graph:
+    """Return a copy with all masks baked into parameters of its own; what is not masked is shared."""
+    copy = shared_copy(gm)
+    for masked in state.all_masked(copy):  # baking writes into the parameter, which the other graph has, too
+        with torch.inference_mode(False):
+            fresh = nn.Parameter(masked.orig.detach(), requires_grad=masked.orig.requires_grad)
+        for owner, attribute in list(state.owners(copy, masked.orig)):
+            owner._parameters[attribute] = fresh
+    erase_corrections(copy)
+    remove_masks(copy, state.all_masked(copy))
+    state.forget_methods(copy)
+    copy.recompile()
+    return copy
+
+
+def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
+    """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`."""
+    copy = baked_copy(gm)
+    deps = analyze(copy)
+    removed = removed_units(deps, dead_axes(gm))
+    if removed.any():
+        shrink_units(copy, deps, removed)
+    return copy, bool(removed.any())
+
+
+def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
+    """Let a graph be another one, in place; the other must not be used any more."""
+    graph = other.graph
+    gm.__dict__.clear()
+    gm.__dict__.update(other.__dict__)
+    gm.graph = graph

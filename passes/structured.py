@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune import state
+from fxprune.analysis import analyze
 from fxprune.axes import Axis
 from fxprune.corrections import Correction, Fill, Impossible, Rescale, Restrict, corrections
 from fxprune.dependencies import Dependencies
@@ -22,6 +23,7 @@ from fxprune.passes.compensate import erase_corrections, has_places, insert_corr
 from fxprune.passes.lower import lower
 from fxprune.passes.mask import drop_masks, put_mask
 from fxprune.passes.raise_leaves import raise_leaves
+from fxprune.planned import Plan
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
@@ -76,6 +78,21 @@ def mask_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
     for vector in vectors:
         put_mask(gm, vector.name, vector.parameter, vector.tensor, vector.ending)
     insert_corrections(gm, deps, kept, wanted)
+
+
+def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
+    """Mask what a plan removes, in place; the graph is not recompiled. Tells whether anything changed."""
+    base = state.graph_module(gm)
+    if is_structured(base):
+        base = shared_copy(gm)
+        strip(base)
+        base.recompile()
+    deps = analyze(base)
+    removed = plan.removed(deps)
+    if not removed.any() and not is_structured(gm):
+        return False
+    mask_units(gm, deps, removed)
+    return True
 
 
 def needed_corrections(deps: Dependencies, kept: Kept) -> list[Correction]:

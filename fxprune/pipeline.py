@@ -1,0 +1,182 @@
+"""shrink and prune: the passes one after the other, with a check at the end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from fxprune import state
+from fxprune.analysis import analyze
+from fxprune.capture import Frontend, capture
+from fxprune.dependencies import Dependencies
+from fxprune.errors import PruneWarning, PruningValueError
+from fxprune.importance import Importance
+from fxprune.kept import Flags
+from fxprune.modules import CapturedModule
+from fxprune.passes.shrink import adopt, baked_copy, shrink_units, shrunk_copy
+from fxprune.passes.structured import mask_units
+from fxprune.plan import Scope, plan
+from fxprune.selection import Choose
+from fxprune.verify import verify as check
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
+
+
+def shrink(
+    gm: _Graph,
+    *,
+    from_zeros: bool = False,
+    verify: bool = True,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> _Graph:
+    """Take out of a graph what its masks remove, in place: the network gets smaller and computes what it did.
+
+    Which units go is read from the masks, whoever made them: those of a plan, or masks of ``torch.nn.utils.prune``, of which
+    what is zero throughout can go where nothing else depends on it. All masks are baked, and no multiplication is left.
+    Parameters that lose something are new objects; the others stay.
+
+    Args:
+        gm: the graph.
+        from_zeros: take out what is zero in the weights as well, without any mask.
+        verify: compare the results of both graphs in eval and in train mode, at two batch sizes; see :func:`verify`.
+        example_inputs: positional inputs to verify with; those of the capture unless given.
+        example_kwargs: keyword inputs, likewise.
+
+    Returns:
+        ``gm``.
+
+    Raises:
+        VerificationError: the smaller graph computes something else; names the first node that differs.
+        ShrinkError: a node cannot be rewritten for what is left.
+        PruningValueError: there are no inputs to verify with.
+            In each case the graph is as it was.
+
+    Example:
+        >>> gm = fxprune.shrink(fxprune.mask(gm, plan))
+    """
+    state.graph_module(gm)
+    inputs = _inputs(gm, example_inputs, example_kwargs) if verify else None
+    smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
+    if inputs is not None:
+        check(gm, smaller, *inputs)
+    adopt(gm, smaller)
+    return gm
+
+
+def _inputs(gm: fx.GraphModule, args: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any] | None] | None:
+    """Return the inputs to verify with; None on the meta device, where there is nothing to compare."""
+    if any(t.is_meta for t in (*gm.parameters(), *gm.buffers())):
+        return None
+    if args is not None or kwargs is not None:
+        return args if args is not None else (), kwargs
+    if isinstance(gm, CapturedModule) and gm.example is not None:
+        return gm.example
+    raise PruningValueError(
+        "there are no inputs to verify with: the graph was not captured in this process; give example_inputs, or verify=False"
+    )
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    amount: float | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    importance: Importance | None = None,
+    scope: Scope = "local",
+    round_to: int = 1,
+    ignore: str | nn.Module | Iterable[str | nn.Module] = (),
+    overrides: Mapping[str, float] | None = None,
+    max_params: float | None = None,
+    max_flops: float | None = None,
+    choose: Choose | None = None,
+    frontend: Frontend = "auto",
+    verify: bool = True,
+) -> CapturedModule:
+    """Make a model smaller: capture, analyze, plan, mask, shrink and verify in one call, without configuration.
+
+    Args:
+        model: the model; left as it is.
+        example_inputs: positional inputs as a tuple or list, or the single one; see :func:`fxprune.capture`.
+        amount: the share (float in [0, 1)) or number (int) of units to remove of every group; see :func:`fxprune.plan`, as for
+            everything up to ``choose``.
+        example_kwargs: keyword inputs.
+        importance: what units are worth.
+        scope: "local" or "global".
+        round_to: what numbers of units left are rounded up to a multiple of.
+        ignore: what to leave alone.
+        overrides: other amounts by name or pattern.
+        max_params: a budget of parameters in place of an amount.
+        max_flops: a budget of floating-point operations in place of an amount.
+        choose: which of several groups that cross on an axis are pruned.
+        frontend: see :func:`fxprune.capture`.
+        verify: compare the small graph with the masked one; see :func:`fxprune.verify`.
+
+    Returns:
+        A graph with parameters of its own; those that lost nothing are the model's.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        PlanError: nothing can be planned as asked.
+        VerificationError: the small graph does not compute what the masked one does.
+
+    Warns:
+        PruneWarning: nothing could be removed; says why.
+
+    Example:
+        >>> slim = fxprune.prune(torchvision.models.resnet50(), torch.randn(1, 3, 224, 224), 0.5)
+        >>> fxprune.summary(model, slim)
+    """
+    gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
+    if state.all_masked(gm):
+        gm = baked_copy(gm)
+    deps = analyze(gm)
+    chosen = plan(
+        deps,
+        amount,
+        importance=importance,
+        scope=scope,
+        round_to=round_to,
+        ignore=ignore,
+        overrides=overrides,
+        max_params=max_params,
+        max_flops=max_flops,
+        choose=choose,
+    )
+    removed = chosen.removed(deps)
+    if not removed.any():
+        if amount != 0:
+            warnings.warn(_nothing(deps), PruneWarning, stacklevel=2)
+        return gm
+    inputs = _inputs(gm, None, None) if verify else None
+    if inputs is None:
+        shrink_units(gm, deps, removed)
+        return gm
+    return _masked_and_shrunk(gm, deps, removed, inputs)
+
+
+def _masked_and_shrunk(
+    gm: CapturedModule, deps: Dependencies, removed: Flags, inputs: tuple[Any, Mapping[str, Any] | None]
+) -> CapturedModule:
+    mask_units(gm, deps, removed)
+    gm.recompile()
+    small = baked_copy(gm)
+    shrink_units(small, deps, removed)
+    check(gm, small, *inputs)
+    return small
+
+
+def _nothing(deps: Dependencies, most: int = 5) -> str:
+    """Return why nothing was removed: the reasons that hold the largest parameters."""
+    largest = sorted((t for t in deps.tracked if t.is_parameter), key=lambda t: -_elements(t.label.shape))
+    lines = [str(deps.explain(t.name, dim)) for t in largest[:most] for dim, n in enumerate(t.label.shape) if n > 1]
+    return "\n  ".join(["nothing was removed:", *lines])
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
