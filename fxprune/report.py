@@ -1,16 +1,20 @@
-"""summary: what is masked in a graph, as a table."""
+"""summary: what is masked in a graph, or what a model costs before and after, as a table."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from tabulate import tabulate
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune import state
+from fxprune.comparison import Comparison, compare
+from fxprune.errors import PruningTypeError
 from fxprune.modules import ORIG
+from fxprune.samples import given
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -71,36 +75,103 @@ class Summary:
         return f"{text}\n{masked} of {len(self.rows)} parameters masked; masks take {_memory(self.mask_bytes)}"
 
 
-def summary(gm: fx.GraphModule, *, file: SupportsWrite[str] | Literal["stdout"] | None = "stdout") -> Summary:
-    """Print a table of the parameters of a graph: shape, pruning method, sparsity; totals; memory of the masks.
+Destination: TypeAlias = "SupportsWrite[str] | Literal['stdout'] | None"
 
-    Zeros are counted in the values that the graph computes with, so after the mask. A tied parameter has one row, under all
-    of its names.
+
+@overload
+def summary(before: fx.GraphModule, after: None = None, *, file: Destination = "stdout") -> Summary: ...
+
+
+@overload
+def summary(
+    before: nn.Module,
+    after: nn.Module,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    layers: bool = False,
+    latency: bool = True,
+    file: Destination = "stdout",
+) -> Comparison: ...
+
+
+def summary(
+    before: nn.Module,
+    after: nn.Module | None = None,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    layers: bool = False,
+    latency: bool = True,
+    file: Destination = "stdout",
+) -> Summary | Comparison:
+    """Print a table: of what is masked in one graph, or of what two models cost.
+
+    With one graph: its parameters with shape, pruning method, sparsity; totals; memory of the masks. Zeros are counted in the
+    values that the graph computes with, so after the mask. A tied parameter has one row, under all of its names.
+
+    With two models: parameters, bytes of these; FLOPs and latency of one run in eval mode. Neither model changes.
 
     Args:
-        gm: the graph.
+        before: the graph; or the one model, of any kind.
+        after: the other model.
+        example_inputs: positional inputs of both models as a tuple or list, or the single one. Without, nothing is run.
+        example_kwargs: keyword inputs.
+        layers: compare parameter by parameter, and the FLOPs module by module.
+        latency: measure time: the median over runs of both models in turn.
         file: where to print, ``sys.stdout`` unless given; None prints nothing.
 
     Returns:
-        The rows and totals, whose ``str()`` is the table.
+        The numbers, whose ``str()`` is the table.
+
+    Raises:
+        PruningTypeError: ``before`` is not a graph and there is no ``after``, or one of the two is not a module; or inputs are
+            given for one graph alone.
+        InputError: the example inputs do not fit one of the models.
 
     Example:
         >>> fxprune.summary(gm).sparsity
+        >>> fxprune.summary(model, slim, torch.randn(1, 3, 224, 224), layers=True)
     """
-    methods = state.methods_of(state.graph_module(gm))
+    result: Summary | Comparison
+    if after is not None:
+        result = _compared(before, after, example_inputs, example_kwargs, layers=layers, latency=latency)
+    elif example_inputs is not None or example_kwargs is not None or layers:
+        raise PruningTypeError("example inputs and layers=True are for two models: summary(before, after, example_inputs)")
+    else:
+        result = _masked(state.graph_module(before))
+    if file is not None:
+        print(result, file=sys.stdout if file == "stdout" else file)
+    return result
+
+
+def _compared(before: object, after: object, inputs: Any, kwargs: Any, *, layers: bool, latency: bool) -> Comparison:
+    for name, model in (("before", before), ("after", after)):
+        if not isinstance(model, nn.Module):
+            raise PruningTypeError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
+    assert isinstance(before, nn.Module)
+    assert isinstance(after, nn.Module)
+    found = None
+    if inputs is not None or kwargs is not None:
+        positional = () if inputs is None else inputs
+        found = given(before, positional, kwargs)
+        given(after, positional, kwargs)
+    return compare(before, after, found, layers=layers, latency=latency)
+
+
+def _masked(gm: fx.GraphModule) -> Summary:
+    methods = state.methods_of(gm)
     rows = []
     for _, parameter in gm.named_parameters():
         names = state.parameter_names(gm, parameter)
         masked = state.find_masked(gm, names[0].removesuffix(ORIG))
         if masked is not None and masked.orig is parameter:
             value: Tensor = parameter.detach() * masked.mask
-            rows.append(_row(masked.names, value, _method_names(methods.get(masked.name)), _bytes(masked.mask)))
+            mask_bytes = sum(map(_bytes, masked.masks.values()))
+            rows.append(_row(masked.names, value, _method_names(methods.get(masked.name)), mask_bytes))
         else:
             rows.append(_row(names, parameter.detach(), "", 0))
-    result = Summary(tuple(rows))
-    if file is not None:
-        print(result, file=sys.stdout if file == "stdout" else file)
-    return result
+    return Summary(tuple(rows))
 
 
 def _row(names: tuple[str, ...], value: Tensor, method: str, mask_bytes: int) -> Row:

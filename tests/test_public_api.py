@@ -19,6 +19,8 @@ PUBLIC = {
     "global_unstructured", "remove", "is_pruned",
     "FxpruneError", "CaptureError", "InputError", "HookError", "LoweringError", "PruningError", "ExportError",
     "CaptureWarning", "ExportWarning",
+    "plan", "Plan", "shrink", "verify", "prune", "PlanError", "ShrinkError", "VerificationError", "PruneWarning",
+    "Magnitude", "Random", "BatchNormScale", "LAMP", "FPGM", "Taylor", "Hessian", "Activation",
     "__version__",
 }  # fmt: skip
 

@@ -117,6 +117,9 @@ _MODELS: tuple[tuple[str, str, int, bool], ...] = (
     ("xcit", "xcit_nano_12_p8_224", 64, True),
 )
 
+# Modules that hold a second architecture: its smallest model, likewise.
+_SECOND: tuple[tuple[str, str, int, bool], ...] = (("maxxvit", "test_maxvit", 64, True),)
+
 # What keeps a model small that has no small variant: all its blocks are alike.
 _OPTIONS: dict[str, dict[str, Any]] = {"deepseek_vit_412m": {"depth": 2}}
 
@@ -126,7 +129,7 @@ _CALLED_ONCE = ("convit_tiny",)
 
 def recipes() -> Iterator[Recipe]:
     """Yield the recipes, by module of timm."""
-    for _, name, size, is_told in _MODELS:
+    for _, name, size, is_told in (*_MODELS, *_SECOND):
         yield _recipe(name, {**({"img_size": size} if is_told else {}), **_OPTIONS.get(name, {})}, size)
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import multiprocessing
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 
 from tabulate import tabulate
 from torch import fx
 
 import fxprune
+from tests.zoo.apart import NoAnswerError, call_apart
 from tests.zoo.catalogue import catalogue
 from tests.zoo.exchange import exchange_error
 from tests.zoo.recipe import Recipe
@@ -42,7 +40,6 @@ _LONGEST_ERROR = 300
 # Wrong positions change results by more than a thousandth; rounding in code that insists on float32 by far less.
 _EXCHANGEABLE = 1e-4
 _OPS_SHOWN = 3
-_GRACE_SECONDS = 10.0  # for a process that has answered to end by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,24 +122,10 @@ def measure(recipe: Recipe) -> Row:
 
 def measure_apart(recipe: Recipe, seconds: float) -> Row:
     """Measure one model in a process of its own, which is ended if it takes longer than so many seconds."""
-    context = multiprocessing.get_context("spawn")  # a fork would keep the memory and the threads of this process
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(recipe.name, sender))
-    process.start()
-    sender.close()
     try:
-        if not receiver.poll(seconds):
-            return Row(recipe.name, error=f"not done after {seconds:g} seconds")
-        row: Row = receiver.recv()
-        process.join(_GRACE_SECONDS)
-        return row
-    except EOFError:  # it ended without an answer
-        process.join()
-        return Row(recipe.name, error=f"the process died with exit code {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()
-        receiver.close()
+        return call_apart(_measure_named, recipe.name, seconds)
+    except NoAnswerError as error:
+        return Row(recipe.name, error=str(error))
 
 
 def measure_all(recipes: Sequence[Recipe], jobs: int, seconds: float) -> Iterator[Row]:
@@ -211,7 +194,5 @@ def _in_one_line(text: str) -> str:
     return line if len(line) <= _LONGEST_ERROR else f"{line[:_LONGEST_ERROR]} ..."
 
 
-def _send(name: str, sender: Connection) -> None:
-    logging.disable()  # torch logs whole graphs where it refuses one, and a capture goes on from there
-    sender.send(measure(catalogue()[name]))
-    sender.close()
+def _measure_named(name: str) -> Row:
+    return measure(catalogue()[name])

@@ -1,0 +1,182 @@
+"""laws: what has to hold of every network and every plan."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.dependencies import Dependencies
+from tests.compare import relative_error
+from tests.properties.program import BATCH, Program
+from tests.properties.surviving import buffer_error, gradient_error, run_backward
+from tests.zoo.exchange import exchange_error
+
+TOLERANCE = 1e-9
+OTHER_BATCH = BATCH + 1
+_LONGEST = 400  # characters of an error
+_SPECIAL = 0.2  # so many groups have an amount of their own
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of checking a law on one program.
+
+    Attributes:
+        units: how many units the analysis found.
+        removed: the share of the parameters that went.
+        error: what does not hold, or ``""``.
+        free: of each kind of step, how often it occurs, and how often its results have channels that can go.
+    """
+
+    units: int = 0
+    removed: float = 0.0
+    error: str = ""
+    free: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+
+LAWS: dict[str, Callable[[Program], Outcome]] = {}
+
+
+def _law(check: Callable[[Program], Outcome]) -> Callable[[Program], Outcome]:
+    LAWS[check.__name__.removeprefix("check_")] = check
+    return check
+
+
+def outcome_of(law: str, program: Program) -> Outcome:
+    """Check a law; an error of the framework is an outcome, too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return LAWS[law](program)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
+        return Outcome(error=f"raised {text} ({place.filename.rpartition('/')[2]}:{place.lineno})")
+
+
+def captured(program: Program) -> tuple[fx.GraphModule, Dependencies]:
+    """Return the graph of a program and its analysis."""
+    gm = fxprune.capture(program.build(), program.arguments())
+    return gm, fxprune.analyze(gm)
+
+
+@_law
+def check_exchange(program: Program) -> Outcome:
+    """Check that units of one group can take each other's place."""
+    gm, deps = captured(program)
+    free = free_steps(program, gm, deps)
+    error = exchange_error(gm, deps, program.arguments(), {}) or 0.0
+    wrong = f"exchanging the units changes the results by {error:.1e}" if error > TOLERANCE else ""
+    return Outcome(sum(group.size for group in deps.groups), 0.0, wrong, free)
+
+
+@_law
+def check_shrink(program: Program) -> Outcome:
+    """Check that the masked and the shrunk graph of a random plan compute the same."""
+    gm, deps = captured(program)
+    outcome = Outcome(sum(group.size for group in deps.groups), free=free_steps(program, gm, deps))
+    text, before = str(gm.code), _size(gm)
+    plan = random_plan(program, deps)
+    framework: Any = fxprune  # until shrink is there
+    masked = framework.mask(gm, plan)
+    small = framework.shrink(copy.deepcopy(masked), verify=False)
+    outcome = dataclasses.replace(outcome, removed=1 - _size(small) / before)
+    if not removes(plan) and (small.code != text or _size(small) != before):
+        return dataclasses.replace(outcome, error="a plan that removes nothing changes the graph")
+    if removes(plan) and not outcome.removed > 0:
+        return dataclasses.replace(outcome, error="the parameters are not fewer")
+    return dataclasses.replace(outcome, error=difference(masked, small, plan, program))
+
+
+def random_plan(program: Program, deps: Dependencies) -> Any:
+    """Return the plan that goes with a program: random units, of each group some share."""
+    source = random.Random(program.seed)
+    generator = np.random.default_rng(program.seed)
+    choose, scope = source.choice((None, None, "outer", "inner", "all")), source.choice(("local", "local", "global"))
+    names = [group.members[0].parameter for group in deps.groups if source.random() < _SPECIAL]
+    framework: Any = fxprune  # until plan is there
+    return framework.plan(
+        deps,
+        source.choice((0.0, 0.25, 0.5, 0.5, 0.75, 0.9)),
+        importance=lambda _, group: generator.random(group.size),
+        scope=scope,
+        choose=choose,
+        overrides={name: round(source.random(), 2) * 0.99 for name in names},
+    )
+
+
+def removes(plan: Any) -> bool:
+    """Tell whether anything of a parameter goes."""
+    return bool(plan.params_after < plan.params_before)
+
+
+def difference(masked: fx.GraphModule, small: fx.GraphModule, plan: Any, program: Program) -> str:
+    """Return how the shrunk graph differs from the masked one, or ``""``: in results, statistics or gradients."""
+    for training in (False, True):
+        for batch in (BATCH, OTHER_BATCH):
+            ours, theirs = copy.deepcopy(small).train(training), copy.deepcopy(masked).train(training)
+            arguments = program.arguments(batch)
+            results = relative_error(run_backward(ours, arguments), run_backward(theirs, arguments))
+            errors = {
+                "the results": (results, ""),
+                "the gradients": gradient_error(theirs, ours, plan),
+                "the buffers": buffer_error(theirs, ours, plan),
+            }
+            for what, (error, where) in errors.items():
+                if not error <= TOLERANCE:
+                    return f"{what} differ by {error:.1e} {where and f'at {where} '}(training={training}, batch={batch})"
+    return ""
+
+
+def _size(gm: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in gm.parameters())
+
+
+def free_steps(program: Program, gm: fx.GraphModule, deps: Dependencies) -> dict[str, tuple[int, int]]:
+    """Return of each kind of step how often it occurs and how often its results can shrink.
+
+    The nodes that make the values of the program are found by their numbers.
+    """
+    record = _Record(gm)
+    record.run(*program.arguments())
+    values, found, seen = program.values(), dict[str, tuple[int, int]](), record.by_numbers()
+    for statement in program.statements:
+        nodes = [seen.get(_key(values[name])) for name in statement.results]
+        labels = [deps.values[node] for node in nodes if node is not None]
+        if not labels or statement.kind == "head":
+            continue
+        free = any(deps.units.resolve(axis).size for label in labels for axis in label.axes)
+        occurs, frees = found.get(statement.kind, (0, 0))
+        found[statement.kind] = (occurs + 1, frees + free)
+    return found
+
+
+class _Record(fx.Interpreter):
+    """Notes which node makes which numbers."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(copy.deepcopy(gm).eval())
+        self._made: list[tuple[str, Tensor]] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and n.op not in ("placeholder", "get_attr"):
+            self._made.append((n.name, result))
+        return result
+
+    def by_numbers(self) -> dict[tuple[tuple[int, ...], bytes], str]:
+        """Return the first node by what its value is in the end, after all that was written into it."""
+        return {_key(value): name for name, value in reversed(self._made)}
+
+
+def _key(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
+    return tuple(tensor.shape), tensor.detach().contiguous().numpy().tobytes()
