@@ -116,9 +116,9 @@ def corrections(
         if not point.neutral:
             by_step.setdefault(point.step, []).append(point)
     nodes = {node.name: node for node in graph.nodes}
-    together: dict[str, int] = {}
+    together: dict[str, list[Step]] = {}
     for step in steps:
-        together[step.node] = together.get(step.node, 0) + 1
+        together.setdefault(step.node, []).append(step)
     live = None
     for number, step in enumerate(steps):
         if step.call is None:
@@ -129,7 +129,7 @@ def corrections(
             continue
         live = _live_steps(values, steps) if live is None else live
         if number in live:
-            one = _Corrected(step, nodes.get(step.node), values, together[step.node] == 1, units, is_live)
+            one = _Corrected(step, nodes.get(step.node), values, together[step.node], units, is_live)
             yield from one.all(found)
 
 
@@ -153,7 +153,7 @@ class _Corrected:
     step: Step
     node: fx.Node | None
     values: dict[str, Any]
-    is_alone: bool
+    beside: list[Step]
     units: Units
     is_live: Callable[[Axis], bool]
 
@@ -183,15 +183,18 @@ class _Corrected:
         label = self.call.operands[operand]
         if self.node is None or label is None:
             return None
-        for read in self.node.all_input_nodes:
-            if self.values.get(read.name) is label:
-                return Place(self.node.name, read.name, dim, label.axes[dim])
-        return None
+        read = next((read for read in self.node.all_input_nodes if self.values.get(read.name) is label), None)
+        return None if read is None else Place(self.step.node, read.name, dim, label.axes[dim])
 
     def _fill(self, operand: int, dim: int, value: float) -> Fill | None:
         place = self._place(operand, dim)
         tensor = next((t for label, t in self.call.given() if label is self.call.operands[operand]), None)
-        if place is None or tensor is None or not (self.is_alone or value == 0.0):
+        label = self.call.operands[operand]
+        # What the same node's other calls read has to suit them as well.
+        readers = [step for step in self.beside if any(label is other for other in step.operands)]
+        if place is None or tensor is None or not (len(readers) == 1 or value == 0.0):
+            return None
+        if self.call.op._schema.is_mutable:  # it would write into the filled copy
             return None
         if math.isinf(value) and not tensor.is_floating_point():
             return None
@@ -229,7 +232,7 @@ class _Corrected:
         places = [self._place(p.operand, p.dim) for p in points if p.operand == 0]
         if (
             form is None
-            or not self.is_alone
+            or len(self.beside) > 1
             or None in places
             or len(places) != len({(p.operand, p.dim) for p in points if not p.operand})
         ):
@@ -240,6 +243,8 @@ class _Corrected:
 
     def _sanitised(self, mixed: set[int]) -> Iterator[Correction]:
         """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
+        if self.call.op is _aten.empty_like.default:  # makes nothing of them
+            return
         for label in self.step.results:
             for axis, zero in zip(label.axes, label.zeros, strict=True):
                 if zero is not Zero.UNKNOWN or not self.is_live(axis) or id(axis.rows) in mixed:

@@ -74,7 +74,11 @@ class PlanError(FxpruneError, ValueError):
 
 
 class ShrinkError(FxpruneError, RuntimeError):
-    """A graph could not be made smaller; it is as it was."""
+    """A graph could not be made smaller; it is as it was. ``nodes`` names the nodes in the way."""
+
+    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.nodes = nodes
 
 
 class VerificationError(FxpruneError, AssertionError):

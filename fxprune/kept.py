@@ -33,7 +33,8 @@ class Kept:
         if known is None:
             rows = axis.rows if axis.is_whole else self._units.resolve(axis)
             assert NONE == -1
-            known = self._known[id(axis.rows)] = (axis.rows, ~self._removed[rows].any(1))
+            gone: Flags = np.asarray(self._removed[rows].any(1), bool)
+            known = self._known[id(axis.rows)] = (axis.rows, ~gone)
         return known[1]
 
     def index(self, axis: Axis) -> NDArray[np.intp]:

@@ -53,7 +53,7 @@ class Numbers:
     def follow(self, node: fx.Node) -> None:
         """Take a node in; those that it reads have been taken in before."""
         self._now[node] = self._before(node)
-        if holds_tensors(self._now[node]) or node.op not in ("call_function", "call_method"):
+        if self._now[node] is None or holds_tensors(self._now[node]) or node.op not in ("call_function", "call_method"):
             return
         inputs = node.all_input_nodes
         if not any(self.shrinks(self._before(i)) or self.changed(i) for i in inputs):

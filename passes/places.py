@@ -139,7 +139,7 @@ def _renumbered(gm: fx.GraphModule, node: fx.Node, given: fx.Node, index: Label,
     if given.op == "get_attr" and len(given.users) == 1:
         owner, _, name = str(given.target).rpartition(".")
         module = gm.get_submodule(owner)
-        module._buffers[name] = table.to(module._buffers[name])  # type: ignore[arg-type]
+        module._buffers[name] = table.to(module._buffers[name])
         return given
     return _table(gm, node, table)
 

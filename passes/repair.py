@@ -65,7 +65,9 @@ def repair(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
     for step in deps.steps:
         if step.call is not None:
             steps.setdefault(step.node, []).append(step)
-    _Repair(gm, deps.values, steps, kept).run()
+    stuck = _Repair(gm, deps.values, steps, kept).run()
+    if stuck:
+        raise ShrinkError("; ".join(stuck.values()), nodes=tuple(stuck))
 
 
 class _Repair:
@@ -75,9 +77,14 @@ class _Repair:
         self.gm, self.kept, self.inside = gm, kept, inside
         self.numbers = Numbers(gm.graph, values, kept, inside)
         self.values, self.steps = values, steps
+        self.stuck: dict[str, str] = {}
 
-    def run(self, arguments: Sequence[Any] | None = None) -> None:
-        """Rewrite all nodes; ``arguments`` are the plain values that a graph inside another is given now."""
+    def run(self, arguments: Sequence[Any] | None = None) -> dict[str, str]:
+        """Rewrite all nodes, and return those that cannot be rewritten, each with the reason.
+
+        Args:
+            arguments: the plain values that a graph inside another is given now.
+        """
         given = iter(arguments or ())
         for node in list(self.gm.graph.nodes):
             steps = self.steps.get(self.inside + node.name, [])
@@ -92,11 +99,12 @@ class _Repair:
                 self.numbers.follow(node)
             if node.op == "placeholder" and arguments is not None:
                 self.numbers.give(node, next(given))
+        return self.stuck
 
     def _rewrite_branches(self, node: fx.Node, module: ByMode) -> None:
         arguments = [self.numbers.now(a) for a in (*node.args, *node.kwargs.values())]
         for inside, branch in module.branches(node.name):
-            _Repair(branch, self.values, self.steps, self.kept, inside).run(arguments)
+            self.stuck |= _Repair(branch, self.values, self.steps, self.kept, inside).run(arguments)
             branch.recompile()
 
     def _rewrite(self, node: fx.Node, steps: Sequence[Step]) -> None:
@@ -112,9 +120,10 @@ class _Repair:
         else:
             self._restore(node, frozenset())
         if len(steps) > 1 and not comes_out_right(self.gm, node, steps, self.numbers):
-            raise ShrinkError(
-                f"node {node.name!r} ({node.op} {node.target}) runs several operators, of which "
-                f"{', '.join(sorted({step.op for step in steps}))} need other sizes than its arguments can say"
+            operators = ", ".join(sorted({step.op for step in steps}))
+            self.stuck[self.inside + node.name] = (
+                f"node {node.name!r} ({node.op} {node.target}) runs several operators ({operators}), which need "
+                "other sizes than its arguments can say"
             )
 
     def _rewrite_call(self, node: fx.Node, step: Step) -> None:
@@ -160,8 +169,8 @@ class _Repair:
             node.args = (*node.args[:place], *sizes)
         else:
             node.update_arg(place, fitted(node, node.args[place], value))
-        if isinstance(value, list) and "chunk" in call.op.name():
-            _chunk_by_sizes(node)
+        if isinstance(value, list) and isinstance(call.arguments[name], int):
+            _split_by_sizes(node)
 
     def _is_spread(self, node: fx.Node, place: int | None) -> bool:
         """Tell whether sizes stand one by one from a place on, as in ``x.view(2, 3)``."""
@@ -200,11 +209,11 @@ def _place(call: Call, name: str) -> int | None:
     return None
 
 
-def _chunk_by_sizes(node: fx.Node) -> None:
-    """Split by sizes in place of a number of chunks."""
+def _split_by_sizes(node: fx.Node) -> None:
+    """Split by sizes in place of one size, or of a number of chunks."""
     if isinstance(node.target, OpOverload):
         node.target = torch.ops.aten.split_with_sizes.default
-        node.kwargs = {"split_sizes" if k == "chunks" else k: v for k, v in node.kwargs.items()}
+        node.kwargs = {"split_sizes" if k in ("chunks", "sections", "split_size") else k: v for k, v in node.kwargs.items()}
         return
     node.target = "split" if node.op == "call_method" else torch.split
     renamed = {"chunks": "split_size", "sections": "split_size"} if node.op == "call_method" else {}

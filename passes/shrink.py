@@ -14,9 +14,11 @@ from torch.utils import _pytree as pytree
 from fxprune import state
 from fxprune.analysis import analyze
 from fxprune.dependencies import Dependencies
+from fxprune.errors import ShrinkError
 from fxprune.kept import Flags, Kept
 from fxprune.passes.attributes import update_sizes
 from fxprune.passes.compensate import erase_corrections
+from fxprune.passes.inline import inline_all
 from fxprune.passes.lower import lower
 from fxprune.passes.mask import remove_masks
 from fxprune.passes.repair import repair
@@ -28,7 +30,7 @@ _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 Index = tuple[Tensor | None, ...]
 
 
-def shrink_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
+def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
     """Take units out of a graph, in place: slice what they own, repair the nodes.
 
     Args:
@@ -37,9 +39,36 @@ def shrink_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None
         removed: for every unit whether it goes.
 
     Raises:
-        ShrinkError: a node cannot be rewritten; the graph is unusable then.
+        ShrinkError: a node cannot be rewritten; the graph is as it was.
     """
-    kept = Kept(deps.units, removed)
+    while True:
+        smaller = shared_copy(gm)
+        try:
+            _shrink_once(smaller, deps, Kept(deps.units, removed))
+            break
+        except ShrinkError as error:
+            # A function that hides sizes from its arguments: what it calls can be rewritten one by one.
+            dead = _dead_axes(deps, Kept(deps.units, removed))
+            wider = shared_copy(gm)
+            if not inline_all(wider, deps, error.nodes):
+                raise
+            wider.recompile()
+            adopt(gm, wider)
+            deps = analyze(gm)
+            removed = removed_units(deps, dead)
+    adopt(gm, smaller)
+
+
+def _dead_axes(deps: Dependencies, kept: Kept) -> dict[tuple[str, int], Flags]:
+    return {
+        (t.name, dim): ~kept(axis)
+        for t in deps.tracked
+        for dim, axis in enumerate(t.label.axes)
+        if kept.size(axis) != axis.size
+    }
+
+
+def _shrink_once(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
     _lower_what_cannot_shrink(gm, deps, kept)
     indices = _slice_tensors(gm, deps, kept)
     _update_sizes(gm)

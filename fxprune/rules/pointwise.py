@@ -81,7 +81,7 @@ def _try(call: Call, states: tuple[Zero | None, ...]) -> Zero:
     """Call the operator on zeros for the operands that are zero, and on some numbers for the others."""
     with _disable_current_modes(), torch.no_grad():
         usual = _values(call, states, _USUAL)
-        if usual is None or not usual.isfinite().all():
+        if usual is None or not usual.isfinite().all() or not _has_gradient(call, states):
             return Zero.UNKNOWN
         if usual.any():
             return Zero.FINITE
@@ -90,8 +90,26 @@ def _try(call: Call, states: tuple[Zero | None, ...]) -> Zero:
         return Zero.FINITE if others is None or others.any() else Zero.ZERO
 
 
-def _values(call: Call, states: tuple[Zero | None, ...], numbers: Tensor) -> Tensor | None:
-    """Return what the operator makes of zeros and some numbers; None if it takes no such operands."""
+def _has_gradient(call: Call, states: tuple[Zero | None, ...]) -> bool:
+    """Tell whether the gradient is finite at zero, too, as that of a square root is not; masked zeros would spread it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs: list[Tensor] = []
+        result = _values(call, states, _USUAL, inputs)
+        if result is None or not result.requires_grad:
+            return True
+        total = result.abs().sum() if result.is_complex() else result.sum()
+        try:
+            gradients = torch.autograd.grad(total, inputs, allow_unused=True)
+        except RuntimeError:  # an operator without a derivative
+            return True
+        return all(g is None or bool(g.isfinite().all()) for g in gradients)
+
+
+def _values(call: Call, states: tuple[Zero | None, ...], numbers: Tensor, inputs: list[Tensor] | None = None) -> Tensor | None:
+    """Return what the operator makes of zeros and some numbers; None if it takes no such operands.
+
+    Where there are ``inputs``, the operands that are zero take part in a gradient and are listed there.
+    """
     waiting = [state for state in states if state is not None]
 
     def stand_in(leaf: Any) -> Any:
@@ -105,12 +123,16 @@ def _values(call: Call, states: tuple[Zero | None, ...], numbers: Tensor) -> Ten
         values = values if leaf.dim() else values[0]
         if leaf.is_complex():
             values = values * (1 + 0.5j)
-        return values.to(leaf.dtype) if leaf.dtype != torch.bool else values > 1
+        values = values.to(leaf.dtype) if leaf.dtype != torch.bool else values > 1
+        if inputs is not None and state is Zero.ZERO and leaf.is_floating_point():
+            inputs.append(values.clone().requires_grad_())
+            return inputs[-1]
+        return values
 
     try:
         result = call.op(**pytree.tree_map(stand_in, call.arguments))
-        returned = [r.reshape(-1).to(torch.complex128) for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        return torch.cat(returned)
+        returned = [r.reshape(-1) for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        return torch.cat(returned) if inputs is not None else torch.cat([r.to(torch.complex128) for r in returned])
     except Exception:  # an operator that does not take such operands says nothing about zeros
         return None
 

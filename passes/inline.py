@@ -1,0 +1,199 @@
+"""Inline: write out a node that calls a Python function of several operators, so that each of them can be rewritten."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fxprune import functional
+from fxprune.dependencies import Dependencies
+from fxprune.errors import FxpruneError
+from fxprune.passes.lower import lower
+from fxprune.rules.labels import Label
+
+
+class _Call(nn.Module):
+    """Calls the function of a node; what is a flag of the mode there is this module's mode."""
+
+    def __init__(self, function: Callable[..., Any], build: Callable[[list[Tensor], bool], tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.function, self.build = function, build
+
+    def forward(self, *tensors: Tensor) -> Any:
+        args, kwargs = self.build(list(tensors), self.training)
+        return self.function(*args, **kwargs)
+
+
+_LARGER = 3
+
+
+def inline_all(gm: fx.GraphModule, deps: Dependencies, names: Sequence[str]) -> bool:
+    """Write out some nodes, in place; the graph is not recompiled. Returns whether all of them could be.
+
+    Args:
+        gm: the graph.
+        deps: its analysis.
+        names: the nodes' names.
+    """
+    try:
+        shapes = shapes_of_batch(gm, _LARGER)
+    except Exception:  # a graph that takes no other batch size
+        shapes = shapes_of_batch(gm, 1)
+    known: dict[object, fx.GraphModule] = {}
+    return bool(names) and all(inline(gm, deps, name, shapes, known) for name in names)
+
+
+def inline(
+    gm: fx.GraphModule, deps: Dependencies, name: str, shapes: dict[str, Tensor], known: dict[object, fx.GraphModule]
+) -> bool:
+    """Write out one node, in place; the graph is not recompiled.
+
+    Args:
+        gm: the graph.
+        deps: its analysis.
+        name: the node's name.
+        shapes: tensors like those that the nodes give, of a batch size that no other size is taken for.
+        known: the graphs of calls written out before; calls that are alike share one.
+
+    Returns:
+        Whether that could be done.
+    """
+    node = next((node for node in gm.graph.nodes if node.name == name), None)
+    if node is None:
+        return False
+    if node.op == "call_module":
+        return lower(gm, (), {name})
+    target = node.target
+    if node.op == "call_method":
+
+        def function(first: Any, *args: Any, **kwargs: Any) -> Any:
+            return getattr(first, str(target))(*args, **kwargs)
+
+    elif callable(target):
+        function = target
+    else:
+        return False
+    reads = [read for read in node.all_input_nodes if isinstance(deps.values[read.name], Label)]
+    flags = [read for read in node.all_input_nodes if isinstance(deps.values[read.name], bool)]
+    if len(flags) > 1 or any(deps.values[flag.name] is not gm.training for flag in flags):
+        return False  # of several flags nobody knows which is the mode's
+    with torch.inference_mode(False):
+        examples = [torch.ones(shapes[read.name].shape, dtype=shapes[read.name].dtype) for read in reads]
+
+    def build(tensors: list[Tensor], training: bool) -> tuple[Any, Any]:
+        values = dict(zip(reads, tensors, strict=True))
+
+        def value(read: fx.Node) -> Any:
+            return values[read] if read in values else training if read in flags else deps.values[read.name]
+
+        return fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value)
+
+    plain = fx.map_arg((node.args, node.kwargs), lambda read: reads.index(read) if read in reads else deps.values[read.name])
+    key = (node.op, target, str(plain), str([(tuple(t.shape), t.dtype) for t in examples]))
+    if key not in known:
+        try:
+            known[key] = _captured(_Call(function, build).train(gm.training), examples)
+        except FxpruneError:
+            return False
+    inner = known[key]
+    _splice(gm, node, inner, dict(zip(inner.graph.find_nodes(op="placeholder"), reads, strict=True)), flags)
+    return True
+
+
+def _captured(call: nn.Module, examples: list[Tensor]) -> fx.GraphModule:
+    from fxprune.capture import capture  # which itself uses passes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return capture(call, tuple(examples), frontend="export")
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph on fake tensors and notes those that some nodes give."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = self.found[n] = super().run_node(n)
+        return value
+
+
+def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
+    """Return what every node gives, as fake tensors, for inputs whose first dimension is ``batch`` times the example's."""
+    mode, run = FakeTensorMode(allow_non_fake_inputs=True), _Shapes(gm)
+
+    def larger(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return getattr(getattr(leaf, "node", None), "hint", leaf)
+        shape = [int(getattr(getattr(n, "node", None), "hint", n)) for n in leaf.shape]
+        return torch.empty([batch * n if d == 0 else n for d, n in enumerate(shape)], dtype=leaf.dtype)
+
+    with torch.no_grad(), mode:
+        inputs = [pytree.tree_map(larger, n.meta["val"]) for n in gm.graph.find_nodes(op="placeholder")]
+        run.run(*inputs, enable_io_processing=False)
+    return {node.name: value for node, value in run.found.items()}
+
+
+def _splice(
+    gm: fx.GraphModule, node: fx.Node, inner: fx.GraphModule, inputs: dict[fx.Node, fx.Node], flags: list[fx.Node]
+) -> None:
+    """Put the nodes of ``inner`` in a node's place."""
+    graph, placed = gm.graph, dict(inputs)
+    result: Any = None
+    for old in inner.graph.nodes:
+        if old.op == "placeholder" or old.target is functional.check_shape:  # shapes are about to change
+            continue
+        if old.op == "output":
+            result = fx.map_arg(old.args[0], placed.__getitem__)
+            continue
+        if old.op == "get_attr" and old.target == "training" and flags:
+            placed[old] = flags[0]
+            continue
+        with graph.inserting_before(node):
+            new = graph.node_copy(old, placed.__getitem__)
+        placed[old] = new
+        if old.op in ("get_attr", "call_module") and old.target != "training":
+            new.target = _moved(gm, inner, str(old.target))
+    leaves = pytree.tree_leaves(result)
+    if len(leaves) == 1:
+        _stand_in(node, leaves[0])
+        return
+    for user in list(node.users):
+        assert user.target is operator.getitem
+        _stand_in(user, result[user.args[1]])
+    graph.erase_node(node)
+
+
+def _stand_in(old: fx.Node, new: fx.Node) -> None:
+    """Let a node take another's uses and its name, by which the analysis knows its value."""
+    old.replace_all_uses_with(new)
+    name = old.name
+    old.graph.erase_node(old)
+    new.name = name
+
+
+def _moved(gm: fx.GraphModule, inner: fx.GraphModule, target: str) -> str:
+    """Give ``gm`` what ``inner`` has at ``target``, under a name that is free; return the name."""
+    value: Any = inner
+    for part in target.split("."):
+        value = getattr(value, part)
+    names = {name for name, _ in gm.named_children()} | {name for name, _ in gm.named_buffers()}
+    base = "inlined_" + target.replace(".", "_")
+    name = next(f"{base}_{k}" for k in range(len(names) + 1) if f"{base}_{k}" not in names)
+    if isinstance(value, nn.Module):
+        gm.add_module(name, value)
+    elif isinstance(value, Tensor):
+        gm.register_buffer(name, value)
+    else:
+        setattr(gm, name, value)
+    return name
