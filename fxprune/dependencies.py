@@ -196,6 +196,7 @@ class Dependencies:
     def __post_init__(self) -> None:
         self._hold_what_cannot_go()
         self._hold_what_no_mask_corrects()
+        self._hold_what_is_never_combined()
         self._found = form_groups(self.units, [(t.label, t.is_parameter) for t in self.tracked], self.work)
 
     def _hold_what_cannot_go(self) -> None:
@@ -231,6 +232,22 @@ class Dependencies:
         for found in corrections(self.gm.graph, self.values, self.steps, self.points, self.units, is_live):
             if isinstance(found, Impossible):
                 self.units.freeze(found.axis, Reason(found.text, found.step.op, found.step.node))
+
+    def _hold_what_is_never_combined(self) -> None:
+        """Keep what no result depends on, such as the places of a position table behind the end of the example."""
+        combined = np.zeros(self.units.count, bool)
+        seen: set[int] = set()
+        for point in self.points:
+            if not point.axis.is_whole and id(point.axis.rows) not in seen:
+                seen.add(id(point.axis.rows))
+                rows = self.units.resolve(point.axis)
+                combined[rows[rows != NONE]] = True
+        for tracked in self.tracked:
+            for axis in tracked.label.axes:
+                rows = self.units.resolve(axis)
+                units = rows[rows != NONE]
+                if not combined[units].all():
+                    self.units.freeze_units(units[~combined[units]], Reason("is not used with inputs like the examples"))
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -127,10 +127,10 @@ class Units:
 
     def freeze(self, axis: Axis, why: Reason) -> None:
         """Say that no position of an axis can go."""
-        self._freeze(self.resolve(axis), why)
+        self.freeze_units(self.resolve(axis), why)
 
-    def _freeze(self, rows: Rows, why: Reason) -> None:
-        """Freeze all units in resolved rows."""
+    def freeze_units(self, rows: Rows, why: Reason) -> None:
+        """Say that no unit in rows, as :meth:`resolve` gives them, can go."""
         units = rows[rows != NONE]
         if units.size:
             self._frozen[units] = len(self.reasons)
@@ -153,7 +153,7 @@ class Units:
         rows = self.resolve(axis)
         if rows.size:
             units, counts = np.unique(rows[rows != NONE], return_counts=True)
-            self._freeze(units[counts == len(rows)], why)
+            self.freeze_units(units[counts == len(rows)], why)
 
     def couple(self, one: Axis, other: Axis, why: Reason) -> None:
         """Say that a position of one axis goes if and only if the same position of the other goes.
@@ -219,8 +219,8 @@ class Units:
             gaps_a, gaps_b = a == NONE, b == NONE
             lone = gaps_a != gaps_b
             if np.count_nonzero(lone):
-                self._freeze(a[lone], why)
-                self._freeze(b[lone], why)
+                self.freeze_units(a[lone], why)
+                self.freeze_units(b[lone], why)
             self._unite(a[:, 0], b[:, 0])
 
     def _settle_rest(self, rest: Rows, full: Rows, why: Reason) -> None:
@@ -235,7 +235,7 @@ class Units:
                 if not (other == NONE).any() and not np.isin(other, rest).any() and _determines(column[used], other):
                     partner = other
             if partner is None:
-                self._freeze(column[used], why)
+                self.freeze_units(column[used], why)
             else:
                 self._unite(column[used], partner)
 
@@ -321,7 +321,7 @@ class Units:
             # A unit that every position has can never go; it would take all of them.
             both = along_outer & along_inner
             if both.any():
-                self._freeze(rows[0, 0, both], why)
+                self.freeze_units(rows[0, 0, both], why)
                 continue
             mixed = np.flatnonzero(~along_outer & ~along_inner)
             if not len(mixed):
@@ -343,8 +343,8 @@ class Units:
         at = np.unique(first[flat != NONE])
         self._stand_for(flat[at], np.stack([self.find(first_of[row[at]]), self.find(second_of[column[at]])], 1))
         if (flat == NONE).any():
-            self._freeze(self.find(first_of[row[flat == NONE]]), why)
-            self._freeze(self.find(second_of[column[flat == NONE]]), why)
+            self.freeze_units(self.find(first_of[row[flat == NONE]]), why)
+            self.freeze_units(self.find(second_of[column[flat == NONE]]), why)
 
 
 def _distinct(rows: Rows) -> Rows:

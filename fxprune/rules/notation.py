@@ -113,6 +113,23 @@ def check_zeros(zeros: str, operands: int) -> None:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """The names of the dimensions of one call's tensors.
+
+    Attributes:
+        operands: the dimensions of each operand that a pattern says something about, by its number.
+        results: the dimensions of each result, None for one of no interest.
+        sizes: the size of every name.
+        zeros: how zeros travel.
+    """
+
+    operands: dict[int, list[Dim]]
+    results: list[list[Dim] | None]
+    sizes: dict[str, int]
+    zeros: str
+
+
+@dataclass(frozen=True)
 class Pattern:
     """A rule that a pattern says in full.
 
@@ -147,6 +164,19 @@ class Pattern:
         call.axes = binding.axes
         return [binding.result(i, zeros, self.mixed_zeros) for i in range(len(call.shapes))]
 
+    def layout(self, call: Call) -> Layout:
+        """Return what the pattern calls the dimensions of a call's tensors; couples nothing.
+
+        Raises:
+            RuleError: the pattern does not fit the call's shapes.
+        """
+        text = self.pattern if isinstance(self.pattern, str) else self.pattern(call)
+        binding = _Binding(call, text, self.sizes(call) if self.sizes else {})
+        operands = {i: [dim for dim, _ in dims] for i, dims in binding.lay()}
+        results = [None if dims is None else [dim for dim, _ in dims] for dims in binding.results]
+        zeros = self.zeros if isinstance(self.zeros, str) else self.zeros(call)
+        return Layout(operands, results, binding.sizes, zeros)
+
     def _mix(self, binding: _Binding) -> None:
         for name, places in binding.mixed.items():
             kind = self.mixes if isinstance(self.mixes, str) else self.mixes[name]
@@ -178,8 +208,10 @@ class _Binding:
     states: list[dict[str, Zero]] = field(default_factory=list)
     mixed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    results: list[list[tuple[Dim, int]] | None] = field(default_factory=list)
 
-    def bind(self) -> None:
+    def lay(self) -> list[tuple[int, list[tuple[Dim, int]]]]:
+        """Return the dimensions of the operands, each with its size; work out those of the results and all sizes."""
         operands, results = parse(self.text)
         given = self.call.operands
         if len(operands) < len(given) or len(results) != len(self.call.shapes):
@@ -194,6 +226,12 @@ class _Binding:
             for i, (shape, size) in enumerate(zip(results, self.call.shapes, strict=True))
         ]
         self._learn_sizes([*(dims for _, dims in laid), *(dims for dims in self.results if dims is not None)])
+        return laid
+
+    def bind(self) -> None:
+        """Lay the pattern over the call and couple what has the same name."""
+        operands, _ = parse(self.text)
+        given, laid = self.call.operands, self.lay()
         self.states = [{} for _ in given]
         for i, label in enumerate(given):
             if label is not None and (i >= len(operands) or operands[i] is None):
