@@ -246,21 +246,21 @@ class _Corrected:
         if self.call.op is _aten.empty_like.default:  # makes nothing of them
             return
         for label in self.step.results:
-            for axis, zero in zip(label.axes, label.zeros, strict=True):
+            for d, (axis, zero) in enumerate(zip(label.axes, label.zeros, strict=True), -len(label)):
                 if zero is not Zero.UNKNOWN or not self.is_live(axis) or id(axis.rows) in mixed:
                     continue
+                # Other dimensions may have the same units and yet be combined.
                 sides = [
-                    (i, d, operand.zeros[d])
+                    (i, len(operand) + d, operand.zeros[d])
                     for i, operand in enumerate(self.call.operands)
-                    if operand is not None
-                    for d, other in enumerate(operand.axes)
-                    if other.size == axis.size and self._is_same(other, axis)
+                    if operand is not None and len(operand) >= -d and operand.axes[d].size == axis.size
+                    if self._is_same(operand.axes[d], axis)
                 ]
                 if any(state is Zero.UNKNOWN for *_, state in sides):
                     continue  # it was so before
-                for i, d, state in sides:
+                for i, place, state in sides:
                     if state is Zero.ZERO:
-                        yield self._fill(i, d, 1.0) or self._impossible(axis, "of zeros that are not numbers")
+                        yield self._fill(i, place, 1.0) or self._impossible(axis, "of zeros that are not numbers")
 
     def _is_same(self, one: Axis, other: Axis) -> bool:
         return one.rows is other.rows or np.array_equal(self.units.resolve(one), self.units.resolve(other))

@@ -88,19 +88,20 @@ class Numbers:
 
     # Arguments.
 
-    def fitted(self, node: fx.Node, given: Any, wanted: Any) -> Any:
-        """Return an argument of ``node`` that comes out as wanted: the given one where it does, -1 included."""
+    def fitted(self, node: fx.Node, given: Any, wanted: Any, *, is_size: bool) -> Any:
+        """Return an argument of ``node`` that comes out as wanted: the given one where it does; of a size -1 does."""
         if isinstance(wanted, list | tuple):
             if isinstance(given, fx.Node):  # a whole shape, such as x.view(y.shape)
                 if list(self._now[given]) == list(wanted):
                     return given
                 return [self._element(node, given, i, size) for i, size in enumerate(wanted)]
             if not isinstance(given, list | tuple):  # one number for a list of one
-                return self.fitted(node, given, wanted[0]) if len(wanted) == 1 and type(given) is int else wanted
-            return type(given)(self.fitted(node, part, size) for part, size in zip(given, wanted, strict=True))
+                single = len(wanted) == 1 and type(given) is int
+                return self.fitted(node, given, wanted[0], is_size=is_size) if single else wanted
+            return type(given)(self.fitted(node, part, size, is_size=is_size) for part, size in zip(given, wanted, strict=True))
         if isinstance(given, fx.Node):
             return self.rescaled(node, given, wanted)
-        return given if given == -1 and wanted is not None and wanted >= 0 else wanted
+        return given if is_size and given == -1 and wanted >= 0 else wanted
 
     def rescaled(self, node: fx.Node, given: fx.Node, wanted: Any) -> Any:
         """Return what comes out as ``wanted`` in place of a plain value, and as much more as that for a larger batch."""

@@ -46,7 +46,7 @@ def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
             old = numbers.before(item)
             left = places_left(numbers.kept, axis)(old % axis.size)
             left = left if old >= 0 else left - numbers.kept.size(axis)
-            new[place] = item if left == old else numbers.fitted(node, item, left)
+            new[place] = item if left == old else numbers.fitted(node, item, left, is_size=False)
         elif isinstance(item, fx.Node):
             new[place] = _renumbered(gm, node, item, numbers.before(item), axis, numbers.kept)
     node.args = (source, tuple(new) if many else new[0])
@@ -85,7 +85,11 @@ def _slice(node: fx.Node, item: slice, axis: Axis, numbers: Numbers) -> tuple[sl
         return slice(None), (np.cumsum(flags) - 1)[picked[flags[picked]]]
     start, stop, step = found
     parts = [
-        None if given is None and wanted == default else numbers.fitted(node, given, wanted) if given is not None else wanted
+        None
+        if given is None and wanted == default
+        else numbers.fitted(node, given, wanted, is_size=False)
+        if given is not None
+        else wanted
         for given, wanted, default in ((item.start, start, 0), (item.stop, stop, int(flags.sum())), (item.step, step, 1))
     ]
     return slice(*parts), None
@@ -136,11 +140,6 @@ def _renumbered(gm: fx.GraphModule, node: fx.Node, given: fx.Node, index: Label,
     values = np.where(values < 0, values + axis.size, values)
     left = values[np.ix_(*(kept.index(a) for a in index.axes))] if len(index) else values
     table = torch.from_numpy(np.asarray((np.cumsum(kept(axis)) - 1)[left]))
-    if given.op == "get_attr" and len(given.users) == 1:
-        owner, _, name = str(given.target).rpartition(".")
-        module = gm.get_submodule(owner)
-        module._buffers[name] = table.to(module._buffers[name])
-        return given
     return _table(gm, node, table)
 
 

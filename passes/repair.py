@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,9 @@ _ATTRIBUTES = {
     "sizes": "unflattened_size",
     "pad": "padding",
 }
+
+# The arguments in which -1 stands for what is left over, or for what is there.
+_SIZES = frozenset(["size", "shape", "sizes"])
 
 # The arguments of methods that may stand one by one, as in x.view(2, 3).
 _SPREAD = frozenset(["size", "shape", "repeats", "dims"])
@@ -155,7 +159,7 @@ class _Repair:
             if differ(value, call.arguments[name]):
                 self._write_attribute(node, name, value)
             return
-        fitted, place = self.numbers.fitted, _place(call, name)
+        fitted, place = partial(self.numbers.fitted, is_size=name in _SIZES), _place(call, name)
         key = next((key for key in (name, *_ALIASES.get(name, ())) if key in node.kwargs), None)
         if key is not None:
             node.update_kwarg(key, fitted(node, node.kwargs[key], value))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -78,7 +79,12 @@ def comes_out_right(gm: fx.GraphModule, node: fx.Node, steps: Sequence[Step], nu
         args, kwargs = present(node.args), present(node.kwargs)
         with torch.inference_mode(), mode, record:
             if node.op == "call_module":
-                gm.get_submodule(str(node.target))(*args, **kwargs)
+                module = gm.get_submodule(str(node.target))
+                # Fake tensors in place of its own: a module in train mode counts its calls.
+                held: dict[str, Tensor] = {
+                    n: mode.from_tensor(t) for n, t in (*module.named_parameters(), *module.named_buffers())
+                }
+                functional_call(module, held, args, kwargs)
             elif node.op == "call_method":
                 getattr(args[0], str(node.target))(*args[1:], **kwargs)
             elif callable(node.target):

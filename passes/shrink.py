@@ -13,11 +13,14 @@ from torch.utils import _pytree as pytree
 
 from fxprune import state
 from fxprune.analysis import analyze
+from fxprune.dead import ZeroSlices, masked_slices, removable, zero_slices
 from fxprune.dependencies import Dependencies
-from fxprune.errors import ShrinkError
+from fxprune.errors import AnalysisError, ShrinkError
+from fxprune.folds import Fold
 from fxprune.kept import Flags, Kept
 from fxprune.passes.attributes import update_sizes
 from fxprune.passes.compensate import erase_corrections
+from fxprune.passes.fold import amounts_of, fold_into_biases
 from fxprune.passes.inline import inline_all
 from fxprune.passes.lower import lower
 from fxprune.passes.mask import remove_masks
@@ -177,9 +180,49 @@ def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
     copy = baked_copy(gm)
     deps = analyze(copy)
     removed = removed_units(deps, dead_axes(gm))
+    folds, amounts = list[Fold](), list[Tensor]()
+    if zeros := zero_slices(copy) if from_zeros else masked_slices(gm):
+        removed, folds, amounts = _with_others(copy, deps, removed, zeros)
     if removed.any():
         shrink_units(copy, deps, removed)
+        fold_into_biases(copy, folds, amounts)
     return copy, bool(removed.any())
+
+
+def _with_others(
+    gm: fx.GraphModule, deps: Dependencies, removed: Flags, zeros: ZeroSlices
+) -> tuple[Flags, list[Fold], list[Tensor]]:
+    """Return which units go when those that nothing has to be corrected for go, too, and what biases take in for them."""
+    training = _analyze_in_train_mode(gm)
+    if training is None:
+        return removed, [], []
+    gone = removed_units(training, _dead_axes(deps, Kept(deps.units, removed)))
+    more, folds = removable(gm, training, zeros, gone)
+    kept = Kept(training.units, gone | more)
+    dead = _dead_axes(training, kept)
+    both = removed_units(deps, dead)
+    # The two analyses number their units apart; what goes is the same on all parameters, or else nothing more goes.
+    same = _dead_axes(deps, Kept(deps.units, both))
+    if dead.keys() != same.keys() or not all(np.array_equal(flags, same[at]) for at, flags in dead.items()):
+        return removed, [], []
+    return both, folds, amounts_of(gm, kept, folds)
+
+
+def _analyze_in_train_mode(gm: fx.GraphModule) -> Dependencies | None:
+    """Analyze a graph as it trains, where dropout shows; None where it cannot train on its example inputs.
+
+    A batch norm refuses a single number for each channel.
+    """
+    modes = [(module, module.training) for module in gm.modules()]
+    try:
+        for module, _ in modes:
+            module.training = True
+        return analyze(gm)
+    except AnalysisError:
+        return None
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:

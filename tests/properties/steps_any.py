@@ -40,7 +40,7 @@ def learnt_activation(b: Builder) -> None:
 
 def in_place(b: Builder) -> None:
     x = b.pick(2, 3, 4)
-    fresh = b.choice((f"torch.tanh({x})", f"({x} * 2)"))
+    fresh = b.choice((f"torch.sin({x})", f"({x} * 2)", f"{x}.clone()"))  # none of which is needed for its own gradient
     y = b.pick_like(x) if b.maybe() else x
     b.emit(fresh + b.choice((".relu_()", ".mul_(0.5)", f".add_({y})", ".clamp_(min=0.1)", f".mul_(torch.sigmoid({y}))")), x, y)
 

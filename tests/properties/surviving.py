@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.planned import Plan
 from fxprune.state import find_masked
 from tests.compare import tensors_of
 
@@ -22,14 +23,14 @@ def run_backward(gm: nn.Module, arguments: Any, kwargs: Any = None) -> Any:
     return output
 
 
-def survivors(tensor: Tensor, name: str, plan: Any) -> Tensor:
+def survivors(tensor: Tensor, name: str, plan: Plan) -> Tensor:
     """Return what is kept of a parameter, buffer or gradient."""
     for dim in range(tensor.dim()):
         tensor = tensor.index_select(dim, torch.from_numpy(plan.provenance(name, dim)))
     return tensor
 
 
-def gradient_error(masked: nn.Module, small: nn.Module, plan: Any) -> tuple[float, str]:
+def gradient_error(masked: nn.Module, small: nn.Module, plan: Plan) -> tuple[float, str]:
     """Return the largest error of a gradient of the shrunk graph, and of which parameter.
 
     Relative to the largest of the network: some gradients are rounding alone. A wrong shape is an infinite error.
@@ -39,7 +40,7 @@ def gradient_error(masked: nn.Module, small: nn.Module, plan: Any) -> tuple[floa
     return max(((_error(actual, expected, largest), name) for name, expected, actual in pairs), default=(0.0, ""))
 
 
-def buffer_error(masked: nn.Module, small: nn.Module, plan: Any) -> tuple[float, str]:
+def buffer_error(masked: nn.Module, small: nn.Module, plan: Plan) -> tuple[float, str]:
     """Return the largest error of a buffer of floating-point numbers, relative to its largest, and of which."""
     theirs = dict(masked.named_buffers())
     found = []
@@ -51,7 +52,7 @@ def buffer_error(masked: nn.Module, small: nn.Module, plan: Any) -> tuple[float,
     return max(found, default=(0.0, ""))
 
 
-def _gradients(masked: nn.Module, small: nn.Module, plan: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _gradients(masked: nn.Module, small: nn.Module, plan: Plan) -> Iterator[tuple[str, Tensor, Tensor]]:
     for name, parameter in small.named_parameters():
         found = find_masked(masked, name)
         theirs = masked.get_parameter(name) if found is None else found.orig

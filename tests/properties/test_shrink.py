@@ -9,14 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import fxprune
 from tests.properties.__main__ import main
 from tests.properties.laws import check_exchange, outcome_of
 from tests.properties.minimise import minimised
 from tests.properties.networks import ASYMMETRIC, STEPS, network
 from tests.properties.program import Program
 
-needs_shrink = pytest.mark.skipif(not hasattr(fxprune, "shrink"), reason="fxprune.shrink is not there yet")
 SETTINGS = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
@@ -24,7 +22,6 @@ SETTINGS = settings(
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@needs_shrink
 @settings(SETTINGS, max_examples=40)
 @given(st.integers(0, 2**16))
 def test_masked_is_shrunk(seed: int) -> None:

@@ -21,14 +21,12 @@ shim.install()
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
-needs_shrink = pytest.mark.skipif(not hasattr(fxprune, "shrink"), reason="fxprune.shrink is not there yet")
 # What these libraries, and torch inside them, warn of is not ours to test.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 GOOD = Row("timm/test_vit", 372_000, 0.5, 0.5, 0.6, (1e-15, 1e-14, 0.0, 1e-12), 1e-9, (0.1, 0.2, 0.3))
 
 
-@needs_shrink
 @pytest.mark.parametrize("name", ["torchvision/shufflenet_v2_x0_5", "timm/test_vit", "transformers/bert", "transformers/llama"])
 def test_a_sample_is_pruned_exactly(name: str) -> None:
     row = pruning.measure(catalogue()[name])
