@@ -154,9 +154,9 @@ def _classes(units: Units, contents: list[_Content]) -> tuple[Index, Index]:
         found, first, counts = content.units, content.first, content.counts
         new = order[found] < 0
         classes[found[new]] = kinds[found[new]]
-        # Of two that start at one position the one that ends first is the outer one: a head before a place in all heads.
-        last = content.positions[first + counts - 1]
-        by_position = np.lexsort((last[new], content.positions[first[new]]))
+        # Of two that start at one position the one that goes on sooner is the outer one: a head before a place in all heads.
+        second = content.positions[first + np.minimum(counts - 1, 1)]
+        by_position = np.lexsort((second[new], content.positions[first[new]]))
         order[found[new][by_position]] = seen + np.arange(len(by_position))
         seen += len(by_position)
         # What an axis tells apart gets a new class; units that it does not have keep theirs.

@@ -20,6 +20,7 @@ from fxprune.modules import CapturedModule
 from fxprune.passes.shrink import adopt, baked_copy, shrink_units, shrunk_copy
 from fxprune.passes.structured import mask_units
 from fxprune.plan import Scope, plan
+from fxprune.samples import Inputs, given, in_order
 from fxprune.selection import Choose
 from fxprune.verify import verify as check
 
@@ -61,11 +62,19 @@ def shrink(
     """
     state.graph_module(gm)
     inputs = _inputs(gm, example_inputs, example_kwargs) if verify else None
+    if inputs is not None:
+        _note_examples(gm, given(gm, *inputs))
     smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
     if inputs is not None:
         check(gm, smaller, *inputs)
     adopt(gm, smaller)
     return gm
+
+
+def _note_examples(gm: fx.GraphModule, inputs: Inputs) -> None:
+    """Give the inputs of a graph example values where they have none, as after pickling."""
+    for node, value in zip(gm.graph.find_nodes(op="placeholder"), in_order(gm, inputs), strict=True):
+        node.meta.setdefault("val", value)
 
 
 def _inputs(gm: fx.GraphModule, args: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any] | None] | None:

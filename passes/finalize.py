@@ -10,6 +10,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune import state
 from fxprune.passes.mask import remove_masks
+from fxprune.passes.structured import note_dead_axes
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
@@ -18,12 +19,14 @@ _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 class Finalize:
     """Pass: bake all masks.
 
-    Ensures: no parameter is masked, no multiplication by a mask is left, and the graph's text is the one before masking.
+    Ensures: no parameter is masked, no multiplication by a mask is left, and the graph's text is the one before masking, but
+    for the corrections of a plan's masks, without which the graph would compute something else.
     """
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        modified = remove_masks(graph_module, state.all_masked(state.graph_module(graph_module)))
+        note_dead_axes(state.graph_module(graph_module))
+        modified = remove_masks(graph_module, state.all_masked(graph_module))
         if modified:
             state.forget_methods(graph_module)
             graph_module.recompile()
@@ -34,7 +37,7 @@ def finalize(gm: _Graph) -> _Graph:
     """Bake every mask of a graph into its parameter, in place; shapes stay as they are.
 
     The Parameter objects stay the same, so an optimizer over them keeps working and keeps its state. A graph without
-    masks is left alone.
+    masks is left alone. What a plan removed can still be taken out by :func:`fxprune.shrink`, until training changes it.
 
     Args:
         gm: the graph.

@@ -60,10 +60,11 @@ class Numbers:
             return
         self._fixed[node] = self._is_fixed(node)
         args, kwargs = (pytree.tree_map(self._stand_in, self.now(a)) for a in (node.args, node.kwargs))
-        if callable(node.target):
-            self._now[node] = node.target(*args, **kwargs)
-        else:
-            self._now[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+        call = node.target if callable(node.target) else getattr(args[0], node.target)
+        try:
+            self._now[node] = call(*(args if callable(node.target) else args[1:]), **kwargs)
+        except ArithmeticError:  # such as a root of a size that came out as zero; whoever needs it gets what it was
+            self._now[node] = math.nan
 
     def give(self, node: fx.Node, value: Any) -> None:
         """Say what an input of the graph is now."""

@@ -25,7 +25,7 @@ from fxprune.passes.inline import inline_all
 from fxprune.passes.lower import lower
 from fxprune.passes.mask import remove_masks
 from fxprune.passes.repair import repair
-from fxprune.passes.structured import dead_axes, removed_units, shared_copy
+from fxprune.passes.structured import BAKED, dead_axes, removed_units, shared_copy
 from fxprune.rules.labels import Label
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
@@ -177,9 +177,10 @@ def baked_copy(gm: _Graph) -> _Graph:
 
 def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
     """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`."""
-    copy = baked_copy(gm)
+    copy, dead = baked_copy(gm), dead_axes(gm)
     deps = analyze(copy)
-    removed = removed_units(deps, dead_axes(gm))
+    removed = removed_units(deps, dead)
+    copy.meta.pop(BAKED, None)
     folds, amounts = list[Fold](), list[Tensor]()
     if zeros := zero_slices(copy) if from_zeros else masked_slices(gm):
         removed, folds, amounts = _with_others(copy, deps, removed, zeros)

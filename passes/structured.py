@@ -75,6 +75,8 @@ def mask_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
     strip(gm)
     restricted = {place.node for c in wanted if isinstance(c, Restrict) for place in c.places}
     lower(gm, [vector.parameter for vector in vectors], restricted)
+    if any(vector.parameter.is_meta for vector in vectors):  # a mask there has no values that could say
+        gm.meta[BAKED] = {(vector.name, vector.dim): ~vector.flags for vector in vectors}
     for vector in vectors:
         put_mask(gm, vector.name, vector.parameter, vector.tensor, vector.ending)
     insert_corrections(gm, deps, kept, wanted)
@@ -162,12 +164,32 @@ def shared_copy(gm: _Graph) -> _Graph:
     return copy.deepcopy(gm, {id(t): t for t in tensors})
 
 
+# In gm.meta, what structured masks removed before they were baked.
+BAKED = "fxprune.baked"
+
+
+def note_dead_axes(gm: fx.GraphModule) -> None:
+    """Note on a graph what its structured masks remove, before they are baked."""
+    if is_structured(gm):
+        gm.meta[BAKED] = gm.meta.get(BAKED, {}) | dead_axes(gm)
+
+
 def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
-    """Return for every axis of a parameter that a structured mask is on which positions it removes."""
+    """Return for every axis of a parameter that a structured mask is on, or was, which positions it removes.
+
+    Of masks that were baked it counts only what is zero still.
+    """
     found: dict[tuple[str, int], Flags] = {}
+    for (name, dim), flags in gm.meta.get(BAKED, {}).items():
+        weights = state.find_parameter(gm, name).detach().movedim(dim, 0)
+        if weights.is_meta:
+            found[name, dim] = flags
+            continue
+        nonzero = weights.reshape(len(weights), -1).count_nonzero(1).cpu().numpy()
+        found[name, dim] = flags & (nonzero == 0)
     for masked in state.all_masked(gm):
         for ending, mask in masked.masks.items():
-            if ending != MASK:
+            if ending != MASK and not mask.is_meta:
                 found[masked.name, int(ending.removeprefix(MASK))] = (mask == 0).reshape(-1).cpu().numpy()
     return found
 

@@ -10,12 +10,7 @@ from pathlib import Path
 import fxprune
 
 _ROOT = Path(fxprune.__file__).parent
-_NAMES = (
-    "resnet resnext densenet googlenet inception mobilenet mnasnet efficientnet shufflenet squeezenet regnet convnext vgg "
-    "alexnet vit deit swin deeplab bert roberta gpt bloom llama qwen gemma phi mistral mixtral whisper mamba detr levit "
-    "mvit pit coat xcit volo cait tnt nest maxvit edgenext mobilevit res2net resnest sknet dpn hrnet fasternet repvit "
-    "torchvision timm transformers layer1 layer2 qkv q_proj lm_head classifier backbone encoder decoder"
-).split()
+_NAMES = ["resnet", "resnext", "densenet", "googlenet", "inception", "mobilenet", "mnasnet", "efficientnet", "shufflenet", "squeezenet", "regnet", "convnext", "vgg", "alexnet", "vit", "deit", "swin", "deeplab", "bert", "roberta", "gpt", "bloom", "llama", "qwen", "gemma", "phi", "mistral", "mixtral", "whisper", "mamba", "detr", "levit", "mvit", "pit", "coat", "xcit", "volo", "cait", "tnt", "nest", "maxvit", "edgenext", "mobilevit", "res2net", "resnest", "sknet", "dpn", "hrnet", "fasternet", "repvit", "torchvision", "timm", "transformers", "layer1", "layer2", "qkv", "q_proj", "lm_head", "classifier", "backbone", "encoder", "decoder"]
 _WORD = re.compile(rf"(?<![a-z])({'|'.join(_NAMES)})(?![a-z])")
 
 

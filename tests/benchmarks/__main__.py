@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from tests.benchmarks import analysis
+from tests.benchmarks import analysis, shrunk
 
 BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "analysis": analysis.usual_models,
     "depth": analysis.depth,
     "large": analysis.large,
+    "shrunk": shrunk.latency,
 }
 
 

@@ -1,0 +1,249 @@
+"""Shrink: the text of the graph it leaves, what it keeps, what it refuses, and its contract as a pass."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.pass_manager import PassManager
+
+import fxprune
+from fxprune.passes.mask import Mask
+from fxprune.passes.shrink import Shrink, shrunk_copy
+from fxprune.testing import check_graph
+from tests.compare import assert_same, relative_error
+from tests.kinds import readable
+from tests.passes.shrunk_texts import TEXTS
+from tests.passes.text_nets import Groups, Norms, Places, Uneven
+from tests.passes.texts import Text
+from tests.shrinking import assert_equal, assert_sizes, captured, pruned
+
+X = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.name)
+def test_shrunk_graph_reads(text: Text) -> None:
+    found = text.pruned()
+    assert readable(found.small) == text.expected
+    assert_sizes(found)
+    assert_equal(found, *((torch.randn(batch, *text.shape[1:]),) for batch in (1, 2, 4)))
+
+
+def test_modules_print_their_sizes() -> None:
+    small = pruned(Groups(), (torch.randn(2, 3, 4, 4),), choose="outer").small
+    assert [str(module) for module in small.children()] == [
+        "Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))",
+        "GroupNorm(1, 4, eps=1e-05, affine=True, bias=True)",
+        "Conv2d(4, 4, kernel_size=(1, 1), stride=(1, 1))",
+        "Linear(in_features=4, out_features=2, bias=True)",
+    ]
+    small = pruned(Norms(), (X,)).small
+    assert [str(module) for module in small.children()] == [
+        "Linear(in_features=3, out_features=4, bias=True)",
+        "LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)",
+        "RMSNorm((4,), eps=1e-06, elementwise_affine=True)",
+        "Linear(in_features=4, out_features=2, bias=True)",
+    ]
+
+
+def test_index_tables_name_the_places_of_what_is_left() -> None:
+    small = pruned(Places(), (X,)).small
+    assert small.get_buffer("index_table_0").tolist() == [2, 3, 0, 1]
+    options: dict[str, Any] = {"overrides": {"up.bias": 3, "third": 0}, "importance": lambda _, g: torch.arange(g.size)}
+    small = pruned(Uneven(), (X,), **options).small
+    assert small.get_buffer("index_table_0").tolist() == [0, 1, 3]
+    for copied in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        assert torch.equal(copied(X), small(X))
+
+
+def masked(amount: float = 0.5) -> fx.GraphModule:
+    torch.manual_seed(0)
+    gm = captured(Norms(), (X,))
+    return fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), amount))
+
+
+def state_of(gm: fx.GraphModule) -> tuple[Any, ...]:
+    """Return what must not change when shrink fails: text, meta, modules, parameters, values."""
+    tensors = {name: (id(t), t.detach().clone()) for name, t in (*gm.named_parameters(), *gm.named_buffers())}
+    return gm.code, id(gm.graph), sorted(gm.meta), {n: id(m) for n, m in gm.named_modules()}, tensors
+
+
+def assert_untouched(gm: fx.GraphModule, before: tuple[Any, ...]) -> None:
+    after = state_of(gm)
+    assert after[:4] == before[:4]
+    assert after[4].keys() == before[4].keys()
+    for name, (identity, value) in before[4].items():
+        assert after[4][name][0] == identity, name
+        assert torch.equal(after[4][name][1], value), name
+    check_graph(gm)
+
+
+def test_failed_verification_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    gm = masked()
+    before, result = state_of(gm), gm(X)
+
+    def refuse(*_: Any, **__: Any) -> float:
+        raise fxprune.VerificationError("they differ")
+
+    monkeypatch.setattr("fxprune.pipeline.check", refuse)
+    with pytest.raises(fxprune.VerificationError, match="they differ"):
+        fxprune.shrink(gm)
+    assert_untouched(gm, before)
+    assert torch.equal(gm(X), result)
+    monkeypatch.undo()
+    assert fxprune.shrink(gm).get_parameter("up.weight").shape == (4, 3)
+
+
+def test_failed_repair_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    gm = masked()
+    before = state_of(gm)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise fxprune.ShrinkError("a node cannot be rewritten")
+
+    monkeypatch.setattr("fxprune.passes.shrink.repair", refuse)
+    with pytest.raises(fxprune.ShrinkError, match="a node cannot be rewritten"):
+        fxprune.shrink(gm)
+    assert_untouched(gm, before)
+
+
+def test_verification_finds_a_graph_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    gm = masked()
+    before = state_of(gm)
+
+    def wrong(graph: fx.GraphModule, **options: Any) -> Any:
+        smaller, removed = original(graph, **options)
+        with torch.no_grad():
+            smaller.get_parameter("up.weight")[0].add_(1)
+        return smaller, removed
+
+    original = shrunk_copy
+    monkeypatch.setattr("fxprune.pipeline.shrunk_copy", wrong)
+    with pytest.raises(fxprune.VerificationError, match="the first node that differs is 'up'"):
+        fxprune.shrink(gm)
+    assert_untouched(gm, before)
+
+
+def test_the_graph_itself_gets_smaller_and_what_loses_nothing_stays() -> None:
+    gm = masked()
+    parameters = dict(gm.named_parameters())
+    reference = copy.deepcopy(gm)
+    assert fxprune.shrink(gm) is gm
+    check_graph(gm)
+    assert gm.get_parameter("down.bias") is parameters["down.bias"]
+    assert not any("_mask" in name or "_orig" in name or "keep" in name for name in gm.state_dict())
+    assert all(p.requires_grad for p in gm.parameters())
+    assert_same_results(gm, reference)
+
+
+def assert_same_results(one: nn.Module, other: nn.Module) -> None:
+    assert relative_error(copy.deepcopy(one).eval()(X), copy.deepcopy(other).eval()(X)) <= 1e-12
+
+
+def test_frozen_parameters_stay_frozen_and_the_mode_stays() -> None:
+    model = Norms().double()
+    model.up.weight.requires_grad_(False)
+    for training in (False, True):
+        gm = fxprune.capture(model.train(training), X)
+        small = fxprune.shrink(fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5)))
+        assert not small.get_parameter("up.weight").requires_grad
+        assert small.get_parameter("down.weight").requires_grad
+        assert all(module.training is training for module in small.modules())
+
+
+def test_without_masks_nothing_changes() -> None:
+    torch.manual_seed(0)
+    gm = captured(Norms(), (X,))
+    before = gm.code, dict(gm.named_parameters())
+    fxprune.shrink(gm)
+    assert (gm.code, dict(gm.named_parameters()).keys()) == (before[0], before[1].keys())
+    assert all(p is before[1][name] for name, p in gm.named_parameters())
+
+
+def test_shrunk_twice_is_shrunk_once() -> None:
+    once = fxprune.shrink(masked())
+    twice = fxprune.shrink(copy.deepcopy(once))
+    assert twice.code == once.code
+    assert_same(twice, once, (X,))
+
+
+def test_inputs_to_verify_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    gm = masked()
+    seen: list[Any] = []
+    monkeypatch.setattr("fxprune.pipeline.check", lambda *args, **kwargs: seen.append(args[2:]))
+    fxprune.shrink(copy.deepcopy(gm), verify=False)
+    assert not seen
+    fxprune.shrink(copy.deepcopy(gm), example_inputs=(X[:2],))
+    assert torch.equal(seen[-1][0][0], X[:2])
+    bare = pickle.loads(pickle.dumps(gm))
+    before = state_of(bare)
+    if getattr(bare, "example", None) is None:
+        with pytest.raises(fxprune.PruningError, match=r"there are no inputs to verify with.*give example_inputs"):
+            fxprune.shrink(bare)
+        assert_untouched(bare, before)
+    monkeypatch.undo()
+    assert_same_results(fxprune.shrink(bare, example_inputs=X), gm)
+
+
+def test_on_the_meta_device_nothing_is_verified() -> None:
+    with torch.device("meta"):
+        gm = fxprune.capture(Norms(), torch.randn(2, 3))
+    small = fxprune.shrink(fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5, importance=_rising)))
+    assert (small.get_parameter("up.weight").shape, small.get_parameter("up.weight").device.type) == ((4, 3), "meta")
+    assert small(torch.randn(5, 3, device="meta")).shape == (5, 2)
+
+
+def _rising(_: Any, group: Any) -> Tensor:
+    return torch.arange(group.size)
+
+
+def test_masks_of_whole_rows_that_someone_else_made_are_taken_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    gm = captured(model, (X,))
+    rows = torch.arange(8) % 2
+    fxprune.mask(gm, {"0.weight": rows[:, None].expand(8, 3), "0.bias": rows})
+    reference = copy.deepcopy(gm)
+    small = fxprune.shrink(gm)
+    assert small.get_parameter("0.weight").shape == (4, 3)
+    assert small.get_parameter("2.weight").shape == (2, 4)
+    assert_same_results(small, reference)
+
+
+def test_zeros_in_the_weights_are_taken_out_on_request() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    with torch.no_grad():
+        for parameter in list(model.parameters())[:2]:
+            parameter[::2] = 0
+    gm = captured(model, (X,))
+    reference = copy.deepcopy(gm)
+    assert fxprune.shrink(copy.deepcopy(gm)).get_parameter("0.weight").shape == (8, 3)
+    small = fxprune.shrink(gm, from_zeros=True)
+    assert small.get_parameter("0.weight").shape == (4, 3)
+    assert_same_results(small, reference)
+
+
+def test_the_pass_says_whether_it_changed_the_graph() -> None:
+    gm = masked()
+    result = Shrink()(gm)
+    assert (result.graph_module is gm, result.modified) == (True, True)
+    code = gm.code
+    assert Shrink()(gm).modified is False
+    assert gm.code == code
+    torch.manual_seed(0)
+    whole = captured(Norms(), (X,))
+    plan = fxprune.plan(fxprune.analyze(whole), 0.5)
+    managed = PassManager(passes=[Mask(plan), Shrink()])(whole)
+    assert managed.modified is True
+    assert managed.graph_module.code == code
+
+
+@pytest.mark.parametrize("wrong", [nn.Linear(2, 2), None, "graph"])
+def test_what_is_no_graph_is_refused(wrong: Any) -> None:
+    with pytest.raises(fxprune.PruningError, match=f"expected a torch.fx.GraphModule, got {type(wrong).__name__}"):
+        fxprune.shrink(wrong)
