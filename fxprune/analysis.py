@@ -128,10 +128,14 @@ class _Run(fx.Interpreter):
         if not isinstance(module, ByMode):
             return super().call_module(target, args, kwargs)
         # Dependencies have to hold in either mode.
-        here = self.watch.here
-        in_train, in_eval = (
-            _Run(branch, self.watch, inside).run(*args, *kwargs.values()) for inside, branch in module.branches(here.node)
-        )
+        here, counts = self.watch.here, self.watch.counts
+        results = []
+        for inside, branch in module.branches(here.node):
+            # Only what runs in the present mode is work.
+            self.watch.counts = counts and branch is (module.in_train if module.training else module.in_eval)
+            results.append(_Run(branch, self.watch, inside).run(*args, *kwargs.values()))
+        in_train, in_eval = results
+        self.watch.counts = counts
         self.watch.here = here
         self.watch.couple(in_train, in_eval)
         return in_train if module.training else in_eval
@@ -149,6 +153,7 @@ class _Watch(TorchDispatchMode):
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
         self.work: list[Work] = []
+        self.counts = True  # whether what runs is work
         self.steps: list[Step] = []
         self.without_rule: dict[str, None] = {}
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
@@ -294,7 +299,8 @@ class _Watch(TorchDispatchMode):
             self.mixing_points.append(
                 MixingPoint(call.at.node, str(call.op), m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, len(self.steps))
             )
-        self.work += work_of(call, result)
+        if self.counts:
+            self.work += work_of(call, result)
         self.steps.append(Step(call.at.node, str(call.op), None, call, tuple(labels)))
 
     def _evaluate(

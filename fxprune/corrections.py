@@ -270,7 +270,8 @@ class _Corrected:
 
 
 def _layer_norm(call: Call) -> dict[str, Any]:
-    return {"normalized_shape": list(call["normalized_shape"]), "eps": call["eps"]}
+    eps = torch.finfo(call["input"].dtype).eps if call["eps"] is None else call["eps"]
+    return {"normalized_shape": list(call["normalized_shape"]), "eps": eps}
 
 
 def _var(root: bool) -> Callable[[Call], dict[str, Any]]:

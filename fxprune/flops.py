@@ -12,6 +12,7 @@ from torch.utils import flop_counter
 
 from fxprune.axes import Axis
 from fxprune.rules.call import Call
+from fxprune.rules.contraction import letter_name
 
 aten = torch.ops.aten
 
@@ -52,6 +53,21 @@ def _product(call: Call) -> list[Work]:
     return [Work(int(flops), tuple(call.axes.values()))]
 
 
+def _einsum(call: Call) -> list[Work]:
+    """Operands are multiplied from left to right; what nothing behind needs any more is summed over on the way."""
+    if len(call.operands) < 3 or "." in call["equation"]:
+        return _product(call)
+    inputs, _, output = call["equation"].replace(" ", "").partition("->")
+    sides = inputs.split(",")
+    letters, parts = set(sides[0]), []
+    for place, side in enumerate(sides[1:], 1):
+        letters |= set(side)
+        axes = tuple(call.axes[letter_name(letter)] for letter in sorted(letters))
+        parts.append(Work(2 * math.prod(axis.size for axis in axes), axes))
+        letters &= set("".join(sides[place + 1 :])) | set(output)
+    return parts
+
+
 def _convolution(call: Call) -> list[Work]:
     x, w = call.operand(0).shape, call.operand(1).shape
     batched = len(x) == len(w)
@@ -82,7 +98,8 @@ def _recurrent(call: Call) -> list[Work]:
 _SPECIAL: dict[Any, Callable[[Call], list[Work]]] = {
     packet: work
     for work, packets in (
-        (_product, (aten.linear, aten.matmul, aten.einsum, aten.bilinear, aten.mv, aten.dot, aten.inner, aten.outer)),
+        (_product, (aten.linear, aten.matmul, aten.bilinear, aten.mv, aten.dot, aten.inner, aten.outer)),
+        (_einsum, (aten.einsum,)),
         (_convolution, (aten.conv1d, aten.conv2d, aten.conv3d)),
         (_convolution, (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)),
         (_attention, (aten.scaled_dot_product_attention, aten._scaled_dot_product_attention_math)),

@@ -71,7 +71,7 @@ def rms_norm_of_kept(
     input: Tensor,
     normalized_shape: list[int],
     weight: Tensor | None,
-    eps: float | None,
+    eps: float,
     keeps: list[Tensor],
     keep_dims: list[int],
 ) -> Tensor:
@@ -80,8 +80,7 @@ def rms_norm_of_kept(
     kept = _spread(keeps, keep_dims, input.dim())
     x = _wide(input).masked_fill(kept.logical_not(), 0.0)
     count = kept.expand(x.shape).sum(dims, keepdim=True).clamp(min=1)
-    small = torch.finfo(x.dtype).eps if eps is None else eps
-    return _scaled(x * torch.rsqrt((x * x).sum(dims, keepdim=True) / count + small), input, weight, None)
+    return _scaled(x * torch.rsqrt((x * x).sum(dims, keepdim=True) / count + eps), input, weight, None)
 
 
 def group_norm_of_kept(
@@ -94,9 +93,9 @@ def group_norm_of_kept(
     keep_dims: list[int],
 ) -> Tensor:
     """``torch.nn.functional.group_norm`` with statistics over the positions that ``keeps`` along ``keep_dims`` leave."""
-    kept = _spread(keeps, keep_dims, input.dim()).expand([1, *input.shape[1:]])
+    kept = _spread(keeps, keep_dims, input.dim()).expand([1] + list(input.shape[1:]))
     shape = [input.size(0), num_groups, input.size(1) // num_groups, -1]
-    x = _normalised(_wide(input).reshape(shape), [2, 3], kept.reshape([1, *shape[1:]]), eps).reshape(input.shape)
+    x = _normalised(_wide(input).reshape(shape), [2, 3], kept.reshape([1] + shape[1:]), eps).reshape(input.shape)
     spread = [1, input.size(1)] + [1] * (input.dim() - 2)
     weight = weight.view(spread) if weight is not None else None
     bias = bias.view(spread) if bias is not None else None

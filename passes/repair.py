@@ -139,6 +139,9 @@ class _Repair:
         self._restore(node, frozenset(wanted), call)
         for name, value in wanted.items():
             self._write(node, call, name, value)
+        if node.target is torch.ops.aten.view.default:
+            # Whether a view is possible hangs on the memory layout, and kernels for other sizes may choose another one.
+            node.target = torch.ops.aten.reshape.default
         renumber(self.gm, node, step, self.numbers)
 
     def _rewrite_attention(self, node: fx.Node, steps: Sequence[Step]) -> None:

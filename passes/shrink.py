@@ -74,12 +74,21 @@ def _dead_axes(deps: Dependencies, kept: Kept) -> dict[tuple[str, int], Flags]:
 def _shrink_once(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
     _lower_what_cannot_shrink(gm, deps, kept)
     indices = _slice_tensors(gm, deps, kept)
+    read = _read_buffers(gm)
     _update_sizes(gm)
     repair(gm, deps, kept)
     _update_sizes(gm)  # channels follow from groups, which were repaired
     _note_what_is_left(gm, deps, kept, indices)
     gm.graph.eliminate_dead_code(is_impure_node=_is_kept)
+    for name in read - _read_buffers(gm):  # an index table that another one replaced
+        owner, _, last = name.rpartition(".")
+        delattr(gm.get_submodule(owner), last)
     gm.recompile()
+
+
+def _read_buffers(gm: fx.GraphModule) -> set[str]:
+    names = {name for name, _ in gm.named_buffers(remove_duplicate=False)}
+    return {str(node.target) for node in gm.graph.find_nodes(op="get_attr")} & names
 
 
 def _update_sizes(gm: fx.GraphModule) -> None:

@@ -48,6 +48,11 @@ def _einsum(call: Call) -> str:
 _LETTER = {letter: f"{letter}_" if letter.islower() else f"{letter.lower()}_up" for letter in string.ascii_letters}
 
 
+def letter_name(letter: str) -> str:
+    """Return the name that a letter of an einsum equation has in its pattern."""
+    return _LETTER[letter]
+
+
 def _einsum_zeros(call: Call) -> str:
     return "*".join(str(i) for i in range(len(call.operands)))
 
