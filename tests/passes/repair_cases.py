@@ -271,13 +271,13 @@ PLACES = {
     ),
     "index_buffer": Case(
         lambda m, x: (lambda h: m.b(h + h[..., m.order]))(m.a(x)),
-        {"a.weight": (8, 6), "order": (8,)},
+        {"a.weight": (8, 6), "index_table_0": (8,)},
         lambda: {"order": _ROLLED.clone()},
         {"amount": 1, "importance": lambda _, g: torch.arange(g.size)},
     ),
     "index_select": Case(
         lambda m, x: (lambda h: m.b(h + torch.index_select(h, 2, m.order)))(m.a(x)),
-        {"a.weight": (8, 6), "order": (8,)},
+        {"a.weight": (8, 6), "index_table_0": (8,)},
         lambda: {"order": _ROLLED.clone()},
         {"amount": 1},
     ),
