@@ -274,15 +274,29 @@ def _layer_norm(call: Call) -> dict[str, Any]:
     return {"normalized_shape": list(call["normalized_shape"]), "eps": eps}
 
 
+def _correction(call: Call) -> float:
+    given = call.arguments.get("correction", 1 if call.arguments.get("unbiased", True) else 0)
+    return 1.0 if given is None else float(given)
+
+
+def degrees_lost(call: Call) -> int:
+    """Return how many degrees of freedom a call of a variance takes off: so many numbers have none.
+
+    Args:
+        call: a call of ``var``, ``std``, ``var_mean`` or ``std_mean``; 0 for any other.
+    """
+    return math.floor(_correction(call)) if call.op in _VARIANCES else 0
+
+
 def _var(root: bool) -> Callable[[Call], dict[str, Any]]:
     def plain(call: Call) -> dict[str, Any]:
-        given = call.arguments.get("correction", 1 if call.arguments.get("unbiased", True) else 0)
         dims = call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
-        correction = 1.0 if given is None else float(given)
-        return {"dims": dims, "correction": correction, "keepdim": bool(call.arguments.get("keepdim", False)), "root": root}
+        return {"dims": dims, "correction": _correction(call), "keepdim": bool(call.arguments.get("keepdim", False)), "root": root}
 
     return plain
 
+
+_OF_VARIANCE = (kept_statistics.var_of_kept, kept_statistics.var_mean_of_kept)
 
 _Form = tuple[Callable[..., Any], tuple[str, ...], Callable[[Call], dict[str, Any]]]
 
@@ -311,3 +325,5 @@ _RESTRICTED: dict[Any, _Form] = {
         for op in (packet.default, packet.dim, packet.correction)
     },
 }
+
+_VARIANCES = {op for op, (function, *_) in _RESTRICTED.items() if function in _OF_VARIANCE}

@@ -87,7 +87,7 @@ def plan(
     special = {index: value for what, value in by_pattern.items() for index in names.groups(what, "overrides")}
     groups = uncrossed(deps, costs.census, ignored_groups(names, ignore), choose)
     scores = _scores(deps, groups, Magnitude() if importance is None else importance)
-    ranking = rank(costs.census, deps.units.count, groups, scores)
+    ranking = rank(deps, costs.census, groups, scores)
     steps = _Steps(ranking, scope, multiple, special)
     if budgets:
         kept = _smallest(steps, _Limits(costs, ranking, deps.units.count, budgets))

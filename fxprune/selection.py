@@ -14,6 +14,7 @@ from torch import nn
 
 from fxprune.axes import NONE, Index
 from fxprune.budget import Census, Flags
+from fxprune.corrections import degrees_lost
 from fxprune.dependencies import Dependencies, Group
 from fxprune.errors import PlanError, PruningTypeError
 
@@ -195,18 +196,20 @@ class Ranking:
         return ordered
 
 
-def rank(census: Census, total: int, groups: Sequence[Group], scores: Sequence[Scores]) -> Ranking:
+def rank(deps: Dependencies, census: Census, groups: Sequence[Group], scores: Sequence[Scores]) -> Ranking:
     """Put the units of groups in the order in which they stay.
 
     The most important of a group never goes, and the others go by rising importance. Some values of a graph are made of a
-    part of a group's units, such as a slice of channels: of each such part the most important unit never goes either.
+    part of a group's units, such as a slice of channels: of each such part the most important unit never goes either, nor
+    the second where an unbiased variance is taken, which one number does not have.
 
     Args:
-        census: every axis of the graph.
-        total: how many units the analysis knows.
+        deps: the analysis of the graph.
+        census: its axes.
         groups: the groups.
         scores: for each of them the importance of its units.
     """
+    total = deps.units.count
     sizes = [group.size for group in groups]
     units = np.concatenate([*(g.units for g in groups), np.empty(0, np.intp)]).astype(np.intp)
     owner = np.repeat(np.arange(len(groups)), sizes)
@@ -214,7 +217,7 @@ def rank(census: Census, total: int, groups: Sequence[Group], scores: Sequence[S
     place_of = np.zeros(total + 1, np.intp)  # 0 for all that never goes, NONE among them
     place_of[units] = place
     held = place_of[units] == 0
-    if len(last := _last_held(census, place_of)):
+    if len(last := _last_held(census, place_of, _fewest(deps, census))):
         held |= np.isin(units, last)
         place = _places(scores, np.split(held, np.cumsum(sizes)[:-1]))
     least = np.bincount(owner[held], minlength=len(groups)).astype(np.intp)
@@ -231,14 +234,26 @@ def _places(scores: Sequence[Scores], first: Sequence[Flags]) -> Index:
     return np.concatenate(places)
 
 
-def _last_held(census: Census, place_of: Index) -> Index:
-    """Return, for each axis on which no position has first units only, the units of the position that stays longest."""
+def _fewest(deps: Dependencies, census: Census) -> Index:
+    """Return for each axis how many of its positions have to stay."""
+    fewest = np.ones(len(census.sizes), np.intp)
+    for point in deps.mixing_points:
+        call = deps.steps[point.step].call
+        if point.kind == "var" and call is not None and (lost := degrees_lost(call)):
+            slot = census.slot(point.axis)
+            fewest[slot] = max(fewest[slot], lost + 1)
+    return np.minimum(fewest, census.sizes)
+
+
+def _last_held(census: Census, place_of: Index, fewest: Index) -> Index:
+    """Return, for each axis with too few positions that have first units only, the units of those that stay longest."""
     found = [np.empty(0, np.intp)]
-    for _, starts, rows in census.blocks:
+    for at, starts, rows in census.blocks:
         worst = place_of[rows].max(1)
         ends = np.r_[starts[1:], len(rows)]
-        for i in np.flatnonzero(np.minimum.reduceat(worst, starts)):
-            row = rows[starts[i] + worst[starts[i] : ends[i]].argmin()]
+        for i in np.flatnonzero(np.add.reduceat(worst == 0, starts, dtype=np.intp) < fewest[at]):
+            last = worst[starts[i] : ends[i]].argsort(kind="stable")[: fewest[at[i]]]
+            row = rows[starts[i] + last]
             found.append(row[row != NONE])
     return np.concatenate(found)
 

@@ -154,6 +154,25 @@ def chosen(deps: Dependencies, **options: Any) -> list[int]:
     return [choice.group for choice in plan(deps, 0.5, importance=rising, **options).choices]
 
 
+class Standardised(Net):
+    """Scales features by how much they vary across the channels."""
+
+    def __init__(self, correction: float) -> None:
+        super().__init__()
+        self.first, self.last, self.correction = nn.Linear(3, 4), nn.Linear(4, 2), correction
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h / h.std(-1, correction=self.correction, keepdim=True))
+
+
+@pytest.mark.parametrize(("correction", "left"), [(0, 1), (0.5, 1), (1, 2), (2, 3)])
+def test_a_variance_keeps_more_positions_than_it_takes_degrees_off(correction: float, left: int) -> None:
+    deps = deps_of(Standardised(correction), torch.ones(2, 3))
+    made = plan(deps, 0.9, importance=rising)
+    assert made.kept["first.weight", 0].tolist() == list(range(4 - left, 4))
+
+
 def test_one_of_crossing_groups_is_pruned() -> None:
     deps = deps_of(Net(), IMAGE)
     # 2 conv groups, which cross the 3 inputs and the 5 outputs of each, which do not cross one another.
