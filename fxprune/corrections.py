@@ -291,7 +291,12 @@ def degrees_lost(call: Call) -> int:
 def _var(root: bool) -> Callable[[Call], dict[str, Any]]:
     def plain(call: Call) -> dict[str, Any]:
         dims = call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
-        return {"dims": dims, "correction": _correction(call), "keepdim": bool(call.arguments.get("keepdim", False)), "root": root}
+        return {
+            "dims": dims,
+            "correction": _correction(call),
+            "keepdim": bool(call.arguments.get("keepdim", False)),
+            "root": root,
+        }
 
     return plain
 

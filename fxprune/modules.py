@@ -174,6 +174,7 @@ class CapturedModule(MaskLoading, fx.GraphModule):
     """
 
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    __jit_ignored_attributes__ = ("example",)  # TorchScript wants to know the type of what is annotated
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the state and a flat list of the nodes."""

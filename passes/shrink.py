@@ -21,6 +21,7 @@ from fxprune.kept import Flags, Kept
 from fxprune.passes.attributes import update_sizes
 from fxprune.passes.compensate import erase_corrections
 from fxprune.passes.fold import amounts_of, fold_into_biases
+from fxprune.passes.in_place import write_in_place
 from fxprune.passes.inline import inline_all
 from fxprune.passes.lower import lower
 from fxprune.passes.mask import remove_masks
@@ -59,6 +60,8 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
             adopt(gm, wider)
             deps = analyze(gm)
             removed = removed_units(deps, dead)
+    if write_in_place(smaller):
+        smaller.recompile()
     adopt(gm, smaller)
 
 

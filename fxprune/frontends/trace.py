@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,29 @@ from fxprune import functional
 from fxprune.errors import CaptureError, InputError
 from fxprune.forms import is_opaque
 from fxprune.frontends.untouched import untouched
+
+
+def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
+    def record(self: fx.Proxy, other: Any) -> Any:
+        result = operation(self, other)
+        if isinstance(result, fx.Proxy):
+            result.node.meta["fxprune_in_place"] = True
+        return result
+
+    return record
+
+
+class _Proxy(fx.Proxy):
+    """A symbolic value that notes where the model's code writes ``x += y``, which the graph has as ``x = x + y``.
+
+    Python falls back to the latter for an object without the former. Which of the two it is makes no difference to the
+    result, or the graph would not have passed its check, but the former needs less memory: see :mod:`fxprune.passes.in_place`.
+    """
+
+    __iadd__ = _augmented(operator.add)
+    __isub__ = _augmented(operator.sub)
+    __imul__ = _augmented(operator.mul)
+    __itruediv__ = _augmented(operator.truediv)
 
 
 class Tracer(fx.Tracer):
@@ -41,6 +64,10 @@ class Tracer(fx.Tracer):
         self._context = _context()
         self._fixed_numbers = fixed_numbers
         self.record_stack_traces = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what the model's code gets for the value of a node."""
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules whole, unless they hide parameters that no pass could reach."""

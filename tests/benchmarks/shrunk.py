@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 import fxprune
 from tests.zoo import shim
 
-_SECONDS = 0.5  # one measurement
+_ROUNDS = {1: 300, 16: 25}  # how many calls of each model, by batch size
 
 
 def narrow_by_hand(model: nn.Module, slim: nn.Module) -> nn.Module:
@@ -28,26 +29,25 @@ def narrow_by_hand(model: nn.Module, slim: nn.Module) -> nn.Module:
     return narrow
 
 
-def measured(models: Sequence[nn.Module], x: Tensor, rounds: int, seconds: float) -> list[float]:
-    """Return the median seconds of a call of each model, measured in turn so that a slow spell meets all of them."""
+def measured(models: Sequence[nn.Module], x: Tensor, rounds: int) -> list[list[float]]:
+    """Return the seconds of ``rounds`` calls of each model, taken in turn, so that a slow spell meets all of them alike."""
+    order = random.Random(0)
     times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
-        timers = [Timer("model(x)", globals={"model": model, "x": x}, num_threads=1) for model in models]
-        for timer in timers:
-            timer.timeit(1)
-        for number in range(rounds):
-            pairs = list(zip(timers, times, strict=True))
-            for timer, found in pairs if number % 2 == 0 else reversed(pairs):
-                found.append(timer.blocked_autorange(min_run_time=seconds).median)
-    return [statistics.median(found) for found in times]
+        for model in models:
+            model(x)
+        for _ in range(rounds):
+            for i in order.sample(range(len(models)), len(models)):
+                start = time.perf_counter()
+                models[i](x)
+                times[i].append(time.perf_counter() - start)
+    return times
 
 
 def latency(
     name: str = "resnet50",
     size: int = 224,
-    batches: Sequence[int] = (1, 16),
-    rounds: int = 7,
-    seconds: float = _SECONDS,
+    rounds: Mapping[int, int] = _ROUNDS,
 ) -> list[dict[str, Any]]:
     """Time a torchvision model, its shrunk graph at half of the channels, and the class at the same widths, on one thread."""
     shim.install()
@@ -58,11 +58,12 @@ def latency(
     slim = fxprune.prune(model, torch.randn(1, 3, size, size), 0.5)
     narrow = narrow_by_hand(model, slim).eval()
     rows = []
-    for batch in batches:
+    for batch, calls in rounds.items():
         x = torch.randn(batch, 3, size, size)
         with torch.inference_mode():
             torch.testing.assert_close(slim(x), narrow(x))
-        whole, shrunk, hand = measured((model, slim, narrow), x, rounds, seconds)
+        times = measured((model, slim, narrow), x, calls)
+        whole, shrunk, hand = map(statistics.median, times)
         rows.append(
             {
                 "model": name,
@@ -70,11 +71,11 @@ def latency(
                 "whole ms": 1e3 * whole,
                 "shrunk ms": 1e3 * shrunk,
                 "narrow by hand ms": 1e3 * hand,
-                "shrunk / by hand": shrunk / hand,
+                "shrunk / by hand": statistics.median(a / b for a, b in zip(times[1], times[2], strict=True)),
                 "speedup": whole / shrunk,
             }
         )
     return rows
 
 
-tiny = functools.partial(latency, "resnet18", 32, (2,), 1, 0.01)
+tiny = functools.partial(latency, "resnet18", 32, {2: 3})
