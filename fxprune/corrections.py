@@ -61,6 +61,13 @@ class Fill:
 
 
 @dataclass(frozen=True, eq=False)
+class Clear:
+    """Let removed positions of what a node returns be zero: of nothing it made something infinite."""
+
+    place: Place
+
+
+@dataclass(frozen=True, eq=False)
 class Rescale:
     """Let a mean over positions, zero where they were removed, be the mean over the others."""
 
@@ -71,13 +78,13 @@ class Rescale:
 class Restrict:
     """Call another function in place of the node's, which takes the same statistics over kept positions.
 
-    ``tensors`` are the arguments of ``function`` that the node's operator takes under these names, ``plain`` the others.
+    ``given`` are the arguments of ``function`` that the node's operator takes under these names, ``plain`` the others.
     """
 
     places: tuple[Place, ...]
     function: Callable[..., Any]
     op: Any
-    tensors: tuple[str, ...]
+    given: tuple[str, ...]
     plain: dict[str, Any]
 
 
@@ -90,7 +97,7 @@ class Impossible:
     text: str
 
 
-Correction = Fill | Rescale | Restrict | Impossible
+Correction = Fill | Clear | Rescale | Restrict | Impossible
 
 
 def corrections(
@@ -168,7 +175,7 @@ class _Corrected:
         for point in points:
             if point.kind == "contract":
                 contracted.setdefault(id(point.axis.rows), []).append(point)
-            elif point.kind in ("var", "normalize"):
+            elif point.kind in ("var", "normalize") or self.call.op in _RESTRICTED:
                 counted.append(point)
             else:
                 yield from self._filled(point, point.zero is Zero.ZERO and _NEUTRAL[point.kind] == 0.0)
@@ -210,8 +217,7 @@ class _Corrected:
         if point.kind == "mean":
             place = self._place(point.operand, point.dim)
             # The mean has to be what the node returns, where it can be rescaled.
-            result = self.values.get(self.step.node)
-            ends = isinstance(result, Label) and result.axes == self.step.results[0].axes
+            ends = self._is_result(self.step.results[0])
             yield Rescale(place) if place is not None and ends else self._impossible(point.axis, point.kind)
 
     def _contracted(self, sides: list[MixingPoint]) -> Iterator[Correction]:
@@ -229,17 +235,13 @@ class _Corrected:
 
     def _restricted(self, points: list[MixingPoint]) -> Correction:
         form = _RESTRICTED.get(self.call.op)
-        places = [self._place(p.operand, p.dim) for p in points if p.operand == 0]
-        if (
-            form is None
-            or len(self.beside) > 1
-            or None in places
-            or len(places) != len({(p.operand, p.dim) for p in points if not p.operand})
-        ):
+        first = min(p.operand for p in points)  # the others, such as weights, have the same positions
+        places = [self._place(first, dim) for dim in dict.fromkeys(p.dim for p in points if p.operand == first)]
+        if form is None or len(self.beside) > 1 or None in places:
             return self._impossible(points[0].axis, points[0].kind)
-        function, tensors, plain = form
+        function, given, plain = form
         known = tuple(place for place in places if place is not None)
-        return Restrict(known, function, self.call.op, tensors, plain(self.call))
+        return Restrict(known, function, self.call.op, given, plain(self.call))
 
     def _sanitised(self, mixed: set[int]) -> Iterator[Correction]:
         """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
@@ -247,7 +249,11 @@ class _Corrected:
             return
         for label in self.step.results:
             for d, (axis, zero) in enumerate(zip(label.axes, label.zeros, strict=True), -len(label)):
-                if zero is not Zero.UNKNOWN or not self.is_live(axis) or id(axis.rows) in mixed:
+                if zero is not Zero.UNKNOWN or not self.is_live(axis):
+                    continue
+                if id(axis.rows) in mixed:  # a logarithm of a share, for which nothing in its place would do
+                    if self._is_result(label) and not self.call.op._schema.is_mutable:
+                        yield Clear(Place(self.step.node, self.step.node, len(label) + d, axis))
                     continue
                 # Other dimensions may have the same units and yet be combined.
                 sides = [
@@ -261,6 +267,11 @@ class _Corrected:
                 for i, place, state in sides:
                     if state is Zero.ZERO:
                         yield self._fill(i, place, 1.0) or self._impossible(axis, "of zeros that are not numbers")
+
+    def _is_result(self, label: Label) -> bool:
+        """Tell whether a result of the call is what the node returns."""
+        result = self.values.get(self.step.node)
+        return isinstance(result, Label) and result.axes == label.axes
 
     def _is_same(self, one: Axis, other: Axis) -> bool:
         return one.rows is other.rows or np.array_equal(self.units.resolve(one), self.units.resolve(other))
@@ -305,7 +316,7 @@ _OF_VARIANCE = (kept_statistics.var_of_kept, kept_statistics.var_mean_of_kept)
 
 _Form = tuple[Callable[..., Any], tuple[str, ...], Callable[[Call], dict[str, Any]]]
 
-# For each operator: the function over kept positions, the tensors that it takes, and its other arguments.
+# For each operator: the function over kept positions, the arguments that it takes as they are, and its others.
 _RESTRICTED: dict[Any, _Form] = {
     _aten.layer_norm.default: (kept_statistics.layer_norm_of_kept, ("input", "weight", "bias"), _layer_norm),
     _aten.rms_norm.default: (kept_statistics.rms_norm_of_kept, ("input", "weight"), _layer_norm),
@@ -318,6 +329,11 @@ _RESTRICTED: dict[Any, _Form] = {
         kept_statistics.batch_norm_of_kept,
         ("input", "weight", "bias"),
         lambda call: {"eps": call["eps"]},
+    ),
+    _aten.scaled_dot_product_attention.default: (
+        kept_statistics.attention_to_kept,
+        ("query", "key", "value", "attn_mask", "dropout_p"),
+        lambda call: {name: call.arguments[name] for name in ("scale", "enable_gqa")},
     ),
     **{
         op: (kept_statistics.var_of_kept, ("self",), _var(root))

@@ -4,6 +4,8 @@ Like those of :mod:`fxprune.functional` they are plain annotated functions for T
 ``torch.compile``. ``keeps`` are vectors of flags and ``keep_dims`` the dimensions along which they say which positions stay.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -112,6 +114,33 @@ def batch_norm_of_kept(
     weight = weight.view(spread) if weight is not None else None
     bias = bias.view(spread) if bias is not None else None
     return _scaled(x, input, weight, bias)
+
+
+def attention_to_kept(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    scale: float | None,
+    enable_gqa: bool,
+    keeps: list[Tensor],
+    keep_dims: list[int],
+) -> Tensor:
+    """``torch.nn.functional.scaled_dot_product_attention`` to the keys and values that ``keeps[0]``, of shape (S,), leaves."""
+    kept = keeps[0]
+    if attn_mask is None:
+        attn_mask = kept.view(1, -1)
+    elif attn_mask.dtype == torch.bool:
+        attn_mask = attn_mask & kept
+    else:
+        attn_mask = attn_mask.masked_fill(kept.logical_not(), -math.inf)
+    # Of nothing something infinite may have been made, which no score of minus infinity takes out.
+    gone = kept.logical_not().view(-1, 1)
+    key, value = key.masked_fill(gone, 0.0), value.masked_fill(gone, 0.0)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, False, scale=scale, enable_gqa=enable_gqa
+    )
 
 
 def var_of_kept(

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxprune import kept_statistics
-from fxprune.corrections import Correction, Fill, Impossible, Place, Rescale, Restrict
+from fxprune.corrections import Clear, Correction, Fill, Impossible, Place, Rescale, Restrict
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PlanError
 from fxprune.kept import Kept
@@ -46,7 +46,7 @@ class _Writer:
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self.known: dict[bytes, str] = {}
 
-    def write(self, correction: Fill | Rescale | Restrict) -> None:
+    def write(self, correction: Fill | Clear | Rescale | Restrict) -> None:
         graph = self.gm.graph
         if isinstance(correction, Fill):
             node, place = self.nodes[correction.place.node], correction.place
@@ -55,15 +55,21 @@ class _Writer:
                 keep = self._keep(place)
                 filled = graph.call_function(kept_statistics.keep_only, (read, keep, place.dim, correction.value))
             node.replace_input_with(self._last(node, read, filled), filled)
+        elif isinstance(correction, Clear):
+            self._follow(correction.place, kept_statistics.keep_only, correction.place.dim, 0.0)
         elif isinstance(correction, Rescale):
-            node = self.nodes[correction.place.node]
-            with graph.inserting_after(node):
-                scaled = graph.call_function(kept_statistics.mean_of_kept, (node,))
-            node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
-            with graph.inserting_before(scaled):
-                scaled.args = (node, self._keep(correction.place))
+            self._follow(correction.place, kept_statistics.mean_of_kept)
         else:
             self._restrict(self.nodes[correction.places[0].node], correction)
+
+    def _follow(self, place: Place, function: Callable[..., Any], *options: Any) -> None:
+        """Put a function of what a node returns, and of which positions stay, between the node and its users."""
+        node = self.nodes[place.node]
+        with self.gm.graph.inserting_after(node):
+            new = self.gm.graph.call_function(function, (node,))
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        with self.gm.graph.inserting_before(new):
+            new.args = (node, self._keep(place), *options)
 
     def _last(self, node: fx.Node, read: fx.Node, filled: fx.Node) -> fx.Node:
         """Return what stands between a node and what it read: fills of other dimensions; the new one goes on top."""
@@ -78,18 +84,18 @@ class _Writer:
         return last
 
     def _restrict(self, node: fx.Node, correction: Restrict) -> None:
-        names = [argument.name for argument in correction.op._schema.arguments]
+        arguments = {argument.name: (place, argument) for place, argument in enumerate(correction.op._schema.arguments)}
 
         def given(name: str) -> Any:
-            place = names.index(name)
-            return node.args[place] if place < len(node.args) else node.kwargs.get(name)
+            place, argument = arguments[name]
+            return node.args[place] if place < len(node.args) else node.kwargs.get(name, argument.default_value)
 
-        tensors = [given(name) if node.args or name in node.kwargs else node.kwargs["input"] for name in correction.tensors]
+        values = [given(name) if node.args or name in node.kwargs else node.kwargs["input"] for name in correction.given]
         with self.gm.graph.inserting_before(node):
             keeps = [self._keep(place) for place in correction.places]
-            named = dict(zip(correction.tensors[1:], tensors[1:], strict=True)) | correction.plain
+            named = dict(zip(correction.given[1:], values[1:], strict=True)) | correction.plain
             named |= {"keeps": keeps, "keep_dims": [place.dim for place in correction.places]}
-            new = self.gm.graph.call_function(correction.function, (tensors[0],), named)
+            new = self.gm.graph.call_function(correction.function, (values[0],), named)
         node.replace_all_uses_with(new)
         new.meta = dict(node.meta)
         new.meta["fxprune_original"] = _stored(node, new)

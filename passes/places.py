@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.axes import Axis
+from fxprune.axes import Axis, Index
 from fxprune.dependencies import Step
 from fxprune.kept import Kept
 from fxprune.passes.numbers import Numbers
@@ -49,6 +49,8 @@ def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
             new[place] = item if left == old else numbers.fitted(node, item, left, is_size=False)
         elif isinstance(item, fx.Node):
             new[place] = _renumbered(gm, node, item, numbers.before(item), axis, numbers.kept)
+        else:  # places one by one, such as [2, 0, 1], which are kept whole themselves
+            new[place] = _left(np.asarray(numbers.before(item)), axis, numbers.kept).tolist()
     node.args = (source, tuple(new) if many else new[0])
     for dim, table in reversed(tables):
         _pick_after(gm, node, dim, table)
@@ -67,7 +69,7 @@ def _walk(items: list[Any], label: Label, numbers: Numbers) -> Iterator[tuple[in
             yield place, item, d, result
             d += _width(item, numbers)
             value = numbers.before(item)
-            result += len(value) if isinstance(value, Label) else 0 if type(value) is int else 1
+            result += len(value) if isinstance(value, Label) else 1 if isinstance(value, slice) else np.ndim(value)
 
 
 def _width(item: Any, numbers: Numbers) -> int:
@@ -137,10 +139,13 @@ def _renumbered(gm: fx.GraphModule, node: fx.Node, given: fx.Node, index: Label,
     """Return a node that reads an index table with the places of what is left."""
     assert index.constant is not None
     values = index.constant.numpy()
-    values = np.where(values < 0, values + axis.size, values)
-    left = values[np.ix_(*(kept.index(a) for a in index.axes))] if len(index) else values
-    table = torch.from_numpy(np.asarray((np.cumsum(kept(axis)) - 1)[left]))
-    return _table(gm, node, table)
+    values = values[np.ix_(*(kept.index(a) for a in index.axes))] if len(index) else values
+    return _table(gm, node, torch.from_numpy(_left(values, axis, kept)))
+
+
+def _left(places: Index, axis: Axis, kept: Kept) -> Index:
+    """Return the places of positions among those that are left, of which they are."""
+    return np.asarray((np.cumsum(kept(axis)) - 1)[np.where(places < 0, places + axis.size, places)])
 
 
 def _table(gm: fx.GraphModule, node: fx.Node, values: Tensor) -> fx.Node:

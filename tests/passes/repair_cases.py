@@ -269,6 +269,18 @@ PLACES = {
         HALF,
         frontends=("export",),
     ),
+    "index_list": Case(
+        lambda m, x: (lambda h: m.b(h) + m.c(h[:, :, [0, 7, -1, 2]]))(m.a(x)),
+        {"a.weight": (8, 6), "b.weight": (3, 8), "c.weight": (3, 4)},
+        lambda: {"c": nn.Linear(4, 3)},
+        frontends=("trace",),
+    ),
+    "index_nested_list": Case(
+        lambda m, x: (lambda h: m.b(h) + m.c(h[..., [[0, 7], [-1, 2]]].flatten(-2)))(m.a(x)),
+        {"a.weight": (8, 6), "b.weight": (3, 8), "c.weight": (3, 4)},
+        lambda: {"c": nn.Linear(4, 3)},
+        frontends=("trace",),
+    ),
     "index_buffer": Case(
         lambda m, x: (lambda h: m.b(h + h[..., m.order]))(m.a(x)),
         {"a.weight": (8, 6), "index_table_0": (8,)},

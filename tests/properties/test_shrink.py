@@ -30,6 +30,13 @@ def test_masked_is_shrunk(seed: int) -> None:
     assert not error, f"{error}; see python -m tests.properties --programs 1 --seed {seed}\n{program.text}"
 
 
+@pytest.mark.parametrize("seed", [147, 335, 481, 20183, 20188, 20297, 20328, 20361])
+def test_programs_that_failed_once(seed: int) -> None:
+    program = network(seed)
+    error = outcome_of("shrink", program).error
+    assert not error, f"{error}\n{program.text}"
+
+
 @settings(SETTINGS, max_examples=20)
 @given(st.integers(0, 2**16))
 def test_units_of_random_networks_are_interchangeable(seed: int) -> None:
