@@ -41,8 +41,6 @@ AS_A_WHOLE = frozenset(
     for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
     for op in (*overloads(f"{name}.input {name}.data {name}_cell"), *overloads(f"_thnn_fused_{name}_cell"))
 )
-# Random operators that leave zeros alone.
-_SCALES_AT_RANDOM = frozenset(overloads("native_dropout rrelu rrelu_"))
 
 
 def results_of(call: Call, operands: Sequence[Known]) -> list[Known]:
@@ -85,19 +83,16 @@ def _by_pattern(rule: Pattern, call: Call, operands: Sequence[Known]) -> list[Kn
 def _element_wise(rule: Pointwise, call: Call, operands: Sequence[Known]) -> list[Known] | None:
     if not call.shapes or any(shape != call.shapes[0] for shape in call.shapes):
         return None
-    random = torch.Tag.nondeterministic_seeded in call.op.tags
-    if random and call.op not in _SCALES_AT_RANDOM:
+    if torch.Tag.nondeterministic_seeded in call.op.tags:
         return None
     shape = call.shapes[0]
     known = tuple(
-        _element_wise_along(rule, call, operands, d, size, random) for d, size in zip(range(-len(shape), 0), shape, strict=True)
+        _element_wise_along(rule, call, operands, d, size) for d, size in zip(range(-len(shape), 0), shape, strict=True)
     )
     return [known] * len(call.shapes)
 
 
-def _element_wise_along(
-    rule: Pointwise, call: Call, operands: Sequence[Known], d: int, size: int, random: bool
-) -> Slices | None:
+def _element_wise_along(rule: Pointwise, call: Call, operands: Sequence[Known], d: int, size: int) -> Slices | None:
     sides = [known[d] if len(known) >= -d else None for known in operands]
     if all(side is None for side in sides):
         return None
@@ -110,7 +105,7 @@ def _element_wise_along(
     for combination in np.unique(states[given], axis=1).T:
         at = np.flatnonzero((states[given] == combination[:, None]).all(0))
         exact = None
-        if (combination >= State.CONSTANT).all() and not random:
+        if (combination >= State.CONSTANT).all():
             exact = _called_on(call, numbers[given][:, at])
         if exact is not None:
             slices = Slices.of_numbers(exact, np.ones(len(at), bool))

@@ -128,6 +128,14 @@ def test_dependencies_hold_in_both_modes(training: bool) -> None:
     assert {"one.weight[0]", "two.weight[0]", "two.weight[1]", "three.weight[1]"} <= {str(m) for m in group.members}
 
 
+def test_an_analysis_draws_no_random_numbers() -> None:
+    layers = nn.Linear(4, 6), nn.Dropout(0.9), nn.RReLU(), nn.AlphaDropout(0.5), nn.Linear(6, 2)
+    gm = fxprune.capture(nn.Sequential(*layers), torch.ones(3, 4)).train()
+    before = torch.get_rng_state()
+    fxprune.analyze(gm)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_graph_without_example_values_is_refused() -> None:
     gm = pickle.loads(pickle.dumps(plain_graph()))
     with pytest.raises(AnalysisError, match=r"input node 'x' carries no example value in meta\['val'\].*capture it again"):

@@ -235,6 +235,12 @@ def test_constants_that_are_counted_or_dropped_stay(between: tuple[nn.Module, ..
     assert shape(check(masked(gm, "0.weight"), VECTOR), "0.weight") == (8, 5)
 
 
+@pytest.mark.parametrize("between", [nn.Dropout(0.9), nn.Dropout(1.0), nn.Dropout1d(0.3)])
+def test_zeros_stay_zero_when_they_are_dropped(between: nn.Module) -> None:
+    gm = fxprune.capture(linears(between).eval(), VECTOR)
+    assert shape(check(masked(gm, "0.weight", "0.bias"), VECTOR), "0.weight") == (5, 5)
+
+
 def test_zeros_that_a_mean_counts_stay() -> None:
     gm = fxprune.capture(convs(MeanOverChannels(), last=nn.Conv2d(1, 2, 3)), IMAGE)
     assert shape(check(masked(gm, "0.weight", "0.bias"), IMAGE), "0.weight") == (8, 3, 3, 3)

@@ -53,6 +53,8 @@ class Pointwise:
         if Zero.UNKNOWN in states:
             return Zero.UNKNOWN
         leaves = [_plain(leaf) for leaf in pytree.tree_leaves(call.arguments)]
+        if torch.Tag.nondeterministic_seeded in call.op.tags:
+            return Zero.FINITE  # one draw proves nothing, and is the user's to make
         key = (call.op, states, str(leaves))
         if key not in self._known:
             self._known[key] = _try(call, states)
@@ -146,7 +148,7 @@ register(
         "_conj resolve_conj resolve_neg conj _neg_view real imag positive "
         "copy_ fill_.Scalar fill_.Tensor zero_ fill.Scalar fill.Tensor masked_fill_.Scalar masked_fill_.Tensor "
         "masked_fill.Tensor zero "
-        "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ rrelu "
+        "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ "
         "_prelu_kernel softplus mish mish_ logit threshold threshold_ leaky_relu_ log_sigmoid log_sigmoid_forward "
         "hardshrink softshrink "
         "where.self where.ScalarSelf where.ScalarOther where.Scalar "
@@ -155,7 +157,10 @@ register(
         "divide.Scalar true_divide.Scalar rsub.Tensor rsub.Scalar absolute absolute_ special_expit special_erf "
         "__and__.Tensor __or__.Tensor __xor__.Tensor __and__.Scalar __or__.Scalar polar complex isfinite isreal "
         "greater.Tensor greater.Scalar less.Tensor less.Scalar less_equal.Tensor greater_equal.Tensor not_equal.Tensor "
-        "isclose native_dropout fake_quantize_per_tensor_affine"
+        "isclose fake_quantize_per_tensor_affine"
     ),
     POINTWISE,
 )
+# What is drawn at random scales, so that zeros stay.
+register(overloads("native_dropout"), Pattern("...x -> ...x, ...x", zeros="0, n"))
+register(overloads("rrelu"), Pattern("...x -> ...x", zeros="0"))
