@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune import kept_statistics
 from fxprune.axes import Axis
+from fxprune.batches import Batches
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.units import Units
@@ -101,7 +102,7 @@ Correction = Fill | Clear | Rescale | Restrict | Impossible
 
 
 def corrections(
-    graph: fx.Graph,
+    gm: fx.GraphModule,
     values: dict[str, Any],
     steps: Sequence[Step],
     points: Iterable[MixingPoint],
@@ -111,7 +112,7 @@ def corrections(
     """Yield what each call of an analysed graph needs.
 
     Args:
-        graph: the graph.
+        gm: the graph, with example values on its inputs.
         values: the value of every node, a label in place of each tensor.
         steps: the calls.
         points: the mixing points.
@@ -122,11 +123,11 @@ def corrections(
     for point in points:
         if not point.neutral:
             by_step.setdefault(point.step, []).append(point)
-    nodes = {node.name: node for node in graph.nodes}
+    nodes = {node.name: node for node in gm.graph.nodes}
     together: dict[str, list[Step]] = {}
     for step in steps:
         together.setdefault(step.node, []).append(step)
-    live = None
+    live, batches = None, Batches(gm)
     for number, step in enumerate(steps):
         if step.call is None:
             continue
@@ -136,7 +137,7 @@ def corrections(
             continue
         live = _live_steps(values, steps) if live is None else live
         if number in live:
-            one = _Corrected(step, nodes.get(step.node), values, together[step.node], units, is_live)
+            one = _Corrected(step, nodes.get(step.node), values, together[step.node], units, is_live, batches)
             yield from one.all(found)
 
 
@@ -163,6 +164,7 @@ class _Corrected:
     beside: list[Step]
     units: Units
     is_live: Callable[[Axis], bool]
+    batches: Batches
 
     @property
     def call(self) -> Call:
@@ -191,7 +193,14 @@ class _Corrected:
         if self.node is None or label is None:
             return None
         read = next((read for read in self.node.all_input_nodes if self.values.get(read.name) is label), None)
-        return None if read is None else Place(self.step.node, read.name, dim, label.axes[dim])
+        return None if read is None else self._place_of(read.name, dim, label.axes[dim])
+
+    def _place_of(self, value: str, dim: int, axis: Axis) -> Place | None:
+        """Return a dimension of a value of the graph, unless its size is the batch's: flags could not follow that."""
+        # An axis with a part that came with an input has a reason from the start.
+        if axis.why is not None and self.batches.grows(value, dim):
+            return None
+        return Place(self.step.node, value, dim, axis)
 
     def _fill(self, operand: int, dim: int, value: float) -> Fill | None:
         place = self._place(operand, dim)
@@ -252,8 +261,9 @@ class _Corrected:
                 if zero is not Zero.UNKNOWN or not self.is_live(axis):
                     continue
                 if id(axis.rows) in mixed:  # a logarithm of a share, for which nothing in its place would do
-                    if self._is_result(label) and not self.call.op._schema.is_mutable:
-                        yield Clear(Place(self.step.node, self.step.node, len(label) + d, axis))
+                    result = self._place_of(self.step.node, len(label) + d, axis) if self._is_result(label) else None
+                    if result is not None and not self.call.op._schema.is_mutable:
+                        yield Clear(result)
                     continue
                 # Other dimensions may have the same units and yet be combined.
                 sides = [

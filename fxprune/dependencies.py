@@ -229,7 +229,7 @@ class Dependencies:
         def is_live(axis: Axis) -> bool:
             return not axis.is_whole and bool(self.units.resolve(axis).size)
 
-        for found in corrections(self.gm.graph, self.values, self.steps, self.points, self.units, is_live):
+        for found in corrections(self.gm, self.values, self.steps, self.points, self.units, is_live):
             if isinstance(found, Impossible):
                 self.units.freeze(found.axis, Reason(found.text, found.step.op, found.step.node))
 

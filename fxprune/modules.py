@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -228,9 +230,31 @@ class Operator:
         return found
 
 
+class Function:
+    """Pickles a function by the name that its module knows it under, where it says another itself, as ``F.max_pool2d`` does."""
+
+    def __init__(self, function: Any) -> None:
+        self.module, self.name = function.__module__, function.__name__
+
+    def find(self) -> Any:
+        """Return the function."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
 def picklable(target: Any) -> Any:
-    """Return the target of a node in a form that pickles."""
-    return Operator(target) if isinstance(target, OpOverload | HigherOrderOperator) else target
+    """Return the target of a node in a form that pickles; it has ``find`` then if it is another."""
+    if isinstance(target, OpOverload | HigherOrderOperator):
+        return Operator(target)
+    if "<locals>" in getattr(target, "__qualname__", ""):
+        module = sys.modules.get(getattr(target, "__module__", None) or "")
+        if getattr(module, target.__name__, None) is target:
+            return Function(target)
+    return target
+
+
+def found(target: Any) -> Any:
+    """Return the target of a node that :func:`picklable` was given."""
+    return target.find() if isinstance(target, Operator | Function) else target
 
 
 def _dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
@@ -258,8 +282,7 @@ def _load(dump: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:
         return nodes[value] if isinstance(value, _Reference) else value
 
     for op, target, args, kwargs, name, type_expr, meta in dump:
-        if isinstance(target, Operator):
-            target = target.find()
+        target = found(target)
         node = graph.create_node(op, target, map_aggregate(args, to_node), map_aggregate(kwargs, to_node), name, type_expr)
         # The namespace may have changed a name that shadows a builtin; the dumped one was legal.
         node.name = name

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune import state
 from fxprune.axes import Index
 from fxprune.budget import Costs, Flags, kept_flops, kept_parameters
 from fxprune.dependencies import Dependencies, Group
@@ -82,6 +83,7 @@ def plan(
     if not isinstance(multiple, int) or multiple < 1:
         raise PlanError(f"round_to must be a number of units of at least 1, not {round_to!r}")
     budgets = _budgets(amount, overrides, max_params, max_flops)
+    _check_present(deps)
     names, costs = Names(deps), Costs(deps)
     by_pattern = {what: _amount(value, f"overrides[{what!r}]") for what, value in (overrides or {}).items()}
     special = {index: value for what, value in by_pattern.items() for index in names.groups(what, "overrides")}
@@ -94,6 +96,19 @@ def plan(
     else:
         kept = steps.of_amount(_amount(amount, "amount"))
     return Plan.of(deps, costs, ranking, kept)
+
+
+def _check_present(deps: Dependencies) -> None:
+    """Raise PlanError if the parameters of the graph are not those that were analysed any more."""
+    present = dict(deps.gm.named_parameters(remove_duplicate=False))
+    present |= {name: masked.orig for masked in state.all_masked(deps.gm) for name in masked.names}
+    for tracked in deps.tracked:
+        then, now = tracked.label.shape, present.get(tracked.name)
+        if tracked.is_parameter and (now is None or tuple(now.shape) != then):
+            raise PlanError(
+                f"the graph changed since it was analysed: parameter {tracked.name!r} had shape {list(then)} then and "
+                f"{'is not there' if now is None else f'has shape {list(now.shape)}'} now; analyze it again"
+            )
 
 
 def _budgets(amount: Any, overrides: Any, max_params: Any, max_flops: Any) -> dict[str, float]:

@@ -189,7 +189,7 @@ class _Verification:
         for name in {**expected.outputs, **result.outputs}:
             both = name in expected.outputs and name in result.outputs
             yield name, _leaf_error(expected.outputs[name], result.outputs[name]) if both else math.inf
-        kept = _kept(self.candidate)
+        kept = _kept(self.reference, self.candidate)
         for name, buffer in result.buffers.items():
             if name in expected.buffers:
                 yield f"buffer {name!r} after the run", _kept_error(expected.buffers[name], buffer, kept.get(name))
@@ -261,9 +261,23 @@ def _form(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def _kept(candidate: nn.Module) -> Mapping[str, Kept]:
-    kept: Mapping[str, Kept] = candidate.meta.get(KEPT, {}) if isinstance(candidate, fx.GraphModule) else {}
-    return kept
+def _kept(reference: nn.Module, candidate: nn.Module) -> Mapping[str, Kept]:
+    """Return which positions of the reference's tensors the candidate holds; both may be what is left of a larger graph."""
+    theirs, ours = (gm.meta.get(KEPT, {}) if isinstance(gm, fx.GraphModule) else {} for gm in (reference, candidate))
+    found: dict[str, Kept] = {}
+    for name, kept in ours.items():
+        relative = [_within(a, b) for a, b in zip(theirs.get(name, [None] * len(kept)), kept, strict=True)]
+        if all(among for among, _ in relative):
+            found[name] = tuple(positions for _, positions in relative)
+    return found
+
+
+def _within(theirs: Tensor | None, ours: Tensor | None) -> tuple[bool, Tensor | None]:
+    """Tell whether positions are among others, and which of those they are; None stands for all that there were."""
+    if theirs is None or ours is None:
+        return theirs is None, ours
+    places = torch.searchsorted(theirs, ours).clamp(max=max(len(theirs) - 1, 0))
+    return bool(len(theirs)) and torch.equal(theirs[places], ours), places
 
 
 def _leaf_error(expected: Any, found: Any) -> float:

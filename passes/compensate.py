@@ -13,7 +13,7 @@ from fxprune.corrections import Clear, Correction, Fill, Impossible, Place, Resc
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PlanError
 from fxprune.kept import Kept
-from fxprune.modules import Operator, Slot, map_aggregate, picklable
+from fxprune.modules import Slot, found, map_aggregate, picklable
 from fxprune.rules.labels import Label
 
 # Vectors of flags at the root of a graph; in gm.meta for each the places that it is for.
@@ -167,9 +167,8 @@ def _restore(graph: fx.Graph, node: fx.Node) -> None:
     def fill(value: Any) -> Any:
         return reads[int(value)] if isinstance(value, Slot) else value
 
-    target = target.find() if isinstance(target, Operator) else target
     with graph.inserting_before(node):
-        old = graph.create_node(op, target, map_aggregate(args, fill), map_aggregate(kwargs, fill))
+        old = graph.create_node(op, found(target), map_aggregate(args, fill), map_aggregate(kwargs, fill))
     node.replace_all_uses_with(old)
     old.meta = dict(node.meta)
     name = node.name

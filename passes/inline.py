@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxprune import functional
+from fxprune.batches import shapes_of_batch
 from fxprune.dependencies import Dependencies
 from fxprune.errors import FxpruneError
 from fxprune.passes.lower import lower
@@ -113,35 +113,6 @@ def _captured(call: nn.Module, examples: list[Tensor]) -> fx.GraphModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return capture(call, tuple(examples), frontend="export")
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph on fake tensors and notes those that some nodes give."""
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm)
-        self.extra_traceback = False
-        self.found: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = self.found[n] = super().run_node(n)
-        return value
-
-
-def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
-    """Return what every node gives, as fake tensors, for inputs whose first dimension is ``batch`` times the example's."""
-    mode, run = FakeTensorMode(allow_non_fake_inputs=True), _Shapes(gm)
-
-    def larger(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return getattr(getattr(leaf, "node", None), "hint", leaf)
-        shape = [int(getattr(getattr(n, "node", None), "hint", n)) for n in leaf.shape]
-        return torch.empty([batch * n if d == 0 else n for d, n in enumerate(shape)], dtype=leaf.dtype)
-
-    with torch.no_grad(), mode:
-        inputs = [pytree.tree_map(larger, n.meta["val"]) for n in gm.graph.find_nodes(op="placeholder")]
-        run.run(*inputs, enable_io_processing=False)
-    return {node.name: value for node, value in run.found.items()}
 
 
 def _splice(

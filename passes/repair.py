@@ -180,9 +180,9 @@ class _Repair:
             _split_by_sizes(node)
 
     def _is_spread(self, node: fx.Node, place: int | None) -> bool:
-        """Tell whether sizes stand one by one from a place on, as in ``x.view(2, 3)``."""
-        here = place is not None and place < len(node.args)
-        return here and node.op == "call_method" and isinstance(self.numbers.before(node.args[place]), int)  # type: ignore[index]
+        """Tell whether sizes stand one by one from a place on, as in ``x.view(2, 3)`` or ``torch.zeros(2, 3)``."""
+        sizes = [self.numbers.before(argument) for argument in node.args[place:]] if place is not None else []
+        return bool(sizes) and isinstance(sizes[0], int) and (node.op == "call_method" or all(type(n) is int for n in sizes))
 
     def _write_attribute(self, node: fx.Node, name: str, value: Any) -> None:
         module = self.gm.get_submodule(str(node.target))
@@ -197,8 +197,13 @@ class _Repair:
 
         def restored(argument: fx.Node) -> Any:
             before = self.numbers.before(argument)
-            plain = isinstance(before, bool | int | float)
-            return self.numbers.rescaled(node, argument, before) if plain and self.numbers.changed(argument) else argument
+            if not self.numbers.changed(argument) or holds_tensors(before):
+                return argument
+            if isinstance(before, bool | int | float):
+                return self.numbers.rescaled(node, argument, before)
+            if isinstance(before, tuple | list) and all(type(size) is int for size in before):
+                return self._restored_shape(node, argument, before)
+            return argument
 
         places: set[int | None] = {_place(call, name) for name in sizes} if call is not None else set()
         if sizes & _SPREAD:
@@ -206,6 +211,14 @@ class _Repair:
         node.args = tuple(a if i in places else fx.map_arg(a, restored) for i, a in enumerate(node.args))
         taken = {alias for name in sizes for alias in (name, *_ALIASES.get(name, ()))}
         node.kwargs = {k: v if k in taken else fx.map_arg(v, restored) for k, v in node.kwargs.items()}
+
+    def _restored_shape(self, node: fx.Node, argument: fx.Node, before: Sequence[int]) -> Any:
+        """Return sizes that a node read from a tensor before that tensor shrank."""
+        sizes = self.numbers.fitted(node, argument, list(before), is_size=False)  # the node itself where it has them all
+        if node.op != "output" or not isinstance(before, torch.Size):
+            return tuple(sizes) if type(before) is tuple else sizes
+        with self.gm.graph.inserting_before(node):  # whoever gets it may ask it what a tuple does not know
+            return self.gm.graph.call_function(torch.Size, (sizes,))
 
 
 def _place(call: Call, name: str) -> int | None:

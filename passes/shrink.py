@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from fxprune.dead import ZeroSlices, masked_slices, removable, zero_slices
 from fxprune.dependencies import Dependencies
 from fxprune.errors import AnalysisError, ShrinkError
 from fxprune.folds import Fold
+from fxprune.frontends.effects import may_write
 from fxprune.kept import Flags, Kept
 from fxprune.passes.attributes import update_sizes
 from fxprune.passes.compensate import erase_corrections
@@ -82,7 +84,7 @@ def _shrink_once(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
     repair(gm, deps, kept)
     _update_sizes(gm)  # channels follow from groups, which were repaired
     _note_what_is_left(gm, deps, kept, indices)
-    gm.graph.eliminate_dead_code(is_impure_node=_is_kept)
+    gm.graph.eliminate_dead_code(is_impure_node=partial(_is_kept, gm))
     for name in read - _read_buffers(gm):  # an index table that another one replaced
         owner, _, last = name.rpartition(".")
         delattr(gm.get_submodule(owner), last)
@@ -99,8 +101,9 @@ def _update_sizes(gm: fx.GraphModule) -> None:
         update_sizes(module)
 
 
-def _is_kept(node: fx.Node) -> bool:
-    return node.is_impure() or node.op in ("placeholder", "output")
+def _is_kept(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node has an effect though nothing uses its value, as ``x.relu_()`` on a line of its own."""
+    return node.is_impure() or node.op in ("placeholder", "output") or may_write(node, gm)
 
 
 def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
@@ -143,10 +146,19 @@ def _index(label: Label, kept: Kept) -> Index:
     return tuple(None if kept.size(axis) == axis.size else torch.from_numpy(np.flatnonzero(kept(axis))) for axis in label.axes)
 
 
+def _of_those(before: Index, index: Index) -> Index:
+    """Return which positions of the first graph are left when of those that were left before some are left."""
+    pairs = zip(before, index, strict=True)
+    return tuple(old if new is None else new if old is None else old[new] for old, new in pairs)
+
+
 def _note_what_is_left(gm: fx.GraphModule, deps: Dependencies, kept: Kept, indices: dict[str, Index]) -> None:
-    """Note on nodes which positions of their values are left; values noted before have other shapes now."""
-    gm.meta["fxprune.kept"] = indices
+    """Note which positions are left: of tensors since the first shrink, of values of nodes since this one."""
+    before: dict[str, Index] = gm.meta.get("fxprune.kept", {})
+    now = {name: _of_those(before[name], index) if name in before else index for name, index in indices.items()}
+    gm.meta["fxprune.kept"] = before | now
     for node in gm.graph.nodes:
+        node.meta.pop("fxprune_kept", None)  # of a round before
         value = deps.values.get(node.name)
         if node.op in ("placeholder", "output") or not any(
             isinstance(leaf, Label) and kept.shrinks(leaf) for leaf in pytree.tree_leaves(value)

@@ -103,7 +103,7 @@ def needed_corrections(deps: Dependencies, kept: Kept) -> list[Correction]:
     def goes(axis: Axis) -> bool:
         return kept.size(axis) != axis.size
 
-    return list(corrections(deps.gm.graph, deps.values, deps.steps, deps.points, deps.units, goes))
+    return list(corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, goes))
 
 
 def _vectors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> list[_Vector]:

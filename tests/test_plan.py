@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 from torch.utils.flop_counter import FlopCounterMode
 
+import fxprune
 from fxprune.budget import kept_flops, kept_parameters
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PlanError
@@ -339,3 +340,15 @@ def test_costs_are_those_of_the_narrow_network(options: Any, narrow: nn.Module) 
     assert made.flops_before == _flops(Net(), IMAGE)
     assert made.flops_after == pytest.approx(_flops(narrow, IMAGE))
     assert kept_flops(deps, made.removed(deps)) == made.flops_after
+
+
+@pytest.mark.parametrize("importance", [None, Random(0)])
+def test_an_analysis_of_a_graph_that_was_shrunk_since_is_refused(importance: Any) -> None:
+    deps = chain(3, 4, 2)
+    gm = fxprune.mask(deps.gm, plan(deps, 0.5))
+    plan(deps, 0.5, importance=importance)  # masks change nothing
+    fxprune.shrink(gm, verify=False)
+    with pytest.raises(
+        PlanError, match=r"changed since .* 'layers.0.weight' had shape \[4, 3\] then and has shape \[2, 3\] now; analyze"
+    ):
+        plan(deps, 0.5, importance=importance)

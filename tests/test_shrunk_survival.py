@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -217,3 +218,20 @@ def test_weights_move_between_shrunk_graphs(net: Any, inputs: Inputs, frontend: 
             parameter.zero_()
     other.load_state_dict(gm.state_dict())
     assert_same(other, gm, inputs(3))
+
+
+class Dispatched(nn.Module):
+    """Calls functions that torch makes within another, so that their own names do not lead to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(nn.functional.adaptive_max_pool2d(nn.functional.max_pool2d(self.one(x), 2), 2))
+
+
+def test_functions_with_another_name_pickle() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    small = fxprune.prune(Dispatched(), x, 0.5)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(small))(x), small(x))

@@ -54,8 +54,8 @@ def _function_may_write(function: Callable[..., Any], node: fx.Node) -> bool:
         return True
     if _flag_by_position(function, node):
         return True
-    # torch's own functions change nothing else; of others nothing is known.
-    return not (module.startswith(("torch", "_operator")) or type(function).__name__.startswith("builtin"))
+    # torch's own functions change nothing else, nor do ours; of others nothing is known.
+    return not (module.startswith(("torch", "_operator", "fxprune.")) or type(function).__name__.startswith("builtin"))
 
 
 def _flag_by_position(function: Callable[..., Any], node: fx.Node) -> bool:

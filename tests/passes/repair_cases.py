@@ -243,6 +243,10 @@ PARTS = {
 _ROLLED = torch.tensor([3, 0, 1, 2, 7, 4, 5, 6, 11, 8, 9, 10])
 
 PLACES = {
+    "results_that_are_shapes": Case(
+        lambda m, x: (lambda h: (m.b(h), h.shape, h.size()[1:], torch.zeros(h.shape)))(m.a(x)), HALF, frontends=("trace",)
+    ),
+    "zeros_of_a_size": Case(lambda m, x: (lambda h: m.b(h + torch.zeros(h.shape[2]) + torch.ones(h.size(2))))(m.a(x)), HALF),
     "roll": Case(lambda m, x: (lambda h: m.b(h + h.roll(4, -1)))(m.a(x)), HALF),
     "roll_back": Case(lambda m, x: (lambda h: m.b(h + torch.roll(h, shifts=(1, -6), dims=(1, 2))))(m.a(x)), HALF),
     "flip": Case(lambda m, x: (lambda h: m.b(h + h.flip(-1)))(m.a(x)), HALF),

@@ -99,3 +99,33 @@ def test_masked_attention_scripts_and_exports(name: str) -> None:
     expected = gm(x)
     torch.testing.assert_close(fxprune.to_torchscript(gm, x, method="script")(x), expected)
     torch.testing.assert_close(torch.export.export(gm, (x,)).module()(x), expected)
+
+
+class AcrossTheBatch(nn.Module):
+    """Combines channels of all samples in one dimension, whose size no mask could know."""
+
+    def __init__(self, combine: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.combine = combine
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x).exp()
+        return self.two(h) / self.combine(h)
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda h: h.flatten().std(),
+        lambda h: h.reshape(-1).logsumexp(0),
+        lambda h: h.view(-1).amax(0),
+        lambda h: h.t().flatten().norm(),
+    ],
+)
+def test_flags_for_the_whole_batch_are_not_tried(combine: Callable[[Tensor], Tensor]) -> None:
+    gm = fxprune.capture(AcrossTheBatch(combine), torch.randn(2, 3))
+    deps = fxprune.analyze(gm)
+    assert "a mask could not correct" in str(deps.explain("one.weight", 0))
+    for batch in (1, 3):
+        assert fxprune.mask(copy.deepcopy(gm), fxprune.plan(deps, 0.5))(torch.randn(batch, 3)).shape == (batch, 2)

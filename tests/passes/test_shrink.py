@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from fxprune.passes.shrink import Shrink, shrunk_copy
 from fxprune.testing import check_graph
 from tests.compare import assert_same, relative_error
 from tests.kinds import readable
+from tests.nets import randomised
 from tests.passes.shrunk_texts import TEXTS
 from tests.passes.text_nets import Groups, Norms, Places, Uneven
 from tests.passes.texts import Text
@@ -247,3 +249,60 @@ def test_the_pass_says_whether_it_changed_the_graph() -> None:
 def test_what_is_no_graph_is_refused(wrong: Any) -> None:
     with pytest.raises(fxprune.PruningError, match=f"expected a torch.fx.GraphModule, got {type(wrong).__name__}"):
         fxprune.shrink(wrong)
+
+
+class Effects(nn.Module):
+    """Has lines that count by what they do to their arguments alone."""
+
+    def __init__(self, effect: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        self.act = nn.ReLU(inplace=True)
+        self.effect = effect
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        self.effect(self, h)
+        return self.two(h)
+
+
+EFFECTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "method": lambda m, h: h.relu_(),
+    "function": lambda m, h: torch.relu_(h),
+    "flag": lambda m, h: nn.functional.relu(h, inplace=True),
+    "module": lambda m, h: m.act(h),
+    "part": lambda m, h: h[:, 2:5].mul_(3.0),
+    "view": lambda m, h: h.t().mul_(2.0),
+    "statistics": lambda m, h: m.norm(h),
+}
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_lines_that_write_stay_though_nothing_reads_them(name: str) -> None:
+    found = pruned(Effects(EFFECTS[name]), (X,))
+    assert found.small.get_parameter("one.weight").shape == (4, 3)
+    assert_equal(found, (X,), (torch.randn(5, 3),))
+
+
+def test_what_was_shrunk_is_verified_against_every_larger_graph() -> None:
+    layers = nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)
+    gm = captured(randomised(nn.Sequential(*layers)), (X,))
+    once = pruned_copy(gm, 0.5)
+    for again in (copy.deepcopy(once), pickle.loads(pickle.dumps(once)), fxprune.capture(once, X)):
+        fxprune.shrink(again, example_inputs=X)  # nothing is masked
+        fxprune.verify(once, again, X, gradients=True)
+    twice = pruned_copy(once, 0.5)
+    left = twice.meta["fxprune.kept"]["0.weight"][0]
+    assert torch.equal(twice.get_parameter("0.weight"), gm.get_parameter("0.weight")[left])
+    deps = fxprune.analyze(gm)
+    kept = [twice.meta["fxprune.kept"][group.members[0].parameter][group.members[0].dim] for group in deps.groups]
+    scores = lambda deps, group: torch.isin(torch.arange(16), kept[group.index]).double().numpy()  # noqa: E731
+    masked = fxprune.mask(copy.deepcopy(gm), fxprune.plan(deps, 12, importance=scores))
+    fxprune.verify(masked, twice, X, gradients=True)
+
+
+def pruned_copy(gm: fx.GraphModule, amount: float) -> fx.GraphModule:
+    masked = fxprune.mask(copy.deepcopy(gm), fxprune.plan(fxprune.analyze(gm), amount))
+    small = fxprune.shrink(copy.deepcopy(masked), verify=False)
+    fxprune.verify(masked, small, X, gradients=True)
+    return small
