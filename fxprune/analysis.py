@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -27,7 +27,7 @@ from fxprune import state
 from fxprune.axes import Reason
 from fxprune.dependencies import Dependencies, MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError
-from fxprune.fakes import Fakes
+from fxprune.fakes import Fakes, has_hints
 from fxprune.flops import Work, work_of
 from fxprune.modules import ByMode
 from fxprune.rules import POINTWISE, Call, Label, Rule, Zero, find_rule
@@ -150,6 +150,7 @@ class _Watch(TorchDispatchMode):
         self.units = Units()
         self.fakes = Fakes()
         self.here = Reason("")
+        self.example: Any = None  # what the node that runs gave for the example inputs, if that was noted
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
         self.work: list[Work] = []
@@ -167,6 +168,7 @@ class _Watch(TorchDispatchMode):
     def at(self, node: fx.Node, inside: str) -> None:
         """Take note of the node that runs next, of the graph or of one inside."""
         self.here = Reason("", node=inside + node.name, source=_source(node))
+        self.example = node.meta.get("val")
 
     def finish(self, node: fx.Node, value: Any, inside: str) -> None:
         """Take note of a node's value."""
@@ -235,7 +237,12 @@ class _Watch(TorchDispatchMode):
                 return result
         if func is torch.ops.aten._local_scalar_dense.default or func is torch.ops.aten.item.default:
             return self._item(args[0], func)
-        result = self.fakes.call(func, args, kwargs)
+        try:
+            result = self.fakes.call(func, args, kwargs)
+        except DynamicOutputShapeException:  # how many there are depends on values; the example's were counted
+            if not isinstance(self.example, Tensor) or not has_hints(self.example):
+                raise
+            result = self.fakes.like(self.example)
         returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
         if not returned and not func._schema.is_mutable:
             return result  # a check, or a size: nothing that could carry positions

@@ -95,6 +95,11 @@ class Fakes:
             return FakeTensor(self.mode, tensor, device)
 
 
+def has_hints(tensor: Tensor) -> bool:
+    """Tell whether all sizes of a tensor are known for the example; those that depend on values need not be."""
+    return all(getattr(getattr(size, "node", None), "hint", size) is not None for size in tensor.shape)
+
+
 def _tensors(value: Any) -> Iterator[FakeTensor]:
     for leaf in value:
         if isinstance(leaf, FakeTensor):

@@ -30,6 +30,7 @@ class Numbers:
         self._values, self._inside = values, inside
         self._now: dict[fx.Node, Any] = {}
         self._fixed: dict[fx.Node, Any] = {}
+        self._originals: dict[fx.Node, fx.Node] = {}
 
     def before(self, argument: Any) -> Any:
         """Return what an argument was, a label in place of each tensor."""
@@ -108,6 +109,26 @@ class Numbers:
         """Return what comes out as ``wanted`` in place of a plain value, and as much more as that for a larger batch."""
         fixed = self._fixed.get(given, False)
         return self._scaled(node, given, self._now[given], wanted, all(fixed) if isinstance(fixed, tuple) else bool(fixed))
+
+    def original(self, node: fx.Node, given: fx.Node) -> Any:
+        """Return what comes out as a plain value did before, whatever the sizes of the inputs are.
+
+        A value that was computed from sizes is computed anew, from the sizes that there were.
+        """
+        before, fixed = self.before(given), self._fixed.get(given, False)
+        if not self.changed(given):
+            return given
+        if all(fixed) if isinstance(fixed, tuple) else fixed:
+            return before
+        if given not in self._originals:
+            sources = [self.before(source) for source in given.all_input_nodes]
+            if not sources or not all(isinstance(value, bool | int | float) for value in sources):  # reads a size itself
+                return self.rescaled(node, given, before)
+            with self.graph.inserting_before(node):
+                copied = self.graph.node_copy(given)
+            copied.args, copied.kwargs = fx.map_arg((given.args, given.kwargs), lambda source: self.original(copied, source))
+            self._originals[given], self._now[copied] = copied, before
+        return self._originals[given]
 
     def _element(self, node: fx.Node, given: fx.Node, i: int, wanted: int) -> Any:
         fixed = self._fixed.get(given, False)

@@ -177,7 +177,7 @@ class _Repair:
         else:
             node.update_arg(place, fitted(node, node.args[place], value))
         if isinstance(value, list) and isinstance(call.arguments[name], int):
-            _split_by_sizes(node)
+            _split_by_sizes(node, call)
 
     def _is_spread(self, node: fx.Node, place: int | None) -> bool:
         """Tell whether sizes stand one by one from a place on, as in ``x.view(2, 3)`` or ``torch.zeros(2, 3)``."""
@@ -200,7 +200,7 @@ class _Repair:
             if not self.numbers.changed(argument) or holds_tensors(before):
                 return argument
             if isinstance(before, bool | int | float):
-                return self.numbers.rescaled(node, argument, before)
+                return self.numbers.original(node, argument)
             if isinstance(before, tuple | list) and all(type(size) is int for size in before):
                 return self._restored_shape(node, argument, before)
             return argument
@@ -229,8 +229,10 @@ def _place(call: Call, name: str) -> int | None:
     return None
 
 
-def _split_by_sizes(node: fx.Node) -> None:
+def _split_by_sizes(node: fx.Node, call: Call) -> None:
     """Split by sizes in place of one size, or of a number of chunks."""
+    if str(getattr(node.target, "__name__", node.target)).partition(".")[0] in ("hsplit", "vsplit", "dsplit"):
+        node.update_kwarg("dim", call.dim())
     if isinstance(node.target, OpOverload):
         node.target = torch.ops.aten.split_with_sizes.default
         node.kwargs = {"split_sizes" if k in ("chunks", "sections", "split_size") else k: v for k, v in node.kwargs.items()}

@@ -136,6 +136,25 @@ def test_an_analysis_draws_no_random_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class PickedByFlags(nn.Module):
+    """Picks numbers by flags: how many there are, no shape says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("flags", torch.tensor([True, False] * 4))
+        self.one, self.two, self.three, self.four = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = self.one(x)
+        return self.three(self.two(h).relu()), self.four(h[:, self.flags]), h[h > 0].mean(), x.masked_select(x > 0).sum()
+
+
+def test_what_flags_pick_from_stays_whole() -> None:
+    deps = fxprune.analyze(fxprune.capture(PickedByFlags(), torch.randn(3, 4), frontend="trace"))
+    assert [str(group.members[0]) for group in deps.groups] == ["two.weight[0]"]
+    assert "flags" in str(deps.explain("one.weight", 0))
+
+
 def test_a_graph_without_example_values_is_refused() -> None:
     gm = pickle.loads(pickle.dumps(plain_graph()))
     with pytest.raises(AnalysisError, match=r"input node 'x' carries no example value in meta\['val'\].*capture it again"):

@@ -167,6 +167,12 @@ VIEWS = {
 }
 
 PARTS = {
+    "hsplit": Case(
+        lambda m, x: m.b(torch.cat(torch.hsplit(m.a(x).flatten(0, 1), 4)[::-1], 1).unflatten(0, (-1, 5))),
+        HALF,
+        frontends=("trace",),
+    ),
+    "dsplit": Case(lambda m, x: m.b(torch.cat(m.a(x).dsplit(4)[::-1], 2)), HALF),
     "split": Case(lambda m, x: m.b(_sum(m.a(x).split(4, -1))), {"a.weight": (6, 6), "b.weight": (3, 2)}, _linear(4)),
     "split_by_sizes": Case(
         lambda m, x: (lambda p: m.b(p[0]) + m.c(p[1]))(m.a(x).split([4, 8], dim=2)),
