@@ -157,6 +157,7 @@ class _Watch(TorchDispatchMode):
         self.counts = True  # whether what runs is work
         self.steps: list[Step] = []
         self.without_rule: dict[str, None] = {}
+        self.counters: dict[int, Tensor] = {}  # what buffers that count hold by now
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
         self.sources = Sources(self.units)
         masked = [(name, m.orig) for m in state.all_masked(gm) for name in m.names]  # known under its own name first
@@ -255,6 +256,7 @@ class _Watch(TorchDispatchMode):
             self._set(tensor, Label(label.axes, label.zeros, constant, producer))
         if func._schema.is_mutable:
             self._written(func, args)
+            self._count(func, args, kwargs)
         return result
 
     def _call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
@@ -331,7 +333,7 @@ class _Watch(TorchDispatchMode):
             return [r for r in pytree.tree_leaves(func(*real_args, **real_kwargs)) if isinstance(r, Tensor)]
 
     def _item(self, tensor: Tensor, func: OpOverload) -> Any:
-        constant = self.label(tensor).constant if isinstance(tensor, FakeTensor) else tensor
+        constant = self.label(tensor).constant if isinstance(tensor, FakeTensor) else self.counters.get(id(tensor), tensor)
         if constant is None or constant.is_meta:
             raise AnalysisError(
                 f"node {self.here.node!r} asks for the value of a tensor, which is not known before the graph runs"
@@ -351,6 +353,16 @@ class _Watch(TorchDispatchMode):
                         _forget_values(alias)
                 if memory is not None and (origin := self.fakes.origin(memory)) is not None:
                     self.sources.forget_values(origin)
+
+    def _count(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Follow what is written into a counter, such as that of the batches that a batch norm has seen."""
+        counter, *others = args
+        if type(counter) is not Tensor or counter.numel() != 1 or counter.is_floating_point() or counter.is_meta:
+            return
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((others, kwargs))):
+            with _disable_current_modes():
+                value = self.counters.get(id(counter), counter).clone()
+                self.counters[id(counter)] = func(value, *others, **kwargs)
 
     def dependencies(self) -> Dependencies:
         """Return what was found."""

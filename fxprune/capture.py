@@ -62,6 +62,7 @@ def capture(
     Example:
         >>> gm = fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224))
     """
+    model = _as_written(model)
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
     check_hooks(model)
     with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad():
@@ -79,6 +80,12 @@ def capture(
 
 # Both torch.fx and the watch for mode reads patch nn.Module while they trace.
 _ONE_AT_A_TIME = threading.RLock()
+
+
+def _as_written(model: Any) -> Any:
+    """Return the model that ``torch.compile`` was given, which holds the parameters under their own names."""
+    compiled = type(model).__module__.startswith("torch._dynamo") and isinstance(model, nn.Module)
+    return model._modules.get("_orig_mod", model) if compiled else model
 
 
 def _unsynchronised(model: nn.Module) -> list[str]:

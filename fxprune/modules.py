@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.node import Node
 
 ORIG = "_orig"
@@ -218,7 +218,7 @@ class _Reference(int):
 class Operator:
     """Pickles an operator of the dispatcher, which itself does not pickle, by its name."""
 
-    def __init__(self, operator: OpOverload | HigherOrderOperator) -> None:
+    def __init__(self, operator: OpOverload | OpOverloadPacket | HigherOrderOperator) -> None:
         higher_order = isinstance(operator, HigherOrderOperator)
         self.path = f"higher_order.{operator.name()}" if higher_order else str(operator)
 
@@ -243,7 +243,7 @@ class Function:
 
 def picklable(target: Any) -> Any:
     """Return the target of a node in a form that pickles; it has ``find`` then if it is another."""
-    if isinstance(target, OpOverload | HigherOrderOperator):
+    if isinstance(target, OpOverload | OpOverloadPacket | HigherOrderOperator):
         return Operator(target)
     if "<locals>" in getattr(target, "__qualname__", ""):
         module = sys.modules.get(getattr(target, "__module__", None) or "")

@@ -91,6 +91,8 @@ def resized(inputs: Inputs, batch: int, samples: int) -> Inputs:
     def repeat(tensor: Tensor) -> Tensor:
         if tensor.dim() == 0 or tensor.shape[0] != batch:
             return tensor
+        if batch == 0:  # there is no sample to repeat
+            return torch.zeros((samples, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
         return tensor.index_select(0, torch.arange(samples, device=tensor.device) % batch)
 
     return inputs.map(repeat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,10 +43,12 @@ def inline_all(gm: fx.GraphModule, deps: Dependencies, names: Sequence[str]) -> 
         deps: its analysis.
         names: the nodes' names.
     """
-    try:
-        shapes = shapes_of_batch(gm, _LARGER)
-    except Exception:  # a graph that takes no other batch size
-        shapes = shapes_of_batch(gm, 1)
+    shapes = None
+    for batch in (_LARGER, 1):  # a graph may take no other batch size, or ask for values
+        with contextlib.suppress(Exception):
+            shapes = shapes_of_batch(gm, batch) if shapes is None else shapes
+    if shapes is None:
+        return False
     known: dict[object, fx.GraphModule] = {}
     return bool(names) and all(inline(gm, deps, name, shapes, known) for name in names)
 

@@ -57,12 +57,14 @@ def comes_out_right(gm: fx.GraphModule, node: fx.Node, steps: Sequence[Step], nu
         numbers: the plain values.
     """
     mode, record = FakeTensorMode(allow_non_fake_inputs=True), _Record()
-    tensors = {id(label): tensor for step in steps if step.call is not None for label, tensor in step.call.given()}
+    given = [pair for step in steps if step.call is not None for pair in step.call.given()]
 
     def stand_in(leaf: Any) -> Any:
         if not isinstance(leaf, Label):
             return leaf
-        like = tensors.get(id(leaf))
+        # A tensor that was passed through has another label since; what has its shape is the best guess then.
+        alike = [tensor for label, tensor in given if label is leaf] or [t for label, t in given if label.shape == leaf.shape]
+        like = alike[0] if alike else None
         with torch.inference_mode(False), mode:
             return torch.empty(numbers.kept.shape(leaf), dtype=None if like is None else like.dtype)
 

@@ -47,6 +47,7 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
     Raises:
         ShrinkError: a node cannot be rewritten; the graph is as it was.
     """
+    stuck: tuple[str, ...] = ()
     while True:
         smaller = shared_copy(gm)
         try:
@@ -56,8 +57,10 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
             # A function that hides sizes from its arguments: what it calls can be rewritten one by one.
             dead = _dead_axes(deps, Kept(deps.units, removed))
             wider = shared_copy(gm)
-            if not inline_all(wider, deps, error.nodes):
+            written_out = tuple(f"{node.name} {node.target}" for node in gm.graph.nodes if node.name in error.nodes)
+            if written_out == stuck or not inline_all(wider, deps, error.nodes):
                 raise
+            stuck = written_out
             wider.recompile()
             adopt(gm, wider)
             deps = analyze(gm)
@@ -189,7 +192,8 @@ def baked_copy(gm: _Graph) -> _Graph:
     copy = shared_copy(gm)
     for masked in state.all_masked(copy):  # baking writes into the parameter, which the other graph has, too
         with torch.inference_mode(False):
-            fresh = nn.Parameter(masked.orig.detach(), requires_grad=masked.orig.requires_grad)
+            old = masked.orig.detach()
+            fresh = nn.Parameter(old.clone() if old.is_inference() else old, requires_grad=masked.orig.requires_grad)
         for owner, attribute in list(state.owners(copy, masked.orig)):
             owner._parameters[attribute] = fresh
     erase_corrections(copy)

@@ -266,3 +266,23 @@ def test_one_unit_of_every_group_stays_whatever_is_asked_for() -> None:
     slim = fxprune.prune(Heads(), torch.randn(2, 5, 4), 0.999, choose="all")
     assert slim.get_parameter("qkv.weight").shape == (3, 4)
     assert slim.get_parameter("out.weight").shape == (2, 1)
+
+
+def test_what_torch_compile_made_is_taken_as_the_model_it_was_given() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    small = fxprune.prune(torch.compile(model, backend="eager"), torch.randn(3, 4), 0.5)  # type: ignore[arg-type]
+    assert {name: tuple(p.shape) for name, p in small.named_parameters()} == {
+        "0.weight": (4, 4), "0.bias": (4,), "2.weight": (2, 4), "2.bias": (2,)
+    }  # fmt: skip
+
+
+def test_examples_without_any_sample() -> None:
+    small = fxprune.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(0, 4), 0.5)
+    assert small(torch.randn(3, 4)).shape == (3, 2)
+
+
+def test_parameters_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    small = fxprune.prune(model, torch.randn(3, 4), 0.5)
+    assert small.get_parameter("0.weight").shape == (4, 4)

@@ -306,3 +306,12 @@ def pruned_copy(gm: fx.GraphModule, amount: float) -> fx.GraphModule:
     small = fxprune.shrink(copy.deepcopy(masked), verify=False)
     fxprune.verify(masked, small, X, gradients=True)
     return small
+
+
+def test_a_node_that_cannot_be_written_out_any_further_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.passes.repair.comes_out_right", lambda gm, node, steps, numbers: False)
+    model = nn.Sequential(nn.Linear(3, 8), nn.PReLU(), nn.Linear(8, 2))
+    with pytest.raises(
+        fxprune.ShrinkError, match=r"runs several operators \(aten._prelu_kernel.default, aten.reshape.default\)"
+    ):
+        fxprune.prune(model, torch.randn(2, 3), 0.5)
