@@ -256,6 +256,7 @@ class _Corrected:
         """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
         if self.call.op is _aten.empty_like.default:  # makes nothing of them
             return
+        combined = {(mixing.operand, mixing.dim) for mixing in self.call.mixings}
         for label in self.step.results:
             for d, (axis, zero) in enumerate(zip(label.axes, label.zeros, strict=True), -len(label)):
                 if zero is not Zero.UNKNOWN or not self.is_live(axis):
@@ -265,15 +266,15 @@ class _Corrected:
                     if result is not None and not self.call.op._schema.is_mutable:
                         yield Clear(result)
                     continue
+                if any(state is Zero.UNKNOWN and self._is_same(one, axis) for one, state in self._dimensions()):
+                    continue  # it was so before
                 # Other dimensions may have the same units and yet be combined.
                 sides = [
                     (i, len(operand) + d, operand.zeros[d])
                     for i, operand in enumerate(self.call.operands)
-                    if operand is not None and len(operand) >= -d and operand.axes[d].size == axis.size
+                    if operand is not None and len(operand) >= -d and (i, len(operand) + d) not in combined
                     if self._is_same(operand.axes[d], axis)
                 ]
-                if any(state is Zero.UNKNOWN for *_, state in sides):
-                    continue  # it was so before
                 for i, place, state in sides:
                     if state is Zero.ZERO:
                         yield self._fill(i, place, 1.0) or self._impossible(axis, "of zeros that are not numbers")
@@ -282,6 +283,11 @@ class _Corrected:
         """Tell whether a result of the call is what the node returns."""
         result = self.values.get(self.step.node)
         return isinstance(result, Label) and result.axes == label.axes
+
+    def _dimensions(self) -> Iterator[tuple[Axis, Zero]]:
+        """Yield each dimension of each operand, and what is at its removed positions."""
+        for operand in self.step.operands:
+            yield from zip(operand.axes, operand.zeros, strict=True)
 
     def _is_same(self, one: Axis, other: Axis) -> bool:
         return one.rows is other.rows or np.array_equal(self.units.resolve(one), self.units.resolve(other))

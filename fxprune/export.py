@@ -87,7 +87,7 @@ def to_exported_program(
     Args:
         gm: the graph, masked or not; left as it is.
         example_inputs: positional inputs, or the single tensor.
-        example_kwargs: keyword inputs.
+        example_kwargs: keyword inputs; the program takes them by keyword, too.
         dynamic_batch: leave the first dimension of the inputs free where the graph allows it; needs a batch of two or more.
 
     Raises:
@@ -96,11 +96,13 @@ def to_exported_program(
 
     Source: https://docs.pytorch.org/docs/stable/export.html
     """
-    inputs = _positional(gm, example_inputs, example_kwargs)
-    shapes = _dynamic_batch(gm, inputs) if dynamic_batch else None
+    _positional(gm, example_inputs, example_kwargs)
+    args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    kwargs = dict(example_kwargs or {})
+    shapes = _dynamic_batch(gm, args, kwargs) if dynamic_batch else None
     try:
         with _quiet():
-            return torch.export.export(gm, inputs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(gm, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(f"torch.export refuses this graph: {_first_lines(error)}") from error
 
@@ -185,13 +187,13 @@ def _positional(gm: fx.GraphModule, inputs: Any, kwargs: Any) -> tuple[Any, ...]
     return tuple(bound.arguments.values())
 
 
-def _dynamic_batch(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
-    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and t.dim() > 0]
+def _dynamic_batch(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 0]
     shapes = torch.export.ShapesCollection()
     for tensor in tensors:
         if tensor.shape[0] == tensors[0].shape[0] > 1:
             shapes[tensor] = {0: torch.export.Dim.AUTO}
-    return shapes.dynamic_shapes(gm, inputs)
+    return shapes.dynamic_shapes(gm, args, kwargs)
 
 
 def _first_lines(error: Exception) -> str:

@@ -153,6 +153,18 @@ def test_keyword_inputs_are_taken_in_the_order_of_the_graph() -> None:
         assert torch.equal(ts(x, y, z), x - y * z)
 
 
+@pytest.mark.parametrize("dynamic_batch", [False, True])
+def test_an_exported_program_takes_keywords_as_the_example_gave_them(dynamic_batch: bool) -> None:
+    class Net(nn.Module):
+        def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+            return a if b is None else a - 2 * b
+
+    x, y = torch.randn(3, 2), torch.randn(3, 2)
+    gm = fxprune.capture(Net(), x, {"b": y})
+    program = fxprune.to_exported_program(gm, x, {"b": y}, dynamic_batch=dynamic_batch)
+    assert torch.equal(program.module()(x, b=y), x - 2 * y)
+
+
 def test_inputs_that_do_not_fit_the_graph() -> None:
     gm = fxprune.capture(ConvNet(), torch.randn(2, 3, 6, 6))
     for exporter in (fxprune.to_torchscript, fxprune.to_exported_program, fxprune.to_onnx):

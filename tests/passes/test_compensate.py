@@ -129,3 +129,24 @@ def test_flags_for_the_whole_batch_are_not_tried(combine: Callable[[Tensor], Ten
     assert "a mask could not correct" in str(deps.explain("one.weight", 0))
     for batch in (1, 3):
         assert fxprune.mask(copy.deepcopy(gm), fxprune.plan(deps, 0.5))(torch.randn(batch, 3)).shape == (batch, 2)
+
+
+class NormedBlock(nn.Module):
+    """Adds to channels what a layer whose weight is divided by its norm makes of them: units on both of its sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.block = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        return self.head((h + self.block(h)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("frontend", ["trace", "export"])
+def test_what_is_no_number_is_kept_out_of_sums(frontend: str) -> None:
+    torch.manual_seed(0)
+    found = pruned(NormedBlock(), (torch.randn(2, 3, 6, 6),), 0.5, frontend)
+    assert found.small.get_parameter("stem.weight").shape[0] == 4
+    assert_equal(found, (torch.randn(2, 3, 6, 6),), (torch.randn(3, 3, 6, 6),))
