@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,8 +53,18 @@ def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
         else:  # places one by one, such as [2, 0, 1], which are kept whole themselves
             new[place] = _left(np.asarray(numbers.before(item)), axis, numbers.kept).tolist()
     node.args = (source, tuple(new) if many else new[0])
-    for dim, table in reversed(tables):
-        _pick_after(gm, node, dim, table)
+    if tables:
+        _pick_besides(gm, node, tables)
+
+
+def _pick_besides(gm: fx.GraphModule, node: fx.Node, tables: list[tuple[int, Any]]) -> None:
+    """Let a node pick by tables along some dimensions what it picked before; under its name its label is known."""
+    with gm.graph.inserting_before(node):
+        last = gm.graph.call_function(operator.getitem, node.args)
+        for dim, places in tables[:0:-1]:
+            last = gm.graph.call_function(torch.index_select, (last, dim, _table(gm, node, torch.from_numpy(places))))
+    dim, places = tables[0]
+    node.target, node.args = torch.index_select, (last, dim, _table(gm, node, torch.from_numpy(places)))
 
 
 def _walk(items: list[Any], label: Label, numbers: Numbers) -> Iterator[tuple[int, Any, int, int]]:
@@ -84,7 +95,7 @@ def _slice(node: fx.Node, item: slice, axis: Axis, numbers: Numbers) -> tuple[sl
     found = slice_left(flags, old)
     if found is None:
         picked = np.arange(axis.size)[old]
-        return slice(None), (np.cumsum(flags) - 1)[picked[flags[picked]]]
+        return slice(None), np.ascontiguousarray((np.cumsum(flags) - 1)[picked[flags[picked]]])
     start, stop, step = found
     parts = [
         None
@@ -171,10 +182,3 @@ def pick_unevenly(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Number
     node.op, node.target = "call_function", torch.index_select
     node.args, node.kwargs = (node.args[0], d, table), {}
     return True
-
-
-def _pick_after(gm: fx.GraphModule, node: fx.Node, dim: int, places: Any) -> None:
-    with gm.graph.inserting_after(node):
-        picked = gm.graph.call_function(torch.index_select, (node, dim, node))
-    node.replace_all_uses_with(picked, delete_user_cb=lambda user: user is not picked)
-    picked.args = (node, dim, _table(gm, picked, torch.from_numpy(np.ascontiguousarray(places))))

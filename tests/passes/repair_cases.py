@@ -252,6 +252,11 @@ PLACES = {
     "results_that_are_shapes": Case(
         lambda m, x: (lambda h: (m.b(h), h.shape, h.size()[1:], torch.zeros(h.shape)))(m.a(x)), HALF, frontends=("trace",)
     ),
+    "steps_of_steps": Case(
+        lambda m, x: (lambda h: m.b(h[..., 1::2][..., 1::2]) + m.c(h) + h[..., ::3].shape[-1])(m.a(x)),
+        {"a.weight": (6, 6), "b.weight": (3, 1), "c.weight": (3, 6)},
+        lambda: {"b": nn.Linear(3, 3), "c": nn.Linear(12, 3)},
+    ),
     "zeros_of_a_size": Case(lambda m, x: (lambda h: m.b(h + torch.zeros(h.shape[2]) + torch.ones(h.size(2))))(m.a(x)), HALF),
     "roll": Case(lambda m, x: (lambda h: m.b(h + h.roll(4, -1)))(m.a(x)), HALF),
     "roll_back": Case(lambda m, x: (lambda h: m.b(h + torch.roll(h, shifts=(1, -6), dims=(1, 2))))(m.a(x)), HALF),

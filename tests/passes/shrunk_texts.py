@@ -113,10 +113,10 @@ TEXTS = (
         def forward(self, x):
             up = self.up(x)
             down = self.down(up)
-            getitem = up[(slice(None, None, None), slice(None, None, None))]
+            getitem_1 = up[(slice(None, None, None), slice(None, None, None))]
             index_table_0 = self.index_table_0
-            index_select = torch.index_select(getitem, 1, index_table_0)
-            third = self.third(index_select)
+            getitem = torch.index_select(getitem_1, 1, index_table_0)
+            third = self.third(getitem)
             add = down + third
             return add
         """,
