@@ -1,0 +1,20 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests of one network in a file follow each other: capturing it, which they share, is most of the work."""
+
+    def place(item: pytest.Item) -> tuple[str, str, str]:
+        parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        if not {"name", "frontend"} <= parameters.keys():
+            return str(item.path), "", ""
+        return str(item.path), str(parameters["name"]), str(parameters["frontend"])
+
+    files = {str(item.path): number for number, item in enumerate(reversed(items))}  # keep the order of files
+    items.sort(key=lambda item: (-files[str(item.path)], *place(item)))
