@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import os
-import re
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from fxprune import state
 from fxprune.axes import Reason
+from fxprune.code_lines import code_line
 from fxprune.dependencies import Dependencies, MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError
 from fxprune.fakes import Fakes, has_hints
@@ -168,7 +167,7 @@ class _Watch(TorchDispatchMode):
 
     def at(self, node: fx.Node, inside: str) -> None:
         """Take note of the node that runs next, of the graph or of one inside."""
-        self.here = Reason("", node=inside + node.name, source=_source(node))
+        self.here = Reason("", node=inside + node.name, source=code_line(node))
         self.example = node.meta.get("val")
 
     def finish(self, node: fx.Node, value: Any, inside: str) -> None:
@@ -388,16 +387,3 @@ def _forget_values(tensor: Tensor) -> None:
 def _parameters(func: OpOverload) -> list[tuple[str, Any, bool]]:
     """Return the name and the default of each parameter of an operator, and whether it takes tensors."""
     return [(a.name, a.default_value, "Tensor" in str(a.type)) for a in func._schema.arguments]
-
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_NOT_THE_MODEL = tuple(os.path.dirname(module.__file__) + os.sep for module in (torch, state) if module.__file__)
-
-
-def _source(node: fx.Node) -> str:
-    """Return file and line of the model's code that made a node, where they are known."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    for file, line in reversed(frames):
-        if not file.startswith(_NOT_THE_MODEL):
-            return f"{file}:{line}"
-    return ""
