@@ -21,6 +21,7 @@ from fxprune import kept_statistics
 from fxprune.axes import Axis
 from fxprune.batches import Batches
 from fxprune.rules.call import Call
+from fxprune.rules.factories import UNINITIALISED
 from fxprune.rules.labels import Label, Zero
 from fxprune.units import Units
 
@@ -254,7 +255,7 @@ class _Corrected:
 
     def _sanitised(self, mixed: set[int]) -> Iterator[Correction]:
         """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
-        if self.call.op is _aten.empty_like.default:  # makes nothing of them
+        if self.call.op in UNINITIALISED:  # makes nothing of them
             return
         combined = {(mixing.operand, mixing.dim) for mixing in self.call.mixings}
         for label in self.step.results:

@@ -22,6 +22,12 @@ class Factory:
         return [Label(tuple(call.units.fresh(size) for size in shape), (self.zero,) * len(shape)) for shape in call.shapes]
 
 
+_UNINITIALISED = overloads("empty.memory_format empty_strided new_empty new_empty_strided empty_permuted")
+_UNINITIALISED_LIKE = overloads("empty_like")
+#: Operators that read nothing and leave whatever is in memory.
+UNINITIALISED = frozenset((*_UNINITIALISED, *_UNINITIALISED_LIKE))
+
+
 def _counted(call: Call) -> str:
     return "-> " + ", ".join("*n" for _ in call.shapes)
 
@@ -31,15 +37,13 @@ register(
     overloads("ones full new_ones new_full rand randn rand.generator randn.generator randint randint.low normal.float_float"),
     Factory("-> n", Zero.FINITE),
 )
-register(
-    overloads("empty.memory_format empty_strided new_empty new_empty_strided empty_permuted"), Factory("-> n", Zero.UNKNOWN)
-)
+register(_UNINITIALISED, Factory("-> n", Zero.UNKNOWN))
 register(overloads("zeros_like"), Pattern("...x -> ...x", zeros="z"))
 register(
     overloads("ones_like full_like rand_like randn_like randint_like bernoulli bernoulli.p bernoulli_.float uniform_ normal_"),
     Pattern("...x -> ...x", zeros="n"),
 )
-register(overloads("empty_like"), Pattern("...x -> ...x", zeros="u"))
+register(_UNINITIALISED_LIKE, Pattern("...x -> ...x", zeros="u"))
 register(
     overloads(
         "arange arange.start arange.start_step linspace logspace eye eye.m tril_indices triu_indices randperm scalar_tensor "

@@ -44,6 +44,17 @@ def measured(models: Sequence[nn.Module], x: Tensor, rounds: int) -> list[list[f
     return times
 
 
+def compared(whole: Sequence[float], shrunk: Sequence[float], hand: Sequence[float]) -> dict[str, float]:
+    """Return the medians of seconds taken in turn, and the medians of their ratios round by round."""
+    return {
+        "whole ms": 1e3 * statistics.median(whole),
+        "shrunk ms": 1e3 * statistics.median(shrunk),
+        "narrow by hand ms": 1e3 * statistics.median(hand),
+        "shrunk / by hand": statistics.median(a / b for a, b in zip(shrunk, hand, strict=True)),
+        "speedup": statistics.median(a / b for a, b in zip(whole, shrunk, strict=True)),
+    }
+
+
 def latency(
     name: str = "resnet50",
     size: int = 224,
@@ -63,18 +74,7 @@ def latency(
         with torch.inference_mode():
             torch.testing.assert_close(slim(x), narrow(x))
         times = measured((model, slim, narrow), x, calls)
-        whole, shrunk, hand = map(statistics.median, times)
-        rows.append(
-            {
-                "model": name,
-                "batch": batch,
-                "whole ms": 1e3 * whole,
-                "shrunk ms": 1e3 * shrunk,
-                "narrow by hand ms": 1e3 * hand,
-                "shrunk / by hand": statistics.median(a / b for a, b in zip(times[1], times[2], strict=True)),
-                "speedup": whole / shrunk,
-            }
-        )
+        rows.append({"model": name, "batch": batch, **compared(*times)})
     return rows
 
 
