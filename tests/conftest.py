@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -18,3 +19,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     files = {str(item.path): number for number, item in enumerate(reversed(items))}  # keep the order of files
     items.sort(key=lambda item: (-files[str(item.path)], *place(item)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what stays until the end; networks captured once for many tests are many objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

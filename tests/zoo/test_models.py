@@ -34,7 +34,11 @@ def double_example(name: str, batch: int) -> tuple[tuple[Any, ...], dict[str, An
     return cast
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+# Half of the time of all models, and little that the others do not show.
+_SLOW = {"resnet50", "googlenet", "vit_b_32", "mvitv2_tiny", "efficientformer_l1"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in _SLOW else ()) for n in ENTRIES])
 def test_captured_pruned_trained_finalized_and_exported(name: str) -> None:
     model = build(name).double()
     args, kwargs = double_example(name, 2)
