@@ -26,6 +26,7 @@ from fxprune.errors import (
 )
 from fxprune.export import to_exported_program, to_onnx, to_torchscript
 from fxprune.global_pruning import global_unstructured
+from fxprune.histograms import Cut, Histogram, magnitude_histogram, merge_histograms
 from fxprune.importance import (
     FPGM,
     LAMP,
@@ -71,11 +72,13 @@ __all__ = [
     "CaptureError",
     "CaptureWarning",
     "CustomFromMask",
+    "Cut",
     "Dependencies",
     "ExportError",
     "ExportWarning",
     "FxpruneError",
     "Hessian",
+    "Histogram",
     "HookError",
     "Identity",
     "InputError",
@@ -105,7 +108,9 @@ __all__ = [
     "is_pruned",
     "l1_unstructured",
     "ln_structured",
+    "magnitude_histogram",
     "mask",
+    "merge_histograms",
     "plan",
     "prune",
     "random_structured",

@@ -13,8 +13,10 @@ from fxprune import state
 from fxprune.errors import FxpruneError, PruningTypeError, PruningValueError, as_pruning_error
 from fxprune.methods import CustomFromMask, chain, current_value, remember, scores_for
 from fxprune.passes.mask import insert_masks
+from fxprune.smallest import masks_of_smallest
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
+_COMPUTE_L1 = torch_prune.L1Unstructured.compute_mask
 
 
 def global_unstructured(
@@ -54,7 +56,7 @@ def global_unstructured(
             f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has {kind!r}'
         )
     masks = _global_masks(gm, parameters, given, method)
-    insert_masks(gm, masks)
+    insert_masks(gm, masks, own=True)
     gm.recompile()
     for name in parameters:
         custom = CustomFromMask(None)
@@ -98,19 +100,35 @@ def _global_masks(
     given: Mapping[str, Tensor],
     method: torch_prune.BasePruningMethod,
 ) -> dict[str, Tensor]:
-    """Let ``method`` choose among all elements at once and cut its mask into one for each parameter."""
-    values = {name: current_value(p, state.find_masked(gm, name)) for name, p in parameters.items()}
+    """Return a new mask for each parameter, of all whose elements ``method`` chooses at once."""
+    masked = {name: state.find_masked(gm, name) for name in parameters}
     try:
-        with torch.no_grad():
-            scores = nn.utils.parameters_to_vector([given.get(name, tensor) for name, (tensor, _) in values.items()])
-            default_mask = nn.utils.parameters_to_vector([mask for _, mask in values.values()])
-            method._tensor_name = "temp"
-            mask = chain(gm, "temp", method).compute_mask(scores, default_mask)
+        with torch.no_grad(), torch.inference_mode(False):
+            if isinstance(method, torch_prune.L1Unstructured) and type(method).compute_mask is _COMPUTE_L1:
+                ranked = [given.get(name, parameter.detach()) for name, parameter in parameters.items()]
+                earlier = [None if entry is None else entry.mask.expand_as(entry.orig) for entry in masked.values()]
+                found = masks_of_smallest(ranked, earlier, method.amount)
+                if found is not None:
+                    return dict(zip(parameters, found, strict=True))
+            return _computed_masks({name: current_value(p, masked[name]) for name, p in parameters.items()}, given, gm, method)
     except FxpruneError:
         raise
     except Exception as error:
         names = f"{len(parameters)} parameters ({', '.join(list(parameters)[:3])}{', ...' if len(parameters) > 3 else ''})"
         raise as_pruning_error(error, f"cannot prune {names} with {type(method).__name__}") from error
-    pieces = mask.split([p.numel() for p in parameters.values()])
+
+
+def _computed_masks(
+    values: Mapping[str, tuple[Tensor, Tensor]],
+    given: Mapping[str, Tensor],
+    gm: fx.GraphModule,
+    method: torch_prune.BasePruningMethod,
+) -> dict[str, Tensor]:
+    """Let ``method`` choose in one vector of all elements and cut its mask into one for each parameter."""
+    scores = nn.utils.parameters_to_vector([given.get(name, tensor) for name, (tensor, _) in values.items()])
+    default_mask = nn.utils.parameters_to_vector([mask for _, mask in values.values()])
+    method._tensor_name = "temp"
+    mask = chain(gm, "temp", method).compute_mask(scores, default_mask)
+    pieces = mask.split([tensor.numel() for tensor, _ in values.values()])
     # As in torch, where each piece is applied on top of the mask in force: a mask of other values counts twice.
     return {name: piece.view_as(default) * default for (name, (_, default)), piece in zip(values.items(), pieces, strict=True)}

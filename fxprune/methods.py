@@ -156,7 +156,7 @@ def current_value(parameter: nn.Parameter, masked: state.Masked | None) -> tuple
     """Return what the graph computes with now, and the mask in force in the parameter's dtype."""
     if masked is None:
         return parameter.detach(), torch.ones_like(parameter)
-    mask = masked.mask.to(dtype=parameter.dtype)
+    mask = masked.mask.to(dtype=parameter.dtype).expand_as(parameter)
     return mask * parameter.detach(), mask.clone(memory_format=torch.contiguous_format)
 
 

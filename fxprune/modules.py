@@ -27,7 +27,11 @@ MASK = "_mask"
 
 def is_binary(mask: Tensor) -> bool:
     """Tell whether every element of ``mask`` is 0 or 1; a mask on the meta device has no elements that could say no."""
-    return mask.is_meta or mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all())
+    if mask.is_meta or mask.dtype == torch.bool or mask.numel() == 0:
+        return True
+    if mask.dtype == torch.uint8:  # no other tensor of that size for what is asked most often
+        return int(mask.max()) <= 1
+    return bool(((mask == 0) | (mask == 1)).all())
 
 
 class MaskLoading(nn.Module):

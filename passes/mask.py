@@ -84,12 +84,21 @@ def mask(gm: _Graph, masks: Plan | Mapping[str, Tensor]) -> _Graph:
     return gm
 
 
-def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor]) -> bool:
-    """Do the work of :func:`mask`; the graph is not recompiled. Returns whether anything changed."""
+def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool = False) -> bool:
+    """Do the work of :func:`mask`; the graph is not recompiled. Returns whether anything changed.
+
+    Args:
+        gm: the graph.
+        masks: a mask for each name.
+        own: whether masks in uint8 become buffers as they are, without a copy: they are zeros and ones and no one else's.
+    """
     parameters = {name: _maskable(state.graph_module(gm), name, mask) for name, mask in masks.items()}
     _check_aliases(parameters, masks)
     fresh = {name: p for name, p in parameters.items() if state.find_masked(gm, name) is None}
-    compact = {name: compact_mask(masks[name], parameter) for name, parameter in parameters.items()}
+    compact = {
+        name: masks[name] if own and masks[name].dtype == torch.uint8 else compact_mask(masks[name], parameter)
+        for name, parameter in parameters.items()
+    }
     modified = lower(gm, fresh.values())
     for name, parameter in parameters.items():
         modified |= put_mask(gm, name, parameter, compact[name])  # once for all names of a tied parameter

@@ -20,6 +20,7 @@ PUBLIC = {
     "FxpruneError", "CaptureError", "InputError", "HookError", "LoweringError", "PruningError", "ExportError",
     "CaptureWarning", "ExportWarning",
     "plan", "Plan", "shrink", "verify", "prune", "PlanError", "ShrinkError", "VerificationError", "PruneWarning",
+    "Cut", "Histogram", "magnitude_histogram", "merge_histograms",
     "Magnitude", "Random", "BatchNormScale", "LAMP", "FPGM", "Taylor", "Hessian", "Activation",
     "__version__",
 }  # fmt: skip
