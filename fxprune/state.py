@@ -112,6 +112,15 @@ def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module
                 yield module, attribute
 
 
+def holders(root: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Return each (module, attribute) that holds a parameter or buffer, by the tensor's ``id``."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in root.modules():
+        for attribute, value in (*module._parameters.items(), *module._buffers.items()):
+            found.setdefault(id(value), []).append((module, attribute))
+    return found
+
+
 def find_masked(root: nn.Module, name: str) -> Masked | None:
     """Return the masked parameter that ``name`` means, or None if no parameter of that name is masked."""
     path, last = split(name)

@@ -125,6 +125,7 @@ def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Kept
 def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> dict[str, Index]:
     """Put what is left of parameters and buffers in their place; return the positions left by name."""
     indices: dict[str, Index] = {}
+    held = state.holders(gm)
     for tracked in deps.tracked:
         if not kept.shrinks(tracked.label):
             continue
@@ -137,11 +138,9 @@ def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> dict[s
             for dim, left in enumerate(index):
                 new = new if left is None else new.index_select(dim, left.to(new.device))
             new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-        for module in gm.modules():
-            for attribute, value in (*module._parameters.items(), *module._buffers.items()):
-                if value is old:
-                    # Recurrent modules keep a second list of their weights, which follows assignments.
-                    setattr(module, attribute, new)
+        for module, attribute in held[id(old)]:
+            # Recurrent modules keep a second list of their weights, which follows assignments.
+            setattr(module, attribute, new)
     return indices
 
 

@@ -15,6 +15,7 @@ from fxprune.frontends.check import ModelError, check_against_model
 from fxprune.frontends.export import Exported, batched, export, two_samples
 from fxprune.frontends.merge import merge_modes
 from fxprune.frontends.modes import ModeReads, in_mode, is_mixed, noting_mode_reads
+from fxprune.frontends.standins import Propagation
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.frontends.untouched import Changes
 from fxprune.modules import CapturedModule
@@ -27,6 +28,7 @@ class Example:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    propagation: Propagation = dataclasses.field(default_factory=Propagation)  # shared by all checks
 
     @property
     def training(self) -> bool:
@@ -43,11 +45,12 @@ class Example:
         """Return the example with only the ``first`` samples of its batch."""
         ids = {id(t) for t in batched(self.args, self.kwargs)}
         args, kwargs = pytree.tree_map(lambda leaf: leaf[:first] if id(leaf) in ids else leaf, (self.args, self.kwargs))
-        return Example(self.model, args, kwargs)
+        return dataclasses.replace(self, args=args, kwargs=kwargs)
 
     def doubled(self) -> Example:
         """Return the example with a batch of one repeated; the same otherwise."""
-        return Example(self.model, *two_samples(self.args, self.kwargs))
+        args, kwargs = two_samples(self.args, self.kwargs)
+        return dataclasses.replace(self, args=args, kwargs=kwargs)
 
 
 @dataclasses.dataclass
@@ -149,7 +152,7 @@ def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, r
 
 
 def _check(example: Example, gm: CapturedModule) -> Changes:
-    return check_against_model(gm, example.model, example.args, example.kwargs)
+    return check_against_model(gm, example.model, example.args, example.kwargs, propagation=example.propagation)
 
 
 def _check_if_possible(example: Example, gm: CapturedModule) -> None:
@@ -166,7 +169,9 @@ def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) 
     for tried in [example.doubled(), example] if example.training else [example, example.doubled()]:
         try:
             with in_mode(gm, model.training), in_mode(model, model.training):
-                return check_against_model(gm, model, tried.args, tried.kwargs, record=record)
+                return check_against_model(
+                    gm, model, tried.args, tried.kwargs, record=record, propagation=example.propagation
+                )
         except ModelError as error:
             failure = error
     assert failure is not None

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import CaptureError
 from fxprune.frontends.effects import writes_to_parameters
 from fxprune.frontends.program import same_program
-from fxprune.frontends.standins import Form
+from fxprune.frontends.standins import Form, Propagation
 from fxprune.frontends.untouched import Changes, fixed_seed, untouched
 
 Look = Callable[[Tensor], Any]
@@ -65,7 +65,13 @@ class _Run(nn.Module):
 
 
 def check_against_model(
-    gm: fx.GraphModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, record: bool = False
+    gm: fx.GraphModule,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    record: bool = False,
+    propagation: Propagation | None = None,
 ) -> Changes:
     """Compare the results and effects of both on the example.
 
@@ -78,6 +84,7 @@ def check_against_model(
         args: positional inputs.
         kwargs: keyword inputs.
         record: set ``node.meta["val"]`` throughout the graph, as fake tensors.
+        propagation: what operators give, from checks before this one.
 
     Returns:
         What the model's code tried to change besides tensors.
@@ -87,7 +94,7 @@ def check_against_model(
         ModelError: the model fails.
     """
     mode = FakeTensorMode()
-    changes = same_program(_Run(gm, Form.of if record else None), model, args, kwargs, _alike)
+    changes = same_program(_Run(gm, Form.of if record else None), model, args, kwargs, _alike, propagation)
     if changes is None:
         return _check_numbers(_Run(gm, _faker(mode) if record else None), model, args, kwargs)
     for node in gm.graph.nodes if record else ():

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import gc
 import unittest.mock
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fxprune.frontends.standins import (
     Form,
@@ -74,12 +74,49 @@ class _Call:
     place: int
 
 
+class _OfTensors:
+    """The values of tensors that are alive.
+
+    What ``torch.utils.weak.WeakTensorKeyDictionary`` is, too, but a look-up there makes a reference, and there are many.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], _Value]] = {}
+
+    def __setitem__(self, tensor: Tensor, value: _Value) -> None:
+        key, entries = id(tensor), self._entries
+        entries[key] = weakref.ref(tensor, lambda _: entries.pop(key, None)), value
+
+    def get(self, tensor: Tensor) -> _Value | None:
+        entry = self._entries.get(id(tensor))
+        return None if entry is None else entry[1]
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def items(self) -> list[tuple[Tensor, _Value]]:
+        """Return all that are alive, which keeps them so."""
+        found = []
+        for reference, value in list(self._entries.values()):
+            tensor = reference()
+            if tensor is not None:
+                tensor._fix_weakref()  # type: ignore[attr-defined]  # torch may have kept it alive behind Python's back
+                found.append((tensor, value))
+        return found
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+
 class Numbering:
     """The numbers of values, the same for the same in all runs to be compared."""
 
-    def __init__(self) -> None:
+    def __init__(self, propagation: Propagation) -> None:
         self._numbers: dict[Any, int] = {}
-        self.propagation = Propagation()
+        self.propagation = propagation
 
     def of(self, *key: Any) -> int:
         """Return the number of ``key``, the same each time."""
@@ -99,9 +136,9 @@ class Execution(TorchDispatchMode):
     def __init__(self, numbering: Numbering) -> None:
         super().__init__()
         self._numbering = numbering
-        self._values = WeakTensorKeyDictionary()  # of stand-ins
+        self._values = _OfTensors()  # of stand-ins
         self._leaves: dict[int, _Value] = {}  # of the tensors that they stand for, which code may still hold
-        self._constants = WeakTensorKeyDictionary()
+        self._constants = _OfTensors()
         self._memories: dict[int, _Memory] = {}  # of real tensors
         self._fresh: dict[int, torch.UntypedStorage] = {}  # made by computed calls
         self._draws = 0
@@ -247,7 +284,7 @@ class Execution(TorchDispatchMode):
         return value.number if written == value.written else self._numbering.of("after", value.number, written)
 
     def _value(self, tensor: Tensor) -> _Value:
-        value: _Value | None = self._values.get(tensor)
+        value = self._values.get(tensor)
         if value is not None and value.address != storage(tensor):
             raise IncomparableError("a tensor was given other data")
         value = value or self._leaves.get(id(tensor)) or self._constants.get(tensor)
@@ -281,11 +318,11 @@ class Execution(TorchDispatchMode):
                 args, kwargs = map_aggregate((args, kwargs), real)
                 leaves = pytree.tree_leaves(func(*args, **kwargs))
                 env.update({v: leaf for v, leaf in zip(made, leaves, strict=True) if v is not None})
-        for tensor, value in list(self._values.items()):
+        for tensor, value in self._values.items():
             tensor.data = env[value].data if value in env else value.real.data
 
     def _leaks(self) -> bool:
-        return len(self._values) > 0 or any(value.memory.written for value in self._constants.values())
+        return len(self._values) > 0 or any(value.memory.written for _, value in self._constants.items())
 
 
 def _source(call: _Call, outputs: list[Output]) -> int | None:

@@ -22,13 +22,19 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from fxprune.frontends.numbering import Execution, Numbering
+from fxprune.frontends.standins import Propagation
 from fxprune.frontends.untouched import Changes, fixed_seed, untouched
 
 Alike = Callable[[Any, Any, Callable[[Tensor, Tensor], bool]], bool]
 
 
 def same_program(
-    run: nn.Module, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], alike: Alike
+    run: nn.Module,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    alike: Alike,
+    propagation: Propagation | None = None,
 ) -> Changes | None:
     """Tell whether a graph and its model are the same program on inputs of these forms; neither changes, nor do the inputs.
 
@@ -38,11 +44,12 @@ def same_program(
         args: positional inputs.
         kwargs: keyword inputs.
         alike: tells whether two results have the same structure, given what tells whether two tensors are the same.
+        propagation: what operators give, from comparisons before this one.
 
     Returns:
         What the model's code tried to change besides tensors; None if the programs are different or cannot be compared.
     """
-    numbering = Numbering()
+    numbering = Numbering(propagation or Propagation())
     ours, theirs = Execution(numbering), Execution(numbering)
     try:
         changes = _compare(ours, theirs, run, model, (args, kwargs), alike)
