@@ -212,7 +212,9 @@ def _quiet_specs() -> Iterator[None]:
         yield
 
 
-_KEPT_META = ("stack_trace", "is_wrapped", "fxprune_module", "fxprune_call", "fxprune_moved", "fxprune_original")
+_KEPT_META = (
+    "stack_trace", "is_wrapped", "fxprune_module", "fxprune_call", "fxprune_path", "fxprune_moved", "fxprune_original",
+)  # fmt: skip
 
 
 class _Reference(int):

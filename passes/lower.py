@@ -77,7 +77,7 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
         call, known = _with_slots(node), stand_ins[leaf].calls
         if call not in known:
             known.append(call)
-        nodes[-1].meta["fxprune_call"] = known.index(call)
+        nodes[-1].meta |= {"fxprune_call": known.index(call), "fxprune_path": str(node.target)}
         take_over(node, nodes[-1])
     return bool(calls)
 

@@ -84,10 +84,14 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, l
         for site in users:
             if site._erased or site.meta.get("fxprune_call", index) != index:
                 continue
+            # Layers that are tied are written out alike, and one that is registered twice is called by either name.
+            name = site.meta.get("fxprune_path", path)
+            if isinstance(owner := state.value_at(gm, name), Lowered) and owner is not lowered:
+                continue
             match = _Matcher(module, path, tensor_of).run(pattern, site)
             if match is None:
                 continue
-            _put_call(gm.graph, path, args, kwargs, match)
+            _put_call(gm.graph, name if owner is lowered else path, args, kwargs, match)
             found = True
     if found:
         state.replace_module(gm, lowered, module)

@@ -374,13 +374,13 @@ class TestRefusals:
             fxprune.capture(Branches(), torch.randn(2, 2))
         message = str(info.value)
         assert "Branches could not be captured" in message
-        assert "trace: TraceError: symbolically traced variables cannot be used as inputs to control flow" in message
+        assert "trace: TraceError: the code needs the value of node 'gt' (<built-in function gt>): " in message
         assert "export: " in message
 
     def test_one_front_end_alone_says_that_there_is_another(self) -> None:
         class Branches(nn.Module):
             def forward(self, x: Tensor) -> Tensor:
-                return x if x.shape[1] > 1 else -x
+                return x if x.device.type == "cpu" else -x
 
         with pytest.raises(fxprune.CaptureError, match='frontend="auto" tries both'):
             fxprune.capture(Branches(), torch.randn(2, 2), frontend="trace")

@@ -79,6 +79,8 @@ def by_trace(example: Example) -> Attempt:
             attempt.follows_mode = False
         else:
             _follow_mode(attempt, example.doubled(), other, reads)
+    if traced.for_several:
+        _check_if_possible(example.sample(1), attempt.gm)
     return attempt
 
 
@@ -169,9 +171,7 @@ def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) 
     for tried in [example.doubled(), example] if example.training else [example, example.doubled()]:
         try:
             with in_mode(gm, model.training), in_mode(model, model.training):
-                return check_against_model(
-                    gm, model, tried.args, tried.kwargs, record=record, propagation=example.propagation
-                )
+                return check_against_model(gm, model, tried.args, tried.kwargs, record=record, propagation=example.propagation)
         except ModelError as error:
             failure = error
     assert failure is not None

@@ -97,9 +97,12 @@ def _why_batch_is_fixed(program: ExportedProgram, graph: fx.Graph, inputs: list[
 def _holds_for_all_batches(guard: str) -> bool:
     """Try a guard, Python code over input sizes, at several batch sizes; the same one for all inputs."""
     names = dict.fromkeys(re.findall(r"L((?:\[[^\]]+\])+)\.size\(\)\[0\]", guard))
-    if re.search(r"L\[", re.sub(r"L(?:\[[^\]]+\])+\.size\(\)\[0\]", "", guard)):
+    others = re.sub(r"L(?:\[[^\]]+\])+\.size\(\)\[0\]", "", guard)
+    if re.search(r"L\[", others):
         return False  # about something else than batch sizes
-    for batch in (2, 3, 4, 5, 7, 64, 1021):
+    # The numbers that it names, too: it may be about one of them.
+    named = {int(n) + d for n in re.findall(r"\b\d+\b", others) for d in (-1, 0, 1)}
+    for batch in sorted({2, 3, 4, 5, 7, 64, 1021} | {n for n in named if n > 1}):
         code = guard
         for name in names:
             code = code.replace(f"L{name}.size()[0]", str(batch))

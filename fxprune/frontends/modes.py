@@ -106,6 +106,19 @@ def noting_mode_reads(model: nn.Module) -> Iterator[ModeReads]:
 
 
 @contextlib.contextmanager
+def unnoted() -> Iterator[None]:
+    """Within the context, reads of the flag are noted nowhere."""
+    noting = vars(nn.Module).get("training")
+    if noting is not None:
+        del nn.Module.training
+    try:
+        yield
+    finally:
+        if noting is not None:
+            nn.Module.training = noting
+
+
+@contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put every module of ``model`` in train or eval mode within the context."""
     before = {module: module.__dict__["training"] for module in model.modules()}

@@ -319,7 +319,9 @@ class Execution(TorchDispatchMode):
                 leaves = pytree.tree_leaves(func(*args, **kwargs))
                 env.update({v: leaf for v, leaf in zip(made, leaves, strict=True) if v is not None})
         for tensor, value in self._values.items():
-            tensor.data = env[value].data if value in env else value.real.data
+            left = env.get(value, value.real)
+            assert left is not None
+            tensor.data = left.data
 
     def _leaks(self) -> bool:
         return len(self._values) > 0 or any(value.memory.written for _, value in self._constants.items())

@@ -10,17 +10,20 @@ import contextlib
 import dataclasses
 import inspect
 import operator
+import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune import functional
 from fxprune.errors import CaptureError, InputError
 from fxprune.forms import is_opaque
+from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.untouched import untouched
 
 
@@ -34,7 +37,27 @@ def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any]
     return record
 
 
-class _Proxy(fx.Proxy):
+class _Asking(fx.Proxy):
+    """A symbolic value that leaves to its tracer what it does not know."""
+
+    def __getattr__(self, name: str) -> Any:
+        tracer: Any = self.tracer
+        found = _Attribute(self, name)
+        # Functions such as torch.finfo take no symbolic dtype.
+        return tracer.decide(found, lambda value: value) if name == "dtype" and tracer.decides else found
+
+    def __len__(self) -> int:
+        return self.tracer.decide(self, len)  # type: ignore[attr-defined, no-any-return]
+
+    def __index__(self) -> int:
+        return self.tracer.decide(self, operator.index)  # type: ignore[attr-defined, no-any-return]
+
+
+class _Attribute(_Asking, fx.proxy.Attribute):
+    """An attribute of a symbolic value, or a method of it."""
+
+
+class _Proxy(_Asking):
     """A symbolic value that notes where the model's code writes ``x += y``, which the graph has as ``x = x + y``.
 
     Python falls back to the latter for an object without the former. Which of the two it is makes no difference to the
@@ -53,21 +76,62 @@ class Tracer(fx.Tracer):
     Args:
         call: the model's forward signature bound to the example inputs.
         fixed_numbers: fix ints and floats among the inputs and the shapes of parameters, for models that branch on them.
+        decisions: answers what symbolic values cannot; None to refuse.
     """
 
     # A buffer read as a constant would go stale when the model's buffer changes.
     proxy_buffer_attributes = True
 
-    def __init__(self, call: inspect.BoundArguments, *, fixed_numbers: bool) -> None:
+    def __init__(self, call: inspect.BoundArguments, *, fixed_numbers: bool, decisions: Decisions | None) -> None:
         super().__init__(autowrap_functions=functional.ALL, param_shapes_constant=fixed_numbers)
         self._call = call
         self._context = _context()
         self._fixed_numbers = fixed_numbers
+        self._decisions = decisions
+        self._deciding = False
         self.record_stack_traces = True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what the model's code gets for the value of a node."""
         return _Proxy(node, self)
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are answers to what symbolic values cannot tell."""
+        return self._decisions is not None
+
+    def decide(self, proxy: fx.Proxy, ask: Callable[[Any], Any]) -> Any:
+        """Return what the model's code asks of a value."""
+        if self._decisions is None:
+            raise TraceError(f"the code needs the value of {proxy.node.format_node()}")
+        self._deciding = True
+        try:
+            return self._decisions.answer(proxy.node, ask)
+        finally:
+            self._deciding = False
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Return the truth of a value."""
+        return bool(self.decide(obj, bool))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        """Return the parts of a value."""
+        parts: Any = obj
+        return iter([parts[i] for i in range(self.decide(obj, len))])
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace a call of a module, unless it is one of those that find a decision."""
+        return forward(*args, **kwargs) if self._deciding else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return what the model's code gets for a parameter or buffer."""
+        if self._deciding:
+            return attr_val
+        if isinstance(attr_val, Tensor) and not isinstance(attr_val, nn.Parameter):
+            # Only of parameters does torch.fx know how to have constant shapes.
+            with unittest.mock.patch.object(self, "param_shapes_constant", False):
+                return super().getattr(attr, attr_val, parameter_proxy_cache)
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules whole, unless they hide parameters that no pass could reach."""
@@ -107,11 +171,15 @@ class Tracer(fx.Tracer):
     def _input(self, name: str, value: Any) -> Any:
         type_expr = type(value) if isinstance(value, bool | int | float | str) else None
         placeholder = self.create_proxy("placeholder", name, (), {}, type_expr=type_expr)
+        if self._decisions is not None:
+            self._decisions.note_input(name, value)
         return self._unpack(placeholder, name, value)
 
     def _unpack(self, proxy: Any, name: str, value: Any) -> Any:
         """Return what the model's code gets for ``value``: real containers, so that it can ask what they are."""
         if isinstance(value, Tensor) or (type(value) in (int, float) and not self._fixed_numbers):
+            if isinstance(value, Tensor) and self._decisions is not None:
+                self._decisions.inputs[proxy.node] = value
             return proxy
         if not _has_tensor(value):
             _check_fixed(self, proxy, name, value)
@@ -181,10 +249,14 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ins
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A graph, and the constants that tracing made by the names it reads them under."""
+    """A graph, and the constants that tracing made by the names it reads them under.
+
+    ``for_several`` says that the model's code asked whether there is one sample only, and the graph is of the other case.
+    """
 
     graph: fx.Graph
     constants: dict[str, Any]
+    for_several: bool = False
 
 
 def trace(model: nn.Module, call: inspect.BoundArguments) -> Traced:
@@ -203,12 +275,15 @@ def trace(model: nn.Module, call: inspect.BoundArguments) -> Traced:
     for fixed_numbers in (False, True):
         try:
             with untouched(model) as changes, _constants_of(model) as constants, _NoRandomness():
-                graph = Tracer(call, fixed_numbers=fixed_numbers).trace(model)
+                decisions = Decisions(call, model) if fixed_numbers else None
+                graph = Tracer(call, fixed_numbers=fixed_numbers, decisions=decisions).trace(model)
+                if decisions is not None and decisions.taken:
+                    decisions.write_guards(graph)
             if changes.rebound_tensors:
                 raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
-            return Traced(graph, constants)
+            return Traced(graph, constants, decisions is not None and decisions.for_several)
         except Exception as e:  # the model's own code fails in any way it likes on symbolic values
-            error = error or e
+            error = e
     raise CaptureError(_reason(error)) from error
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+
 def available() -> bool:
     """Tell whether Torch-Pruning is installed; it is in no extra, since only the benchmarks need it."""
     try:
@@ -78,7 +79,9 @@ def _heads(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
         for hook in hooks:
             hook.remove()
     values = result.to_tuple() if hasattr(result, "to_tuple") else result
-    return [made[leaf.data_ptr()] for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.data_ptr() in made]
+    return [
+        made[leaf.data_ptr()] for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.data_ptr() in made
+    ]
 
 
 _QUERIES = ("qkv", "query", "q_proj", "k_proj", "v_proj", "key", "value", "q", "kv", "c_attn")

@@ -25,16 +25,16 @@ _ROUNDS = 3
 _LEAST = 0.25  # of the parameters has to go, or nothing was done
 
 _TORCHVISION = (
-    "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2 "
-    "mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet34 resnet50 resnet101 resnext50_32x4d "
-    "shufflenet_v2_x1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg16_bn vit_b_16 wide_resnet50_2 fcn_resnet50 deeplabv3_resnet50 "
-    "lraspp_mobilenet_v3_large r3d_18"
+    "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 "
+    "mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet34 resnet50 resnet101 "
+    "resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg16_bn vit_b_16 wide_resnet50_2 fcn_resnet50 "
+    "deeplabv3_resnet50 lraspp_mobilenet_v3_large r3d_18"
 )
 _TIMM = (
-    "vit_tiny_patch16_224 vit_base_patch16_224 deit_tiny_patch16_224 deit3_small_patch16_224 resnet26 resnetv2_50 convnext_atto "
-    "convnextv2_atto mixer_s32_224 resmlp_12_224 gmixer_24_224 cspresnet50 darknet53 dla34 hrnet_w18_small efficientformer_l1 "
-    "fasternet_t0 mobilenetv4_conv_small regnetz_b16 repvgg_a0 rexnet_100 tf_efficientnetv2_b0 vovnet39a xcit_nano_12_p16_224 "
-    "levit_128 poolformer_s12 pvt_v2_b0 edgenext_xx_small mobileone_s0 ghostnet_100"
+    "vit_tiny_patch16_224 vit_base_patch16_224 deit_tiny_patch16_224 deit3_small_patch16_224 resnet26 resnetv2_50 "
+    "convnext_atto convnextv2_atto mixer_s32_224 resmlp_12_224 gmixer_24_224 cspresnet50 darknet53 dla34 hrnet_w18_small "
+    "efficientformer_l1 fasternet_t0 mobilenetv4_conv_small regnetz_b16 repvgg_a0 rexnet_100 tf_efficientnetv2_b0 vovnet39a "
+    "xcit_nano_12_p16_224 levit_128 poolformer_s12 pvt_v2_b0 edgenext_xx_small mobileone_s0 ghostnet_100"
 )
 _TRANSFORMERS = "bert roberta distilbert electra gpt2 llama vit deit swin convnext resnet mobilenet_v2 segformer"
 NAMES = tuple(
@@ -59,7 +59,7 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
     from torchvision import models
 
     options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    if "resnet50" in name and "_" in name and "next" not in name and "wide" not in name or name.startswith("lraspp"):
+    if name.startswith(("fcn", "deeplab", "lraspp")):
         options["weights_backbone"] = None
     sizes = {"inception_v3": (299, 299), "r3d_18": (16, 112, 112)}.get(name, (224, 224))
     return models.get_model(name, weights=None, **options), (torch.randn(1, 3, *sizes),), {}
@@ -69,13 +69,14 @@ def _timm(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     import timm
 
     model = timm.create_model(name)
-    return model, (torch.randn(1, *model.default_cfg["input_size"]),), {}
+    config: Any = model.default_cfg
+    return model, (torch.randn(1, *config["input_size"]),), {}
 
 
 def _transformers(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     import transformers
 
-    config = transformers.AutoConfig.for_model(name)
+    config: Any = transformers.AutoConfig.for_model(name)
     config._attn_implementation = "eager"
     if name == "llama":
         config.hidden_size, config.intermediate_size, config.num_hidden_layers = 1024, 2816, 12
@@ -122,7 +123,9 @@ def measured(name: str, rounds: int = _ROUNDS) -> dict[str, Any]:
                     times[side].append(time.perf_counter() - start)
                     check(small, model, args, kwargs)
                 except Exception as error:
-                    wrong[side] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:90]
+                    wrong[side] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
+                        :90
+                    ]
                     continue
                 row[f"{side} left %"] = 100 * sum(p.numel() for p in small.parameters()) / whole
     for side in SIDES:

@@ -243,6 +243,24 @@ def test_layer_registered_under_two_names_is_put_back_under_both() -> None:
     assert gm.code == before
 
 
+def test_tied_layers_are_put_back_each_in_its_place() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Any:
+            return self.first(torch.tanh(self.second(torch.relu(self.first(x)))))
+
+    gm = fxprune.capture(Tied(), (torch.ones(2, 3),), frontend="trace")
+    before = gm.code
+    fxprune.l1_unstructured(gm, "second.weight", 0.5)
+    gm = copy.deepcopy(gm)
+    fxprune.remove(gm, "first.weight")
+    assert gm.code == before
+
+
 def test_layer_whose_nodes_were_changed_meanwhile_stays_written_out() -> None:
     gm = net()
     Lower(["fc.weight"])(gm)
