@@ -108,7 +108,7 @@ class Decisions:
         """
         question = f"the code needs the value of node {node.name!r} ({node.target})"
         try:
-            with _disable_current_modes(), unnoted(), torch.no_grad(), self._mode:
+            with _disable_current_modes(), unnoted(), torch.no_grad(), torch.device("meta"), self._mode:
                 for one in _with_ancestors(node, self._runs[0]):
                     for env, batch in zip(self._runs, self._batches, strict=True):
                         env[one] = self._value(one, env, batch)

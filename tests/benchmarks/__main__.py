@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from tests.benchmarks import analysis, shrunk
+from tests.benchmarks import analysis, masks, pipeline, shrunk
 
 BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "analysis": analysis.usual_models,
     "depth": analysis.depth,
     "large": analysis.large,
     "shrunk": shrunk.latency,
+    "selection": masks.selection,
+    "step": masks.training_step,
+    "masks": masks.mask_memory,
+    "pipeline": pipeline.pipeline,
 }
 
 

@@ -10,15 +10,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 
-def available() -> bool:
-    """Tell whether Torch-Pruning is installed; it is in no extra, since only the benchmarks need it."""
-    try:
-        import torch_pruning  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def torch_pruned(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], amount: float = 0.5) -> nn.Module:
     """Prune a model in place by Torch-Pruning, by group magnitude, and return it.
 
@@ -60,11 +51,14 @@ def _sum(result: Any) -> Tensor:
 
 
 def _heads(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
-    """Return the layers that make a result: those whose value a result is."""
+    """Return the layers that make a result: those whose value a result is, or whose channels a result without weights has."""
     made: dict[int, nn.Module] = {}
     kept: list[Any] = []  # so that no address is used twice
+    widths: dict[int, nn.Module] = {}  # the last layer of each number of channels
 
     def note(module: nn.Module, _: Any, result: Any) -> None:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            widths[len(module.weight)] = module
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor):
                 made[leaf.data_ptr()] = module
