@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune import functional
+from fxprune.code_lines import calling_lines
 from fxprune.errors import CaptureError, InputError
 from fxprune.forms import is_opaque
 from fxprune.frontends.decisions import Decisions
@@ -89,7 +90,6 @@ class Tracer(fx.Tracer):
         self._fixed_numbers = fixed_numbers
         self._decisions = decisions
         self._deciding = False
-        self.record_stack_traces = True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what the model's code gets for the value of a node."""
@@ -145,6 +145,7 @@ class Tracer(fx.Tracer):
             raise CaptureError("the model switches gradients or autocast within forward, which a traced graph cannot keep")
         node = super().create_node(*args, **kwargs)
         node.meta["fxprune_module"] = self.scope.module_path
+        node.stack_trace = calling_lines()
         return node
 
     def create_arg(self, a: Any) -> Any:
