@@ -94,15 +94,17 @@ class Numbers:
         """Return an argument of ``node`` that comes out as wanted: the given one where it does; of a size -1 does."""
         if isinstance(wanted, list | tuple):
             if isinstance(given, fx.Node):  # a whole shape, such as x.view(y.shape)
-                if list(self._now[given]) == list(wanted):
+                now = [size if is_size and n == -1 else n for n, size in zip(self._now[given], wanted, strict=True)]
+                if now == list(wanted):
                     return given
-                return [self._element(node, given, i, size) for i, size in enumerate(wanted)]
+                is_rest = [is_size and n == -1 for n in self._now[given]]
+                return [-1 if is_rest[i] else self._element(node, given, i, size) for i, size in enumerate(wanted)]
             if not isinstance(given, list | tuple):  # one number for a list of one
                 single = len(wanted) == 1 and type(given) is int
                 return self.fitted(node, given, wanted[0], is_size=is_size) if single else wanted
             return type(given)(self.fitted(node, part, size, is_size=is_size) for part, size in zip(given, wanted, strict=True))
         if isinstance(given, fx.Node):
-            return self.rescaled(node, given, wanted)
+            return given if is_size and self._now[given] == -1 else self.rescaled(node, given, wanted)
         return given if is_size and given == -1 and wanted >= 0 else wanted
 
     def rescaled(self, node: fx.Node, given: fx.Node, wanted: Any) -> Any:
@@ -141,7 +143,7 @@ class Numbers:
     def _scaled(self, node: fx.Node, given: fx.Node, now: Any, wanted: Any, fixed: bool) -> Any:
         if now == wanted:
             return given
-        if fixed or type(now) is not int or type(wanted) is not int or not now:
+        if fixed or type(now) is not int or type(wanted) is not int or now <= 0:
             return wanted
         shared = math.gcd(now, wanted)
         with self.graph.inserting_before(node):

@@ -125,6 +125,14 @@ VIEWS = {
     "view_of_a_shape": Case(
         lambda m, x: (lambda h: m.b(h.view(h.shape[:-1] + (3, 4)).sin().view(h.shape)))(m.a(x)), HALF, options=INNER
     ),
+    "view_of_a_shape_with_the_rest": Case(
+        lambda m, x: (lambda h: m.b(h.view((-1,) + h.shape[1:-1] + (3, 4)).sin().view((-1,) + h.shape[1:])))(m.a(x)),
+        HALF,
+        options=INNER,
+    ),
+    "view_of_a_shape_with_the_rest_that_fits": Case(
+        lambda m, x: m.b((m.a(x) + 1).view((-1,) + x.shape[1:-1] + (m.a(x).shape[-1],))), HALF
+    ),
     "reshape_by_sizes_read": Case(_heads, HALF, options=INNER),
     "reshape_heads_by_sizes_read": Case(_heads, {"a.weight": (4, 6), "b.weight": (3, 4)}, options=OUTER),
     "reshape_both": Case(_heads, {"a.weight": (2, 6), "b.weight": (3, 2)}, options=ALL),
