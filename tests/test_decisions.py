@@ -151,6 +151,14 @@ def even(net: Any, x: Tensor) -> Tensor:
     return -x if x.shape[0] % 2 else x
 
 
+def seven_less(net: Any, x: Tensor) -> Tensor:
+    return -x if x.shape[0] - 7 == 0 else x
+
+
+def multiple_of_seven(net: Any, x: Tensor) -> Tensor:
+    return -x if x.shape[0] % 7 == 0 else x
+
+
 def loop_over_samples(net: Any, x: Tensor) -> Tensor:
     return torch.stack([sample * i for i, sample in enumerate(x)])
 
@@ -167,7 +175,10 @@ def on_no_device(net: Any, x: Tensor) -> Tensor:
     return -x if x.is_meta else x
 
 
-UNDECIDED = [few, exactly_eight, whole_shape, one_of_the_sizes, even, loop_over_samples, values, device, on_no_device]
+UNDECIDED = [
+    few, exactly_eight, whole_shape, one_of_the_sizes, even, seven_less, multiple_of_seven, loop_over_samples, values, device,
+    on_no_device,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("code", UNDECIDED)

@@ -206,9 +206,16 @@ class Decisions:
             return False
         varying = [side for side in node.args if isinstance(side, fx.Node) and self._varies(side)]
         others = [side for side in node.args if not self._varies(side)]
-        if len(varying) != 1 or isinstance(self._runs[0][varying[0]], Tensor | tuple):
+        if len(varying) != 1 or not self._is_batch(varying[0]):
             return False
         return all((self._runs[0][side] if isinstance(side, fx.Node) else side) in (0, 1) for side in others)
+
+    def _is_batch(self, node: fx.Node) -> bool:
+        """Tell whether a value is the batch size or a multiple of it; what else is computed from it may be one at any size."""
+        sizes = [env[node] for env in self._runs]
+        return all(
+            type(n) is int and n > 0 and n * self._batches[0] == sizes[0] * b for n, b in zip(sizes, self._batches, strict=True)
+        )
 
     def write_guards(self, graph: fx.Graph) -> None:
         """Check, at the head of a graph, that all sizes but the batch's are those of the example.
