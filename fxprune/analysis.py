@@ -6,11 +6,9 @@ ATen operators, which a dispatch mode sees; the rule of each operator carries la
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +31,7 @@ from fxprune.rules import POINTWISE, Call, Label, Rule, Zero, find_rule
 from fxprune.rules.call import tensors_in
 from fxprune.rules.registry import is_by_user
 from fxprune.sources import MAX_CONSTANT, Sources
+from fxprune.uncollected import uncollected
 from fxprune.units import Units
 
 
@@ -56,20 +55,8 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
         >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
         >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
     """
-    with _uncollected():
+    with uncollected():
         return _analyze(state.graph_module(gm))
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Hold Python's garbage collector off: an analysis makes many objects to keep, which it would go through over and over."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _analyze(gm: fx.GraphModule) -> Dependencies:

@@ -17,10 +17,12 @@ from fxprune.errors import CaptureError, CaptureWarning, InputError
 from fxprune.frontends.attempt import Attempt, Example, by_copy, by_export, by_trace
 from fxprune.frontends.hooks import Pruned, check_hooks, without_prune_hooks
 from fxprune.frontends.modes import in_mode, switching_changes
+from fxprune.frontends.program import Programs
 from fxprune.frontends.trace import bind
 from fxprune.frontends.untouched import own_random_numbers
 from fxprune.modules import CapturedModule
 from fxprune.passes.mask import insert_masks
+from fxprune.uncollected import uncollected
 
 Frontend = Literal["auto", "trace", "export"]
 
@@ -65,9 +67,9 @@ def capture(
     model = _as_written(model)
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
     check_hooks(model)
-    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad():
+    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), uncollected():
         with without_prune_hooks(model) as pruned, own_random_numbers(model) as other_generators:
-            attempt = _first_that_works(Example(model, args, kwargs), frontend)
+            attempt = _first_that_works(Example(model, args, kwargs, Programs(model)), frontend)
         for entry in pruned:
             _mask_as(attempt.gm, entry)
         attempt.gm.recompile()

@@ -15,6 +15,9 @@ from fxprune.kept import Kept
 from fxprune.rules.labels import Label
 
 
+_PLAIN = (int, float, bool, str, type(None))
+
+
 class Numbers:
     """Follows the plain values of a graph, node by node.
 
@@ -49,7 +52,11 @@ class Numbers:
 
     def shrinks(self, value: Any) -> bool:
         """Tell whether any label in a value stands for a tensor that loses positions."""
-        return any(isinstance(leaf, Label) and self.kept.shrinks(leaf) for leaf in pytree.tree_leaves(value))
+        if isinstance(value, Label):
+            return self.kept.shrinks(value)
+        if type(value) in (tuple, list):
+            return any(map(self.shrinks, value))
+        return type(value) not in _PLAIN and any(map(self.shrinks, _leaves(value)))
 
     def follow(self, node: fx.Node) -> None:
         """Take a node in; those that it reads have been taken in before."""
@@ -166,3 +173,9 @@ def differ(one: Any, other: Any) -> bool:
 def _is_fixed_axis(axis: Axis) -> bool:
     # An axis with a part that came with the input has a reason from the start, even where it was merged with others.
     return not axis.is_whole and axis.why is None
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Return the leaves of a value that has some besides itself."""
+    leaves = pytree.tree_leaves(value)
+    return [] if len(leaves) == 1 and leaves[0] is value else leaves

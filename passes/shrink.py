@@ -30,12 +30,14 @@ from fxprune.passes.mask import remove_masks
 from fxprune.passes.repair import repair
 from fxprune.passes.structured import BAKED, dead_axes, removed_units, shared_copy
 from fxprune.rules.labels import Label
+from fxprune.uncollected import uncollected
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 Index = tuple[Tensor | None, ...]
 
 
+@uncollected()
 def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
     """Take units out of a graph, in place: slice what they own, repair the nodes.
 
@@ -61,12 +63,10 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
             if written_out == stuck or not inline_all(wider, deps, error.nodes):
                 raise
             stuck = written_out
-            wider.recompile()
             adopt(gm, wider)
             deps = analyze(gm)
             removed = removed_units(deps, dead)
-    if write_in_place(smaller):
-        smaller.recompile()
+    write_in_place(smaller)
     adopt(gm, smaller)
 
 
@@ -91,7 +91,6 @@ def _shrink_once(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
     for name in read - _read_buffers(gm):  # an index table that another one replaced
         owner, _, last = name.rpartition(".")
         delattr(gm.get_submodule(owner), last)
-    gm.recompile()
 
 
 def _read_buffers(gm: fx.GraphModule) -> set[str]:
@@ -126,26 +125,26 @@ def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> dict[s
     """Put what is left of parameters and buffers in their place; return the positions left by name."""
     indices: dict[str, Index] = {}
     held = state.holders(gm)
-    for tracked in deps.tracked:
-        if not kept.shrinks(tracked.label):
-            continue
-        index = _index(tracked.label, kept)
-        indices |= dict.fromkeys(tracked.names, index)
-        owner, _, last = tracked.name.rpartition(".")
-        old = getattr(gm.get_submodule(owner), last)
-        with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        for tracked in deps.tracked:
+            if not kept.shrinks(tracked.label):
+                continue
+            index = _index(tracked.label, kept)
+            indices |= dict.fromkeys(tracked.names, index)
+            owner, _, last = tracked.name.rpartition(".")
+            old = getattr(gm.get_submodule(owner), last)
             new: Tensor = old.detach()
             for dim, left in enumerate(index):
                 new = new if left is None else new.index_select(dim, left.to(new.device))
             new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-        for module, attribute in held[id(old)]:
-            # Recurrent modules keep a second list of their weights, which follows assignments.
-            setattr(module, attribute, new)
+            for module, attribute in held[id(old)]:
+                # Recurrent modules keep a second list of their weights, which follows assignments.
+                setattr(module, attribute, new)
     return indices
 
 
 def _index(label: Label, kept: Kept) -> Index:
-    return tuple(None if kept.size(axis) == axis.size else torch.from_numpy(np.flatnonzero(kept(axis))) for axis in label.axes)
+    return tuple(map(kept.places, label.axes))
 
 
 def _of_those(before: Index, index: Index) -> Index:
@@ -254,7 +253,7 @@ def _analyze_in_train_mode(gm: fx.GraphModule) -> Dependencies | None:
 
 
 def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
-    """Let a graph be another one, in place; the other must not be used any more."""
+    """Let a graph be another one, in place and compiled anew; the other must not be used any more."""
     graph = other.graph
     gm.__dict__.clear()
     gm.__dict__.update(other.__dict__)

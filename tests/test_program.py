@@ -356,7 +356,7 @@ def test_attention_takes_the_fused_kernel_as_in_a_real_run(no_numbers: None, mon
 
     monkeypatch.setattr(torch, "_native_multi_head_attention", note)
     fxprune.capture(Attends().eval(), torch.randn(2, 3, 8), frontend="trace")
-    assert len(calls) == 2
+    assert calls
 
 
 _seen: dict[str, Tensor] = {}

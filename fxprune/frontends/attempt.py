@@ -15,7 +15,7 @@ from fxprune.frontends.check import ModelError, check_against_model
 from fxprune.frontends.export import Exported, batched, export, two_samples
 from fxprune.frontends.merge import merge_modes
 from fxprune.frontends.modes import ModeReads, in_mode, is_mixed, noting_mode_reads
-from fxprune.frontends.standins import Propagation
+from fxprune.frontends.program import Programs
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.frontends.untouched import Changes
 from fxprune.modules import CapturedModule
@@ -28,7 +28,7 @@ class Example:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    propagation: Propagation = dataclasses.field(default_factory=Propagation)  # shared by all checks
+    programs: Programs  # comparisons with the model, which share what they find out
 
     @property
     def training(self) -> bool:
@@ -78,7 +78,7 @@ def by_trace(example: Example) -> Attempt:
             attempt.notes.append(_one_mode_only(model, error))
             attempt.follows_mode = False
         else:
-            _follow_mode(attempt, example.doubled(), other, reads)
+            _follow_mode(attempt, example, other, reads)
     if traced.for_several:
         _check_if_possible(example.sample(1), attempt.gm)
     return attempt
@@ -148,13 +148,14 @@ def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, r
         return
     for training in (not model.training, model.training):
         with in_mode(gm, training), in_mode(model, training):
-            _check_if_possible(example, gm)
+            # Some layers need two samples to train on.
+            _check_if_possible(example.doubled() if training else example, gm)
     if is_mixed(model):
-        _check_if_possible(example, gm)
+        _check_if_possible(example.doubled(), gm)
 
 
 def _check(example: Example, gm: CapturedModule) -> Changes:
-    return check_against_model(gm, example.model, example.args, example.kwargs, propagation=example.propagation)
+    return check_against_model(gm, example.model, example.args, example.kwargs, programs=example.programs)
 
 
 def _check_if_possible(example: Example, gm: CapturedModule) -> None:
@@ -171,7 +172,7 @@ def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) 
     for tried in [example.doubled(), example] if example.training else [example, example.doubled()]:
         try:
             with in_mode(gm, model.training), in_mode(model, model.training):
-                return check_against_model(gm, model, tried.args, tried.kwargs, record=record, propagation=example.propagation)
+                return check_against_model(gm, model, tried.args, tried.kwargs, record=record, programs=example.programs)
         except ModelError as error:
             failure = error
     assert failure is not None

@@ -6,8 +6,9 @@ another path with them, and no error says so; only the result does.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.effects import writes_to_parameters
-from fxprune.frontends.program import same_program
-from fxprune.frontends.standins import Form, Propagation
-from fxprune.frontends.untouched import Changes, fixed_seed, untouched
+from fxprune.frontends.program import Programs, described
+from fxprune.frontends.standins import Form
+from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
 
 Look = Callable[[Tensor], Any]
 
@@ -71,7 +72,7 @@ def check_against_model(
     kwargs: dict[str, Any],
     *,
     record: bool = False,
-    propagation: Propagation | None = None,
+    programs: Programs | None = None,
 ) -> Changes:
     """Compare the results and effects of both on the example.
 
@@ -84,7 +85,7 @@ def check_against_model(
         args: positional inputs.
         kwargs: keyword inputs.
         record: set ``node.meta["val"]`` throughout the graph, as fake tensors.
-        propagation: what operators give, from checks before this one.
+        programs: what checks of other graphs of the same model have found out.
 
     Returns:
         What the model's code tried to change besides tensors.
@@ -94,7 +95,7 @@ def check_against_model(
         ModelError: the model fails.
     """
     mode = FakeTensorMode()
-    changes = same_program(_Run(gm, Form.of if record else None), model, args, kwargs, _alike, propagation)
+    changes = (programs or Programs(model)).same(_Run(gm, Form.of if record else None), args, kwargs)
     if changes is None:
         return _check_numbers(_Run(gm, _faker(mode) if record else None), model, args, kwargs)
     for node in gm.graph.nodes if record else ():
@@ -113,23 +114,23 @@ def _faker(mode: FakeTensorMode) -> Look:
 def _check_numbers(run: _Run, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes:
     """Run both on copies, drawing the same random numbers, and compare what comes out."""
     failure: CaptureError | None = None
-    writes = writes_to_parameters(run.gm)
+    writes, kinds = writes_to_parameters(run.gm), accelerators((*model.parameters(), *model.buffers()))
     ours_state = _copied_state(run, writes)
     try:
-        with torch.no_grad(), fixed_seed(model):
+        with torch.no_grad(), fixed_seed(kinds):
             ours = functional_call(run, ours_state, _copied((args, kwargs)))
     except Exception as error:  # whatever an operator raises on operands that do not fit
         failure = CaptureError(_failure(run.recorder.at, error))
         failure.__cause__ = error
     theirs_state = _copied_state(model, writes)
     try:
-        with torch.no_grad(), fixed_seed(model), untouched(model) as changes:
+        with torch.no_grad(), fixed_seed(kinds), untouched(model) as changes:
             theirs = functional_call(model, theirs_state, *_copied((args, kwargs)))
     except Exception as error:
         raise ModelError(f"the model itself fails on the example inputs: {error}") from error
     if failure is not None:
         raise failure
-    if not _alike(ours, theirs, _close):
+    if described(ours, _Numbers) != described(theirs, _Numbers):
         raise CaptureError("the graph does not give the model's result on the example inputs")
     changed = [name for name, t in theirs_state.items() if not _close(ours_state[f"gm.{name}"], t)]
     if changed:
@@ -164,23 +165,14 @@ def _describe(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _alike(ours: Any, theirs: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
-    """Tell whether two results are of the same types, their tensors the ``same`` and all else equal."""
-    if isinstance(theirs, Tensor):
-        return isinstance(ours, Tensor) and same(ours, theirs)
-    if (
-        type(ours) is not type(theirs)
-        and not (isinstance(ours, list) and isinstance(theirs, list))
-        and not (isinstance(ours, dict) and isinstance(theirs, dict))
-    ):
-        return False
-    if isinstance(theirs, Mapping):
-        return ours.keys() == theirs.keys() and all(_alike(ours[k], theirs[k], same) for k in theirs)
-    if isinstance(theirs, list | tuple):
-        return len(ours) == len(theirs) and all(_alike(a, b, same) for a, b in zip(ours, theirs, strict=True))
-    if hasattr(theirs, "__dict__"):
-        return _alike(vars(ours), vars(theirs), same)
-    return bool(ours == theirs)
+@dataclasses.dataclass(eq=False)
+class _Numbers:
+    """The elements of a tensor, the same as others up to rounding."""
+
+    tensor: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Numbers) and _close(self.tensor, other.tensor)
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:

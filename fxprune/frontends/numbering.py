@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import gc
 import unittest.mock
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,19 +18,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.frontends.replay import Noted, Replayed, identity, is_plain_call, sharing
 from fxprune.frontends.standins import (
     Form,
     IncomparableError,
     Output,
     Outputs,
     Propagation,
+    Traits,
     alike,
     frozen,
-    functional,
     storage,
     written,
 )
-from fxprune.modules import map_aggregate
+from fxprune.frontends.values import Memory, OfTensors, Step, Value
 
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default)
@@ -39,26 +39,6 @@ _SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default)
 _SAME_IF_WHOLE = (_aten.slice.Tensor, _aten.expand.default, _aten.view.default, _aten._unsafe_view.default)
 # Above this, a constant is told by its memory instead of its values.
 _LARGE = 1 << 20
-
-
-@dataclasses.dataclass(eq=False)
-class _Memory:
-    """What tensors that share memory have in common: the number of the last write to it, 0 for none."""
-
-    written: int = 0
-    storage: torch.UntypedStorage | None = None  # keeps its address taken
-
-
-@dataclasses.dataclass(eq=False)
-class _Value:
-    """A tensor: its number when it was made, its memory then, and, unless it is computed, the tensor itself."""
-
-    number: int
-    form: Form
-    memory: _Memory
-    written: int
-    real: Tensor | None = None
-    address: int = 0  # of a stand-in's storage, which only an assignment to ``.data`` changes
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,45 +50,8 @@ class _Call:
     kwargs: Any
     frozen: Any
     tensors: list[Tensor]
-    values: list[_Value]
+    values: list[Value]
     place: int
-
-
-class _OfTensors:
-    """The values of tensors that are alive.
-
-    What ``torch.utils.weak.WeakTensorKeyDictionary`` is, too, but a look-up there makes a reference, and there are many.
-    """
-
-    def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], _Value]] = {}
-
-    def __setitem__(self, tensor: Tensor, value: _Value) -> None:
-        key, entries = id(tensor), self._entries
-        entries[key] = weakref.ref(tensor, lambda _: entries.pop(key, None)), value
-
-    def get(self, tensor: Tensor) -> _Value | None:
-        entry = self._entries.get(id(tensor))
-        return None if entry is None else entry[1]
-
-    def __contains__(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def items(self) -> list[tuple[Tensor, _Value]]:
-        """Return all that are alive, which keeps them so."""
-        found = []
-        for reference, value in list(self._entries.values()):
-            tensor = reference()
-            if tensor is not None:
-                tensor._fix_weakref()  # type: ignore[attr-defined]  # torch may have kept it alive behind Python's back
-                found.append((tensor, value))
-        return found
-
-    def clear(self) -> None:
-        self._entries.clear()
 
 
 class Numbering:
@@ -116,7 +59,9 @@ class Numbering:
 
     def __init__(self, propagation: Propagation) -> None:
         self._numbers: dict[Any, int] = {}
+        self._kept: dict[int, torch.UntypedStorage] = {}
         self.propagation = propagation
+        self.calls: dict[Any, Noted] = {}  # what calls of modules did
 
     def of(self, *key: Any) -> int:
         """Return the number of ``key``, the same each time."""
@@ -125,6 +70,12 @@ class Numbering:
     def equate(self, key: tuple[Any, ...], number: int) -> None:
         """Give ``key`` the number of something else that is always the same, before it is asked for."""
         self._numbers[key] = number
+
+    def address(self, tensor: Tensor) -> int:
+        """Return the address of the elements of ``tensor``, which nothing else takes from now on."""
+        memory = tensor.untyped_storage()
+        self._kept[memory._cdata] = memory
+        return tensor.data_ptr()
 
 
 class Execution(TorchDispatchMode):
@@ -136,22 +87,23 @@ class Execution(TorchDispatchMode):
     def __init__(self, numbering: Numbering) -> None:
         super().__init__()
         self._numbering = numbering
-        self._values = _OfTensors()  # of stand-ins
-        self._leaves: dict[int, _Value] = {}  # of the tensors that they stand for, which code may still hold
-        self._constants = _OfTensors()
-        self._memories: dict[int, _Memory] = {}  # of real tensors
+        self._values = OfTensors()  # of stand-ins
+        self._leaves: dict[int, Value] = {}  # of the tensors that they stand for, which code may still hold
+        self._constants = OfTensors()
+        self._memories: dict[int, Memory] = {}  # of real tensors
         self._fresh: dict[int, torch.UntypedStorage] = {}  # made by computed calls
         self._draws = 0
         self._devices: dict[torch.device, None] = {}
         self._generators: list[Tensor] = []
-        self._tape: list[tuple[Any, Any, Any, list[_Value | None]]] = []
+        self._tape: list[Step | Replayed] = []
+        self._inside = False  # a call of a module that is being noted
 
     def stand_in(self, real: Tensor, *name: Any) -> Tensor:
         """Return a stand-in for ``real``, a tensor that ``name`` tells from all others."""
         if type(real) not in (Tensor, nn.Parameter):
             raise IncomparableError(f"a tensor of type {type(real).__name__}")
         form, memory = Form.of(real), self._memory_of(real)
-        value = _Value(self._numbering.of("leaf", name, form, real.storage_offset()), form, memory, 0, real)
+        value = Value(self._numbering.of("leaf", name, form, real.storage_offset()), form, memory, 0, real)
         tensor = form.stand_in().requires_grad_(real.requires_grad)
         if isinstance(real, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=real.requires_grad)
@@ -169,7 +121,16 @@ class Execution(TorchDispatchMode):
                 raise IncomparableError("tolist() of a tensor without values")
             return torch._C.TensorBase.tolist(tensor)
 
-        with torch.no_grad(), unittest.mock.patch.object(Tensor, "tolist", tolist):
+        called = nn.Module.__call__
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self._call_module(called, module, args, kwargs)
+
+        with (
+            torch.no_grad(),
+            unittest.mock.patch.object(Tensor, "tolist", tolist),
+            unittest.mock.patch.object(nn.Module, "__call__", call),
+        ):
             for device in {torch.device("cpu"): None, **self._devices}:
                 torch.rand((), device=device)  # now no seed gives the state that the generator is in
             self._generators = self._random_states()
@@ -184,22 +145,19 @@ class Execution(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors: list[Tensor] = []
         others = frozen((args, kwargs), tensors)
-        targets = list(written(func, args, kwargs))
+        traits, targets = Traits.of(func), written(func, args, kwargs)
         if not all(self._has_value(t) or self._is_fresh(t) for t in targets):
             raise IncomparableError(f"{func} writes to a tensor that is no parameter, buffer or input")
-        if "as_strided" in func.__name__:
+        if traits.strided:
             raise IncomparableError(f"{func} sees how its argument lies in memory, which numbers do not say")
-        # Operators of other libraries may draw numbers or keep state without saying so.
-        ordered = torch.Tag.nondeterministic_seeded in func.tags or func.namespace != "aten"
         # Memory that nobody has written to is as unknown as a stand-in's.
-        if not (ordered or "empty" in func.__name__ or any(map(self._is_unknown, tensors))):
+        if not (traits.ordered or traits.raw or any(map(self._is_unknown, tensors))):
             return self._compute(func, args, kwargs, bool(targets))
-        call = _Call(func, args, kwargs, others, tensors, [self._value(t) for t in tensors], self._place() if ordered else 0)
+        place = self._place() if traits.ordered else 0
+        call = _Call(func, args, kwargs, others, tensors, [self._value(t) for t in tensors], place)
         outputs, spec, number = self._note(call, targets)
         pairs = [self._result(output, index, number, call) for index, output in enumerate(outputs)]
-        value_of = {id(t): v for t, v in zip(tensors, call.values, strict=True)}
-        args, kwargs = map_aggregate((args, kwargs), lambda a: value_of.get(id(a), a))
-        self._tape.append((func, args, kwargs, [value for _, value in pairs]))
+        self._tape.append(Step(func, others, call.values, [value for _, value in pairs]))
         return pytree.tree_unflatten([result for result, _ in pairs], spec)
 
     def _place(self) -> int:
@@ -212,7 +170,7 @@ class Execution(TorchDispatchMode):
     def _note(self, call: _Call, targets: list[Tensor]) -> tuple[list[Output], pytree.TreeSpec, int]:
         """Give the call a number, and the memory that it writes to."""
         now = [self._now(value) for value in call.values]
-        namesake = None if call.place else functional(call.func)
+        namesake = Traits.of(call.func).namesake
         # Which number of a random draw goes where depends on how tensors lie in memory.
         forms = [value.form for value in call.values] if call.place else []
         number = self._numbering.of(namesake or call.func, call.frozen, *now, call.place, *forms)
@@ -235,24 +193,71 @@ class Execution(TorchDispatchMode):
         inputs = [(t, v.form) for t, v in zip(call.tensors, call.values, strict=True)]
         return self._numbering.propagation.outputs(func, call.frozen, inputs, call.args, call.kwargs)
 
-    def _result(self, output: Output, index: int, number: int, call: _Call) -> tuple[Any, _Value | None]:
+    def _result(self, output: Output, index: int, number: int, call: _Call) -> tuple[Any, Value | None]:
         """Return one result of a call, and its value if it is new."""
         if output.argument is not None:
             return call.tensors[output.argument], None
         if output.form is None:
             return output.plain, None
-        memory = _Memory() if output.shares is None else call.values[output.shares].memory
+        memory = Memory() if output.shares is None else call.values[output.shares].memory
         result = output.form.stand_in()
-        value = _Value(self._numbering.of("output", number, index), output.form, memory, memory.written)
+        value = Value(self._numbering.of("output", number, index), output.form, memory, memory.written)
         value.address = storage(result)
         self._values[result] = value
         return result, value
+
+    # -- calls of modules --------------------------------------------------------------------------------------------
+
+    def _call_module(self, called: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module; one of torch's own, called as one was before, does to the same what that did."""
+        tensors: list[Tensor] = []
+        key = None if self._inside or not is_plain_call() else identity(module, args, kwargs, tensors)
+        values = [self._known(tensor) for tensor in tensors]
+        if key is None or any(value is None for value in values):
+            return called(module, *args, **kwargs)
+        operands = [value for value in values if value is not None]
+        key = (*key, *((self._now(v), v.form) for v in operands), sharing(operands))
+        noted = self._numbering.calls.get(key)
+        if noted is not None:
+            return self._replay(noted, tensors, operands)
+        before, start, draws = [(v.number, v.written, v.memory.written) for v in operands], len(self._tape), self._draws
+        self._inside = True
+        try:
+            result = called(module, *args, **kwargs)
+        finally:
+            self._inside = False
+        if draws == self._draws:  # the place of a draw is another each time
+            noted = Noted.of(self._tape[start:], result, tensors, operands, before, self._values)
+            if noted is not None:
+                self._numbering.calls[key] = noted
+        return result
+
+    def _replay(self, noted: Noted, tensors: list[Tensor], operands: list[Value]) -> Any:
+        made: list[Value] = []
+        results: list[Any] = []
+        memories = [value.memory for value in operands]
+        noted.write(operands)
+        for output in noted.outputs:
+            if output.form is None:
+                results.append(output.plain if output.operand is None else tensors[output.operand])
+                continue
+            if output.memory == len(memories):
+                memories.append(Memory(output.last))
+            result = output.form.stand_in()
+            value = Value(output.number, output.form, memories[output.memory], output.written, address=storage(result))
+            self._values[result] = value
+            made.append(value)
+            results.append(result)
+        self._tape.append(Replayed(noted, operands, made))
+        return pytree.tree_unflatten(results, noted.spec)
+
+    # -- constants ---------------------------------------------------------------------------------------------------
 
     def _compute(self, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
         result = func(*args, **kwargs)
         if writes:
             self._constants.clear()
-        elif not any(a.alias_info for a in func._schema.arguments):
+        elif not Traits.of(func).shares:
             storages = [t.untyped_storage() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
             self._fresh |= {storage._cdata: storage for storage in storages}
         return result
@@ -276,54 +281,51 @@ class Execution(TorchDispatchMode):
         memory = self._memories.get(storage(tensor))
         return memory is not None and bool(memory.written)
 
-    def _memory_of(self, real: Tensor) -> _Memory:
-        return self._memories.setdefault(storage(real), _Memory(0, real.untyped_storage()))
+    def _known(self, tensor: Tensor) -> Value | None:
+        """Return the value of a stand-in, or of what one stands for."""
+        return self._value(tensor) if self._has_value(tensor) else None
 
-    def _now(self, value: _Value) -> int:
+    def _memory_of(self, real: Tensor) -> Memory:
+        return self._memories.setdefault(storage(real), Memory(0, real.untyped_storage()))
+
+    def _now(self, value: Value) -> int:
         written = value.memory.written
         return value.number if written == value.written else self._numbering.of("after", value.number, written)
 
-    def _value(self, tensor: Tensor) -> _Value:
+    def _value(self, tensor: Tensor) -> Value:
         value = self._values.get(tensor)
         if value is not None and value.address != storage(tensor):
             raise IncomparableError("a tensor was given other data")
         value = value or self._leaves.get(id(tensor)) or self._constants.get(tensor)
         if value is None:
             if tensor.numel() * tensor.element_size() > _LARGE:
-                content: Any = tensor.data_ptr()
+                content: Any = self._numbering.address(tensor)
             else:
                 content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
             # Where it lies in its memory says what a write to it writes to.
             form = Form.of(tensor)
             number = self._numbering.of("constant", form, tensor.storage_offset(), content)
-            self._constants[tensor] = value = _Value(number, form, self._memory_of(tensor), 0, tensor)
+            self._constants[tensor] = value = Value(number, form, self._memory_of(tensor), 0, tensor)
         return value
 
     # -- leaks -------------------------------------------------------------------------------------------------------
 
     def mend_leaks(self) -> None:
         """Give stand-ins that are still in use, in a cache of the model's code for one, what a real run had left there."""
-        if not self._leaks():
-            return
         gc.collect()
-        if not self._leaks():
+        if not self.leaks():
             return
-        env: dict[_Value, Tensor] = {v: v.real.detach().clone() for v in self._leaves.values() if v.real is not None}
-
-        def real(argument: Any) -> Any:
-            return env.get(argument, argument.real) if isinstance(argument, _Value) else argument
-
+        env: dict[Value, Tensor] = {v: v.real.detach().clone() for v in self._leaves.values() if v.real is not None}
         with torch.no_grad():
-            for func, args, kwargs, made in self._tape:
-                args, kwargs = map_aggregate((args, kwargs), real)
-                leaves = pytree.tree_leaves(func(*args, **kwargs))
-                env.update({v: leaf for v, leaf in zip(made, leaves, strict=True) if v is not None})
+            for entry in self._tape:
+                entry.run(env)
         for tensor, value in self._values.items():
             left = env.get(value, value.real)
             assert left is not None
             tensor.data = left.data
 
-    def _leaks(self) -> bool:
+    def leaks(self) -> bool:
+        """Tell whether stand-ins are still in use, or constants were written to."""
         return len(self._values) > 0 or any(value.memory.written for _, value in self._constants.items())
 
 

@@ -13,8 +13,10 @@ are locked.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,65 +24,104 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from fxprune.frontends.numbering import Execution, Numbering
-from fxprune.frontends.standins import Propagation
-from fxprune.frontends.untouched import Changes, fixed_seed, untouched
-
-Alike = Callable[[Any, Any, Callable[[Tensor, Tensor], bool]], bool]
+from fxprune.frontends.standins import PROPAGATION, Form, IncomparableError
+from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
 
 
-def same_program(
-    run: nn.Module,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    alike: Alike,
-    propagation: Propagation | None = None,
-) -> Changes | None:
-    """Tell whether a graph and its model are the same program on inputs of these forms; neither changes, nor do the inputs.
-
-    Args:
-        run: runs the graph when called with ``args`` and ``kwargs``, as two arguments; shares the model's tensors.
-        model: the model.
-        args: positional inputs.
-        kwargs: keyword inputs.
-        alike: tells whether two results have the same structure, given what tells whether two tensors are the same.
-        propagation: what operators give, from comparisons before this one.
-
-    Returns:
-        What the model's code tried to change besides tensors; None if the programs are different or cannot be compared.
-    """
-    numbering = Numbering(propagation or Propagation())
-    ours, theirs = Execution(numbering), Execution(numbering)
-    try:
-        changes = _compare(ours, theirs, run, model, (args, kwargs), alike)
-    except Exception:  # code fails on stand-ins as it likes; if it does on tensors as well, a real run will say so
-        changes = None
-    with fixed_seed(model):
-        ours.mend_leaks()
-        theirs.mend_leaks()
-    return changes
+def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
+    """Return what a value consists of, to be compared by ``==``: its types, ``leaf`` of each tensor, and all else as it is."""
+    if isinstance(value, Tensor):
+        return Tensor, leaf(value)
+    if isinstance(value, Mapping):
+        kind = dict if isinstance(value, dict) else type(value)
+        return kind, {key: described(part, leaf) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return list if isinstance(value, list) else type(value), [described(part, leaf) for part in value]
+    if hasattr(value, "__dict__") and not isinstance(value, type):
+        return type(value), described(vars(value), leaf)
+    return type(value), value
 
 
-def _compare(ours: Execution, theirs: Execution, run: nn.Module, model: nn.Module, inputs: Any, alike: Alike) -> Changes | None:
-    place = {id(tensor): index for index, tensor in enumerate([*model.parameters(), *model.buffers()])}
-    our_state, theirs_state = _state(ours, run, place), _state(theirs, model, place)
-    our_inputs, their_inputs = _inputs(ours, inputs), _inputs(theirs, inputs)
-    with fixed_seed(model), ours.running():
-        our_result = functional_call(run, our_state, our_inputs)
-    with fixed_seed(model), untouched(model) as changes, theirs.running():
-        their_result = functional_call(model, theirs_state, *their_inputs)
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What a run came to, by numbers: the results, the inputs as it left them, and the state."""
 
-    def same(a: Tensor, b: Tensor) -> bool:
-        return ours.number(a) == theirs.number(b)
-
-    kept = all(same(our_state[f"gm.{name}"], tensor) for name, tensor in theirs_state.items())
-    return changes if kept and alike(our_inputs, their_inputs, same) and alike(our_result, their_result, same) else None
+    results: Any
+    inputs: Any
+    state: dict[str, int]
 
 
-def _state(execution: Execution, module: nn.Module, place: dict[int, int]) -> dict[str, Tensor]:
-    """Return stand-ins for parameters and buffers; the graph's own constants stay what they are."""
-    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
-    return {name: execution.stand_in(t, "state", place[id(t)]) for name, t in tensors if id(t) in place}
+class Programs:
+    """Comparisons of graphs with one model, as programs. What was found out about the model and its layers is kept."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        tensors = [*model.parameters(), *model.buffers()]
+        self._place = {id(tensor): index for index, tensor in enumerate(tensors)}
+        self._kinds = accelerators(tensors)
+        self._numbering = Numbering(PROPAGATION)
+        self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
+
+    def same(self, run: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes | None:
+        """Tell whether a graph and its model are the same program on inputs of these forms; neither changes, nor do the inputs.
+
+        Args:
+            run: runs the graph when called with ``args`` and ``kwargs``, as two arguments; shares the model's tensors.
+            args: positional inputs.
+            kwargs: keyword inputs.
+
+        Returns:
+            What the model's code tried to change besides tensors; None if the programs are different or cannot be compared.
+        """
+        known = self._of_model((args, kwargs))
+        if known is None:
+            return None
+        (theirs, changes), (ours, _) = known, self._run(run, (args, kwargs)) or (None, None)
+        if ours is None or (ours.results, ours.inputs) != (theirs.results, theirs.inputs):
+            return None
+        return changes if all(ours.state[f"gm.{name}"] == number for name, number in theirs.state.items()) else None
+
+    def _of_model(self, inputs: Any) -> tuple[_Outcome, Changes] | None:
+        try:
+            forms = described(inputs, lambda tensor: (Form.of(tensor), tensor.storage_offset()))
+        except IncomparableError:
+            return None
+        key = [module.__dict__["training"] for module in self._model.modules()], forms
+        for known, outcome in self._runs:
+            if known == key:
+                return outcome
+        outcome = self._run(self._model, inputs)
+        self._runs.append((key, outcome))
+        return outcome
+
+    def _run(self, module: nn.Module, inputs: Any) -> tuple[_Outcome, Changes] | None:
+        """Run the model, or a graph of it, on stand-ins; None if that fails."""
+        execution = Execution(self._numbering)
+        found: tuple[_Outcome, Changes] | None
+        try:
+            found = self._outcome(execution, module, inputs)
+        except Exception:  # code fails on stand-ins as it likes; if it does on tensors as well, a real run will say so
+            found = None
+        if execution.leaks():
+            with fixed_seed(self._kinds):
+                execution.mend_leaks()
+        return found
+
+    def _outcome(self, execution: Execution, module: nn.Module, inputs: Any) -> tuple[_Outcome, Changes]:
+        state, stood_for = self._state(execution, module), _inputs(execution, inputs)
+        is_model = module is self._model
+        watch = untouched(module) if is_model else contextlib.nullcontext(Changes())
+        called = stood_for if is_model else (stood_for, {})
+        with fixed_seed(self._kinds), watch as changes, execution.running():
+            result = functional_call(module, state, *called)
+        number = execution.number
+        numbers = {name: number(tensor) for name, tensor in state.items()}
+        return _Outcome(described(result, number), described(stood_for, number), numbers), changes
+
+    def _state(self, execution: Execution, module: nn.Module) -> dict[str, Tensor]:
+        """Return stand-ins for parameters and buffers; the graph's own constants stay what they are."""
+        place, tensors = self._place, itertools.chain(module.named_parameters(), module.named_buffers())
+        return {name: execution.stand_in(t, "state", place[id(t)]) for name, t in tensors if id(t) in place}
 
 
 def _inputs(execution: Execution, inputs: Any) -> Any:

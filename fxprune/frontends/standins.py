@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -61,10 +62,14 @@ class Output:
 
 
 Outputs = tuple[list[Output], pytree.TreeSpec]
+_MOST = 1 << 15  # outputs to know at a time: those of a hundred networks
 
 
 class Propagation:
-    """The outputs of operators by the forms of their arguments, found out once for each."""
+    """The outputs of operators by the forms of their arguments, found out once for each.
+
+    They depend on nothing else, so what one capture has found out is known to all others, as FakeTensorMode does it, too.
+    """
 
     def __init__(self) -> None:
         self._known: dict[Any, Outputs] = {}
@@ -74,10 +79,17 @@ class Propagation:
     def outputs(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Outputs:
         """Return what ``func`` gives; ``inputs`` are the tensors among its arguments, ``frozen`` stands for all else."""
         first: dict[int, int] = {}
-        key = (func, frozen, *((first.setdefault(id(t), i), form) for i, (t, form) in enumerate(inputs)))
-        if key not in self._known:
-            self._known[key] = self._propagate(func, inputs, args, kwargs)
-        return self._known[key]
+        key = (
+            func,
+            torch.get_default_dtype(),
+            frozen,
+            *((first.setdefault(id(t), i), form) for i, (t, form) in enumerate(inputs)),
+        )
+        if (known := self._known.get(key)) is None:
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            known = self._known[key] = self._propagate(func, inputs, args, kwargs)
+        return known
 
     def _propagate(self, func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Outputs:
         fake_of = {id(t): form.fake(self._mode) for t, form in inputs}
@@ -101,6 +113,9 @@ class Propagation:
         return outputs, spec
 
 
+PROPAGATION = Propagation()
+
+
 def _form_of_fake(fake: Tensor) -> Form:
     if not isinstance(fake, FakeTensor):
         raise IncomparableError("an operator made a tensor of its own")
@@ -120,9 +135,9 @@ def frozen(value: Any, tensors: list[Tensor]) -> Any:
         tensors.append(value)
         return Tensor
     if kind in (tuple, list):
-        return (*[frozen(v, tensors) for v in value],)
+        return (kind, *[frozen(v, tensors) for v in value])
     if kind is dict:
-        return (*[(k, frozen(v, tensors)) for k, v in value.items()],)
+        return (kind, *[(k, frozen(v, tensors)) for k, v in value.items()])
     if kind in (bool, int, str):
         return kind, value
     if kind in (float, complex):
@@ -132,8 +147,66 @@ def frozen(value: Any, tensors: list[Tensor]) -> Any:
     raise IncomparableError(f"an argument of type {kind.__name__}")
 
 
-def functional(func: Any) -> Any:
-    """Return the operator that returns what ``func`` leaves in its first argument; None if there is none."""
+def thawed(value: Any, tensors: Iterator[Any]) -> Any:
+    """Return the arguments that a frozen form is of, with the next of ``tensors`` at each place of one."""
+    if value is Tensor:
+        return next(tensors)
+    if type(value) is not tuple:
+        return value
+    kind, *parts = value
+    if kind in (tuple, list):
+        return kind(thawed(part, tensors) for part in parts)
+    if kind is dict:
+        return {key: thawed(part, tensors) for key, part in parts}
+    return kind(*parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What the name and the schema of an operator say.
+
+    Attributes:
+        ordered: its calls have to be told apart by their order: it draws numbers, or may keep state without saying so.
+        raw: it gives memory that nobody has written to.
+        strided: it sees how its argument lies in memory.
+        shares: it writes to arguments, or returns what shares their memory.
+        written: place and name of the arguments that it writes to.
+        statistics: place and name of those that it writes to when it is told that it trains.
+        training: the place of what tells it.
+        namesake: the operator that returns what this one leaves in its first argument, if there is one.
+    """
+
+    ordered: bool
+    raw: bool
+    strided: bool
+    shares: bool
+    written: tuple[tuple[int, str], ...]
+    statistics: tuple[tuple[int, str], ...]
+    training: int
+    namesake: Any
+
+    @classmethod
+    @functools.cache
+    def of(cls, func: Any) -> Traits:
+        """Return the traits of an operator."""
+        arguments = func._schema.arguments
+        names = [argument.name for argument in arguments]
+        # Operators of other libraries may draw numbers or keep state without saying so.
+        ordered = torch.Tag.nondeterministic_seeded in func.tags or func.namespace != "aten"
+        return cls(
+            ordered,
+            "empty" in func.__name__,
+            "as_strided" in func.__name__,
+            any(argument.alias_info for argument in arguments),
+            tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write),
+            # The schemas of batch normalisation do not say that it updates its statistics.
+            tuple((i, name) for i, name in enumerate(names) if name in ("running_mean", "running_var")),
+            names.index("training") if "training" in names else len(names),
+            None if ordered else _functional(func),
+        )
+
+
+def _functional(func: Any) -> Any:
     name = func._schema.name.partition("::")[2]
     packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
     found: Any = getattr(packet, func._overloadname, None)
@@ -142,13 +215,14 @@ def functional(func: Any) -> Any:
     return found if [a.name for a in found._schema.arguments] == [a.name for a in func._schema.arguments] else None
 
 
-def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    """Yield the tensors that a call writes to."""
-    arguments = func._schema.arguments
-    values = {a.name: args[i] if i < len(args) else kwargs.get(a.name) for i, a in enumerate(arguments)}
-    for argument in arguments:
-        says_so = argument.alias_info is not None and argument.alias_info.is_write
-        # The schemas of batch normalisation do not say that it updates its statistics.
-        statistics = argument.name in ("running_mean", "running_var") and values.get("training") is not False
-        if says_so or statistics:
-            yield from (v for v in pytree.tree_leaves(values[argument.name]) if isinstance(v, Tensor))
+def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the tensors that a call writes to."""
+    traits = Traits.of(func)
+    places = traits.written
+    if not places and not traits.statistics:
+        return []
+    if traits.statistics:
+        trains = args[traits.training] if traits.training < len(args) else kwargs.get("training")
+        places += traits.statistics if trains is not False else ()
+    values = [args[place] if place < len(args) else kwargs.get(name) for place, name in places]
+    return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def own_random_numbers(model: nn.Module) -> Iterator[list[str]]:
     """Leave all random states as they were; yields a list that names, afterwards, those besides torch's that were used."""
     used: list[str] = []
     python, numpy = random.getstate(), np.random.get_state()
-    with fixed_seed(model):
+    with fixed_seed(accelerators((*model.parameters(), *model.buffers()))):
         try:
             yield used
         finally:
@@ -102,11 +102,14 @@ def _differs(a: Any, b: Any) -> bool:
     return any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def accelerators(tensors: Iterable[Tensor]) -> set[str]:
+    """Return the types of the devices with a generator of their own that tensors are on."""
+    return {t.device.type for t in tensors} - {"cpu", "meta"}
+
+
 @contextlib.contextmanager
-def fixed_seed(model: nn.Module) -> Iterator[None]:
-    """Seed torch's generators the same each time, on the CPU and on the model's devices, and put them back afterwards."""
-    tensors = [*model.parameters(), *model.buffers()]
-    kinds = {t.device.type for t in tensors} - {"cpu", "meta"}
+def fixed_seed(kinds: set[str]) -> Iterator[None]:
+    """Seed torch's generators the same each time, on the CPU and on these types of devices, and put them back afterwards."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in kinds:
