@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
+_MOST = 1 << 15  # results to know at a time: those of a hundred networks
 # Type, sizes, strides, place in the memory, device.
 _Form = tuple[torch.dtype, torch.Size, tuple[int, ...], int, torch.device]
 
@@ -19,15 +20,17 @@ class Fakes:
     """The fake tensors of one run.
 
     The form of an operator's result depends on the forms of its operands and on nothing else. Layers repeat, and asking
-    FakeTensorMode takes long even where it knows the answer: so it is asked once, and further results are made like the first.
+    FakeTensorMode takes long even where it knows the answer: so it is asked once, and further results are made like the first,
+    in all runs.
     """
+
+    # By operator and operands the form of the result, and which operand it is a view of; no form if it is that operand.
+    _known: ClassVar[dict[Any, tuple[_Form | None, Any]]] = {}
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._origins: dict[int, Tensor] = {}  # the real tensor, by the memory of its twin
-        # By operator and operands the form of the result, and which operand it is a view of; no form if it is that operand.
-        self._known: dict[Any, tuple[_Form | None, Any]] = {}
 
     def like(self, leaf: Any) -> Any:
         """Return a new fake tensor like a tensor, the hint of a symbolic number, and anything else as it is."""
@@ -80,6 +83,8 @@ class Fakes:
         if form is None or len(places) > 1:
             return  # operands that share memory do not tell which of them the result is
         place = places[0] if places else None
+        if len(self._known) >= _MOST:
+            self._known.clear()
         self._known[key] = (None if place is not None and result is tensors[place] else form, place)
 
     def _make(self, form: _Form, inference: bool, base: Tensor | None = None) -> FakeTensor:

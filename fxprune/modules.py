@@ -8,6 +8,7 @@ train and one for eval mode.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import importlib
 import pickle
@@ -19,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.fx.graph import PythonCode
 from torch.fx.node import Node
 
 ORIG = "_orig"
@@ -180,6 +182,11 @@ class CapturedModule(MaskLoading, fx.GraphModule):
     """
 
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def recompile(self) -> PythonCode:
+        """Make the code of ``forward`` anew from the graph."""
+        return _NO_CODE if _COMPILES_LATER.get() else super().recompile()
+
     __jit_ignored_attributes__ = ("example",)  # TorchScript wants to know the type of what is annotated
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -191,13 +198,28 @@ class CapturedModule(MaskLoading, fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
         """Copy state and graph; torch.fx would lose second names and which buffers are persistent."""
-        copied = CapturedModule(nn.Module(), fx.Graph(), type(self).__name__)
+        with compiled_later():
+            copied = CapturedModule(nn.Module(), fx.Graph(), type(self).__name__)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _DERIVED}, memo))
         with _quiet_specs():
             copied.graph = copy.deepcopy(self.graph)
         copied.example = self.example
         return copied
+
+
+_COMPILES_LATER: contextvars.ContextVar[bool] = contextvars.ContextVar("fxprune_compiles_later", default=False)
+_NO_CODE = PythonCode("", {}, None)
+
+
+@contextlib.contextmanager
+def compiled_later() -> Iterator[None]:
+    """Make no code for graphs that are set within the context; none of them may be called before it is recompiled."""
+    token = _COMPILES_LATER.set(True)
+    try:
+        yield
+    finally:
+        _COMPILES_LATER.reset(token)
 
 
 # What recompile() makes of the graph; and the example, which is of no use elsewhere.

@@ -22,6 +22,7 @@ from fxprune.passes.structured import mask_units
 from fxprune.plan import Scope, plan
 from fxprune.samples import Inputs, given, in_order
 from fxprune.selection import Choose
+from fxprune.uncollected import uncollected
 from fxprune.verify import verify as check
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
@@ -141,32 +142,30 @@ def prune(
         >>> slim = fxprune.prune(torchvision.models.resnet50(), torch.randn(1, 3, 224, 224), 0.5)
         >>> fxprune.summary(model, slim)
     """
-    gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
-    if state.all_masked(gm):
-        gm = baked_copy(gm)
-    deps = analyze(gm)
-    chosen = plan(
-        deps,
-        amount,
-        importance=importance,
-        scope=scope,
-        round_to=round_to,
-        ignore=ignore,
-        overrides=overrides,
-        max_params=max_params,
-        max_flops=max_flops,
-        choose=choose,
-    )
-    removed = chosen.removed(deps)
-    if not removed.any():
-        if amount != 0:
-            warnings.warn(_nothing(deps), PruneWarning, stacklevel=2)
-        return gm
-    inputs = _inputs(gm, None, None) if verify else None
-    if inputs is None:
-        shrink_units(gm, deps, removed)
-        return gm
-    return _masked_and_shrunk(gm, deps, removed, inputs)
+    with uncollected():
+        gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
+        if state.all_masked(gm):
+            gm = baked_copy(gm)
+        deps = analyze(gm)
+        chosen = plan(
+            deps,
+            amount,
+            importance=importance,
+            scope=scope,
+            round_to=round_to,
+            ignore=ignore,
+            overrides=overrides,
+            max_params=max_params,
+            max_flops=max_flops,
+            choose=choose,
+        )
+        removed = chosen.removed(deps)
+        inputs = _inputs(gm, None, None) if verify else None
+        if removed.any() and inputs is None:
+            shrink_units(gm, deps, removed)
+    if not removed.any() and amount != 0:
+        warnings.warn(_nothing(deps), PruneWarning, stacklevel=2)
+    return gm if inputs is None or not removed.any() else _masked_and_shrunk(gm, deps, removed, inputs)
 
 
 def _masked_and_shrunk(

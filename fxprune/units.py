@@ -18,6 +18,7 @@ import numpy as np
 
 from fxprune.axes import NONE, Axis, Index, Reason, Rows
 from fxprune.errors import AnalysisError
+from fxprune.rows import determines, distinct, first_equal, same_partition, without_common, without_empty
 
 _MAX_ROUNDS = 16  # splits and couplings that have not settled by then are frozen
 
@@ -43,6 +44,8 @@ class Units:
     _frozen: Rows = field(default_factory=lambda: np.full(1, NONE, np.int32))
     _kind: Rows = field(default_factory=lambda: np.zeros(1, np.int32))
     _kinds: list[int] = field(default_factory=list)
+    # What rows resolve to, until something is learnt; with the rows, so that no others can take their identity.
+    _resolved: dict[int, tuple[Rows, Rows]] = field(default_factory=dict)
 
     def fresh(self, size: int) -> Axis:
         """Return an axis of ``size`` new units of one new kind, one a position."""
@@ -77,9 +80,17 @@ class Units:
         """Return the rows of an axis as sets of units that can still go, each once in a row.
 
         Returns:
-            int32 array of shape (positions, k), without empty columns.
+            int32 array of shape (positions, k), without empty columns; read only.
         """
-        rows = self.find(axis.rows)
+        known = self._resolved.get(id(axis.rows))
+        if known is None:
+            rows = self._resolve(axis.rows)
+            rows.flags.writeable = False
+            known = self._resolved[id(axis.rows)] = axis.rows, rows
+        return known[1]
+
+    def _resolve(self, rows: Rows) -> Rows:
+        rows = self.find(rows)
         while rows.size:
             left = self._parts[0].take(rows)
             split = left != NONE
@@ -89,11 +100,11 @@ class Units:
             right = np.where(split, self._parts[1].take(rows), NONE)
             # A unit's parts stand side by side in its place, so that columns stay of one kind.
             wide = np.stack([left, right], 2).reshape(len(rows), -1)
-            rows = self.find(_without_empty(wide))
+            rows = self.find(without_empty(wide))
         held = self._frozen.take(rows) >= 0
         if np.count_nonzero(held):
             rows[held] = NONE
-        return _distinct(rows)
+        return distinct(rows)
 
     def reason(self, unit: int) -> Reason | None:
         """Return why a unit is frozen, or None if it is not, or not as a whole."""
@@ -133,6 +144,7 @@ class Units:
         """Say that no unit in rows, as :meth:`resolve` gives them, can go."""
         units = rows[rows != NONE]
         if units.size:
+            self._resolved.clear()
             self._frozen[units] = len(self.reasons)
             self.reasons.append(why)
 
@@ -191,10 +203,10 @@ class Units:
         if a.shape == b.shape and a.shape[1] <= 1:
             self._couple_columns(a, b, why)
             return True
-        rest_a, rest_b = _without_common(a, b)
+        rest_a, rest_b = without_common(a, b)
         if not rest_a.shape[1] and not rest_b.shape[1]:
             return True
-        if pairs := _same_partition(rest_a, rest_b):
+        if pairs := same_partition(rest_a, rest_b):
             for i, j in pairs:
                 self._unite(rest_a[:, i], rest_b[:, j])
             return False
@@ -232,7 +244,7 @@ class Units:
             used = column != NONE
             partner = None
             for other in full[used].T:
-                if not (other == NONE).any() and not np.isin(other, rest).any() and _determines(column[used], other):
+                if not (other == NONE).any() and not np.isin(other, rest).any() and determines(column[used], other):
                     partner = other
             if partner is None:
                 self.freeze_units(column[used], why)
@@ -243,7 +255,7 @@ class Units:
         """Let each unit of a column stand for the set of units that the same row of ``many`` has, if that is sound."""
         if (single == NONE).any() or (many == NONE).all(1).any() or np.isin(single, many).any():
             return False
-        first = _first_equal(single)
+        first = first_equal(single)
         if not np.array_equal(np.sort(many, 1), np.sort(many[first], 1)):
             return False  # a unit that meets two different sets
         at = np.unique(first)
@@ -258,6 +270,7 @@ class Units:
 
     def _stand_for(self, units: Rows, parts: Rows) -> None:
         """Replace units by the pairs in ``parts``; ``NONE`` comes second in a pair, if at all."""
+        self._resolved.clear()
         self._parts[:, units] = parts.T
 
     def _unite(self, a: Rows, b: Rows) -> None:
@@ -266,6 +279,7 @@ class Units:
         use = (a != b) & (a != NONE) & (b != NONE)
         if not np.count_nonzero(use):
             return
+        self._resolved.clear()
         if not use.all():
             a, b = a[use], b[use]
         self._unite_kinds(self._kind.take(a), self._kind.take(b))
@@ -336,7 +350,7 @@ class Units:
         first_of, second_of = self.fresh(a).rows[:, 0], self.fresh(b).rows[:, 0]
         flat = units.reshape(-1)
         row, column = np.divmod(np.arange(a * b), b)
-        first = _first_equal(flat)
+        first = first_equal(flat)
         # A unit in several places stands for the same pair in all of them.
         self._unite(first_of[row], first_of[row[first]])
         self._unite(second_of[column], second_of[column[first]])
@@ -345,53 +359,3 @@ class Units:
         if (flat == NONE).any():
             self.freeze_units(self.find(first_of[row[flat == NONE]]), why)
             self.freeze_units(self.find(second_of[column[flat == NONE]]), why)
-
-
-def _distinct(rows: Rows) -> Rows:
-    """Return rows without repeated units and without empty columns."""
-    if rows.shape[1] > 1:
-        for j in range(1, rows.shape[1]):
-            repeated = (rows[:, j : j + 1] == rows[:, :j]).any(1)
-            if repeated.any():
-                rows[repeated, j] = NONE
-    return _without_empty(rows)
-
-
-def _without_empty(rows: Rows) -> Rows:
-    """Return rows without the columns that have no units."""
-    used = rows != NONE
-    if rows.size and np.count_nonzero(used) == rows.size:
-        return rows
-    columns = used.any(0)
-    return rows if columns.all() else np.ascontiguousarray(rows[:, columns])
-
-
-def _without_common(a: Rows, b: Rows) -> tuple[Rows, Rows]:
-    """Return two resolved axes without the units that they share row by row."""
-    equal = (a[:, :, None] == b[:, None, :]) & (a != NONE)[:, :, None]
-    return _distinct(np.where(equal.any(2), NONE, a)), _distinct(np.where(equal.any(1), NONE, b))
-
-
-def _first_equal(column: Rows) -> Index:
-    """Return for every entry the place of the first entry equal to it."""
-    _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
-    return first[inverse.reshape(-1)]
-
-
-def _determines(column: Rows, other: Rows) -> bool:
-    """Tell whether entries that are equal in ``column`` are equal in ``other``."""
-    return np.array_equal(other, other[_first_equal(column)])
-
-
-def _same_partition(a: Rows, b: Rows) -> list[tuple[int, int]]:
-    """Return pairs of columns that group the positions alike and have their gaps at the same places."""
-    shapes_a, shapes_b = ([(_first_equal(c), c == NONE) for c in rows.T] for rows in (a, b))
-    pairs: list[tuple[int, int]] = []
-    for i, (groups, gaps) in enumerate(shapes_a):
-        for j, (other_groups, other_gaps) in enumerate(shapes_b):
-            if j in [taken for _, taken in pairs] or not np.array_equal(gaps, other_gaps):
-                continue
-            if np.array_equal(groups, other_groups):
-                pairs.append((i, j))
-                break
-    return pairs

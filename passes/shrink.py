@@ -20,6 +20,7 @@ from fxprune.errors import AnalysisError, ShrinkError
 from fxprune.folds import Fold
 from fxprune.frontends.effects import may_write
 from fxprune.kept import Flags, Kept
+from fxprune.modules import compiled_later
 from fxprune.passes.attributes import update_sizes
 from fxprune.passes.compensate import erase_corrections
 from fxprune.passes.fold import amounts_of, fold_into_biases
@@ -51,14 +52,16 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
     """
     stuck: tuple[str, ...] = ()
     while True:
-        smaller = shared_copy(gm)
+        with compiled_later():
+            smaller = shared_copy(gm)
         try:
             _shrink_once(smaller, deps, Kept(deps.units, removed))
             break
         except ShrinkError as error:
             # A function that hides sizes from its arguments: what it calls can be rewritten one by one.
             dead = _dead_axes(deps, Kept(deps.units, removed))
-            wider = shared_copy(gm)
+            with compiled_later():
+                wider = shared_copy(gm)
             written_out = tuple(f"{node.name} {node.target}" for node in gm.graph.nodes if node.name in error.nodes)
             if written_out == stuck or not inline_all(wider, deps, error.nodes):
                 raise

@@ -427,3 +427,92 @@ def test_values_are_recorded_as_fake_tensors() -> None:
     assert values["x"].shape == (3, 4)
     assert values["cat"].shape == (3, 8)
     assert values["cat"].device == torch.device("cpu")
+
+
+class Repeats(nn.Module):
+    """Calls the same layers again, on the same values and on others, one of them in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act, self.turn = nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Flatten(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x) + self.norm(x)  # the second leaves other statistics behind
+        z = self.turn(y)
+        self.act(y)
+        return z + self.turn(self.act(y * -1))
+
+
+def one_call_for_two(gm: fx.GraphModule) -> None:
+    first, second = [n for n in gm.graph.nodes if n.target == "norm"]
+    second.replace_all_uses_with(first)
+    gm.graph.erase_node(second)
+
+
+def dropped_write(gm: fx.GraphModule) -> None:
+    gm.graph.erase_node(next(n for n in gm.graph.nodes if n.target == "act"))
+
+
+def later_write(gm: fx.GraphModule) -> None:
+    only(gm, operator.mul).append(next(n for n in gm.graph.nodes if n.target == "act"))
+
+
+@pytest.mark.usefixtures("no_numbers")
+@pytest.mark.parametrize("change", [one_call_for_two, dropped_write, later_write])
+def test_layers_that_are_called_again(change: Callable[[fx.GraphModule], None]) -> None:
+    model = Repeats().train()
+    gm = fxprune.capture(model, y := x(), frontend="trace")
+    check_against_model(gm, model, (y,), {})
+    change(gm)
+    with pytest.raises(NumbersError):
+        check_against_model(gm, model, (y,), {})
+
+
+_SEEN: list[Tensor] = []
+
+
+def test_results_of_layers_that_are_called_again_are_real_where_code_keeps_them() -> None:
+    class Keeps(Repeats):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            kept = self.norm(x)
+            if type(x) is Tensor:
+                _SEEN.append(kept)
+            return y * 2 + kept
+
+    model = Keeps().eval()
+    _SEEN.clear()
+    fxprune.capture(model, y := x(), frontend="trace")
+    assert _SEEN
+    for kept in _SEEN:
+        torch.testing.assert_close(kept, model.norm(y))
+
+
+@pytest.mark.usefixtures("no_numbers")
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_pool_may_lay_its_result_out_anew(mode: bool) -> None:
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.pool = nn.LayerNorm(4), nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # channels last, for which torch has a way of its own
+            return self.pool(x).flatten(1) + F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    model = Pools().train(mode)
+    gm = fxprune.capture(model, y := torch.randn(2, 4, 3, 3), frontend="trace")
+    check_against_model(gm, model, (y,), {})
+
+
+@pytest.mark.usefixtures("no_numbers")
+def test_strides_that_show_other_elements_need_numbers() -> None:
+    class Turns(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            y.as_strided_((3, 3), (1, 3))
+            return y + 1
+
+    model = Turns()
+    with pytest.raises(NumbersError):
+        fxprune.capture(model, torch.randn(3, 3), frontend="trace")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.modules import CapturedModule, Container, clone
+from fxprune.modules import CapturedModule, Container, clone, compiled_later
 from fxprune.state import ensure_container, split, value_at
 
 
@@ -21,7 +21,8 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
         graph: the graph; becomes the result's own.
         constants: what else the graph reads, by the name it reads it under.
     """
-    gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
+    with compiled_later():
+        gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
     gm.training = model.training
     called = {id(model.get_submodule(str(node.target))) for node in graph.find_nodes(op="call_module")}
     _copy_tree(model, gm, called, {})

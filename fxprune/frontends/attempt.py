@@ -141,7 +141,6 @@ def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, r
     """Merge the graph of the other mode into the attempt's, and check the result in every mode that the model runs in."""
     model, gm = example.model, attempt.gm
     lost = merge_modes(gm, model, other.graph, other.constants, reads)
-    gm.recompile()
     attempt.notes += [_mode_note(path, model.training, reads) for path in lost]
     if lost:
         attempt.follows_mode = False

@@ -36,7 +36,13 @@ from fxprune.frontends.values import Memory, OfTensors, Step, Value
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default)
 # These give all elements of their argument in their order, if none is left out or repeated.
-_SAME_IF_WHOLE = (_aten.slice.Tensor, _aten.expand.default, _aten.view.default, _aten._unsafe_view.default)
+_SAME_IF_WHOLE = (
+    _aten.slice.Tensor,
+    _aten.expand.default,
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.as_strided.default,
+)
 # Above this, a constant is told by its memory instead of its values.
 _LARGE = 1 << 20
 
@@ -148,11 +154,13 @@ class Execution(TorchDispatchMode):
         traits, targets = Traits.of(func), written(func, args, kwargs)
         if not all(self._has_value(t) or self._is_fresh(t) for t in targets):
             raise IncomparableError(f"{func} writes to a tensor that is no parameter, buffer or input")
-        if traits.strided:
+        if traits.strided and not _strides_alike(func, args, kwargs):
             raise IncomparableError(f"{func} sees how its argument lies in memory, which numbers do not say")
         # Memory that nobody has written to is as unknown as a stand-in's.
         if not (traits.ordered or traits.raw or any(map(self._is_unknown, tensors))):
             return self._compute(func, args, kwargs, bool(targets))
+        if traits.strided and targets:
+            return self._restride(func, args, kwargs, others)
         place = self._place() if traits.ordered else 0
         call = _Call(func, args, kwargs, others, tensors, [self._value(t) for t in tensors], place)
         outputs, spec, number = self._note(call, targets)
@@ -166,6 +174,17 @@ class Execution(TorchDispatchMode):
             raise IncomparableError("the model seeds a generator")
         self._draws += 1
         return self._draws
+
+    def _restride(self, func: Any, args: Any, kwargs: Any, others: Any) -> Tensor:
+        """Let a result have other strides where they make no difference to its elements."""
+        result: Tensor = args[0]
+        value = self._values.get(result)
+        if value is None or value.real is not None:
+            raise IncomparableError(f"{func} changes a parameter, buffer, input or constant")
+        self._tape.append(Step(func, others, [value], [None]))
+        func(*args, **kwargs)
+        value.form = Form.of(result)
+        return result
 
     def _note(self, call: _Call, targets: list[Tensor]) -> tuple[list[Output], pytree.TreeSpec, int]:
         """Give the call a number, and the memory that it writes to."""
@@ -220,7 +239,7 @@ class Execution(TorchDispatchMode):
         noted = self._numbering.calls.get(key)
         if noted is not None:
             return self._replay(noted, tensors, operands)
-        before, start, draws = [(v.number, v.written, v.memory.written) for v in operands], len(self._tape), self._draws
+        before, start, draws = list(map(Value.state, operands)), len(self._tape), self._draws
         self._inside = True
         try:
             result = called(module, *args, **kwargs)
@@ -335,3 +354,13 @@ def _source(call: _Call, outputs: list[Output]) -> int | None:
         return 1 if alike(call.values[0].form, call.values[1].form) else None
     same = call.func in _SAME or (call.func in _SAME_IF_WHOLE and alike(outputs[0].form, call.values[0].form))
     return 0 if same else None
+
+
+def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:
+    """Tell whether new strides leave every element of a tensor where it is, as those of dimensions of size one do."""
+    arguments = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    tensor, size, stride = args[0], arguments.get("size"), arguments.get("stride")
+    offset = arguments.get("storage_offset")
+    if size is None or stride is None or tuple(size) != tuple(tensor.shape) or offset not in (None, tensor.storage_offset()):
+        return False
+    return all(n == 1 or old == new for n, old, new in zip(size, tensor.stride(), stride, strict=True))

@@ -124,7 +124,7 @@ class Noted:
         result: Any,
         tensors: list[Tensor],
         operands: list[Value],
-        before: list[tuple[int, int, int]],
+        before: list[tuple[int, int, int, Form]],
         values: OfTensors,
     ) -> Noted | None:
         """Note a call that has just been made; None if it cannot be replayed."""
@@ -149,8 +149,9 @@ class Noted:
                 made.append(value)
                 last = value.memory.written
                 outputs.append(_Result(None, None, value.form, value.number, value.written, memory, last))
-        now = [(v.number, v.written, v.memory.written) for v in operands]
-        both = list(enumerate(zip(before, now, strict=True)))
+        both = list(enumerate(zip(before, map(Value.state, operands), strict=True)))
+        if any(a[3] != b[3] for _, (a, b) in both):
+            return None
         changed = [(i, b[0], b[1]) for i, (a, b) in both if a[:2] != b[:2]]
         writes = [(i, b[2]) for i, (a, b) in both if a[2] != b[2]]
         return cls(outputs, spec, changed, writes, operands, made, list(tape))

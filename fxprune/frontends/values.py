@@ -32,6 +32,10 @@ class Value:
     real: Tensor | None = None
     address: int = 0  # of a stand-in's storage, which only an assignment to ``.data`` changes
 
+    def state(self) -> tuple[int, int, int, Form]:
+        """Return all that calls change."""
+        return self.number, self.written, self.memory.written, self.form
+
 
 class OfTensors:
     """The values of tensors that are alive.

@@ -25,9 +25,9 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NoReturn
 
 from fxprune.axes import Axis
 from fxprune.errors import RuleError
@@ -125,7 +125,7 @@ class Layout:
 
     operands: dict[int, list[Dim]]
     results: list[list[Dim] | None]
-    sizes: dict[str, int]
+    sizes: Mapping[str, int]
     zeros: str
 
 
@@ -197,36 +197,98 @@ _ZERO_IS_NEUTRAL = frozenset({"sum", "norm"})
 _STATES = {"n": Zero.FINITE, "z": Zero.ZERO, "u": Zero.UNKNOWN}
 
 
+Laid = list[tuple[Dim, int]]
+_Shape = tuple[int, ...]
+
+
+class _DoesNotFitError(Exception):
+    """The pattern is for other shapes; the message says how."""
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A pattern laid over shapes: the dimensions of operands and results, each with its size, and the sizes of names."""
+
+    operands: Sequence[tuple[int, Laid]]
+    results: Sequence[Laid | None]
+    sizes: Mapping[str, int]
+
+
+@functools.lru_cache(maxsize=1 << 14)  # layers repeat
+def _fit(text: str, given: tuple[_Shape | None, ...], returned: tuple[_Shape, ...], sizes: tuple[tuple[str, int], ...]) -> _Fit:
+    operands, results = parse(text)
+    if len(operands) < len(given) or len(results) != len(returned):
+        raise _DoesNotFitError(
+            f"is for {len(operands)} operands and {len(results)} results (got {len(given)} and {len(returned)})"
+        )
+    laid = [
+        (i, list(_lay(pattern, shape, f"operand {i}")))
+        for i, (pattern, shape) in enumerate(zip(operands, given, strict=False))
+        if shape is not None and pattern is not None
+    ]
+    results_laid = [
+        None if pattern is None else list(_lay(pattern, shape, f"result {i}"))
+        for i, (pattern, shape) in enumerate(zip(results, returned, strict=True))
+    ]
+    tensors = [*(dims for _, dims in laid), *(dims for dims in results_laid if dims is not None)]
+    return _Fit(laid, results_laid, _sizes(dict(sizes), tensors))
+
+
+def _lay(pattern: Shape, sizes: _Shape, what: str) -> Iterator[tuple[Dim, int]]:
+    """Yield one (dim, size) for each dimension of a tensor."""
+    room = len(sizes) - sum(not dim.many for dim in pattern)
+    if room < 0 or (room and not any(dim.many for dim in pattern)):
+        raise _DoesNotFitError(f"does not fit {what} of shape {list(sizes)}")
+    at = 0
+    for dim in pattern:
+        if not dim.many:
+            yield dim, sizes[at]
+            at += 1
+            continue
+        (name,) = dim.names
+        for k in range(room):
+            part = f"{name}.{k}"
+            yield Dim((part,), whole=frozenset({part}) if dim.whole else frozenset()), sizes[at]
+            at += 1
+        room = 0
+
+
+def _sizes(sizes: dict[str, int], tensors: list[Laid]) -> dict[str, int]:
+    """Work out the size of every name; a product gives the size of its one unknown part."""
+    places = [place for dims in tensors for place in dims]
+    for dim, size in sorted(places, key=lambda place: len(place[0].names)):
+        unknown = [name for name in dim.names if name not in sizes]
+        known = math.prod(sizes[name] for name in dim.names if name in sizes)
+        if len(unknown) == 1 and known and size % known == 0:
+            sizes[unknown[0]] = size // known
+        whole_star = any(name.startswith("*") for name in dim.names)
+        if not whole_star and (len(unknown) > 1 or math.prod(sizes.get(n, 0) for n in dim.names) != size):
+            raise _DoesNotFitError(f"has {' * '.join(dim.names) or '1'} where the size is {size} (sizes {sizes})")
+    return sizes
+
+
 @dataclass(eq=False)
 class _Binding:
     """A pattern laid over a call."""
 
     call: Call
     text: str
-    sizes: dict[str, int]
+    sizes: Mapping[str, int]
     axes: dict[str, Axis] = field(default_factory=dict)
     states: list[dict[str, Zero]] = field(default_factory=list)
     mixed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
-    results: list[list[tuple[Dim, int]] | None] = field(default_factory=list)
+    results: Sequence[Laid | None] = ()
 
-    def lay(self) -> list[tuple[int, list[tuple[Dim, int]]]]:
+    def lay(self) -> Sequence[tuple[int, Laid]]:
         """Return the dimensions of the operands, each with its size; work out those of the results and all sizes."""
-        operands, results = parse(self.text)
-        given = self.call.operands
-        if len(operands) < len(given) or len(results) != len(self.call.shapes):
-            self._complain(f"is for {len(operands)} operands and {len(results)} results", len(given), len(self.call.shapes))
-        laid = [
-            (i, list(self._lay(shape, label.shape, f"operand {i}")))
-            for i, (shape, label) in enumerate(zip(operands, given, strict=False))
-            if label is not None and shape is not None
-        ]
-        self.results = [
-            None if shape is None else list(self._lay(shape, size, f"result {i}"))
-            for i, (shape, size) in enumerate(zip(results, self.call.shapes, strict=True))
-        ]
-        self._learn_sizes([*(dims for _, dims in laid), *(dims for dims in self.results if dims is not None)])
-        return laid
+        given = tuple(None if label is None else label.shape for label in self.call.operands)
+        try:
+            fit = _fit(self.text, given, tuple(self.call.shapes), tuple(self.sizes.items()))
+        except _DoesNotFitError as error:
+            self._complain(str(error))
+        self.results, self.sizes = fit.results, fit.sizes
+        return fit.operands
 
     def bind(self) -> None:
         """Lay the pattern over the call and couple what has the same name."""
@@ -240,36 +302,6 @@ class _Binding:
         for i, dims in laid:
             for d, (dim, _) in enumerate(dims):
                 self._bind_dim(i, d, dim)
-
-    def _lay(self, shape: Shape, sizes: tuple[int, ...], what: str) -> Any:
-        """Yield one (dim, size) for each dimension of a tensor."""
-        room = len(sizes) - sum(not dim.many for dim in shape)
-        if room < 0 or (room and not any(dim.many for dim in shape)):
-            self._complain(f"does not fit {what} of shape {list(sizes)}")
-        at = 0
-        for dim in shape:
-            if not dim.many:
-                yield dim, sizes[at]
-                at += 1
-                continue
-            (name,) = dim.names
-            for k in range(room):
-                part = f"{name}.{k}"
-                yield Dim((part,), whole=frozenset({part}) if dim.whole else frozenset()), sizes[at]
-                at += 1
-            room = 0
-
-    def _learn_sizes(self, tensors: list[list[tuple[Dim, int]]]) -> None:
-        """Work out the size of every name; a product gives the size of its one unknown part."""
-        places = [place for dims in tensors for place in dims]
-        for dim, size in sorted(places, key=lambda place: len(place[0].names)):
-            unknown = [name for name in dim.names if name not in self.sizes]
-            known = math.prod(self.sizes[name] for name in dim.names if name in self.sizes)
-            if len(unknown) == 1 and known and size % known == 0:
-                self.sizes[unknown[0]] = size // known
-            whole_star = any(name.startswith("*") for name in dim.names)
-            if not whole_star and (len(unknown) > 1 or math.prod(self.sizes.get(n, 0) for n in dim.names) != size):
-                self._complain(f"has {' * '.join(dim.names) or '1'} where the size is {size} (sizes {self.sizes})")
 
     def _bind_dim(self, operand: int, d: int, dim: Dim) -> None:
         label = self.call.operand(operand)
@@ -332,11 +364,10 @@ class _Binding:
             return None
         return self.states[operand].get(name, Zero.FINITE)
 
-    def _complain(self, what: str, *counts: int) -> None:
+    def _complain(self, what: str) -> NoReturn:
         shapes = ", ".join("none" if label is None else str(list(label.shape)) for label in self.call.operands)
-        got = f" (got {counts[0]} and {counts[1]})" if counts else ""
         results = ", ".join(str(list(shape)) for shape in self.call.shapes)
         raise RuleError(
-            f"the rule {self.text!r} of {self.call.op} at node {self.call.at.node!r} {what}{got}; "
+            f"the rule {self.text!r} of {self.call.op} at node {self.call.at.node!r} {what}; "
             f"operands {shapes or 'none'}, results {results or 'none'}. Register a rule that fits the operator's shapes."
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import OpOverload
 
 from tests.rules.sample import Context, Operand, Sample, between, complex_, exactly, flags, integers, real
 
@@ -67,9 +67,18 @@ SAMPLES = [
 
 def pointwise() -> list[OpOverload]:
     """Return all operators that torch tags as element-wise, except those that write to a tensor of the caller's."""
-    packets = [getattr(torch.ops.aten, name) for name in dir(torch.ops.aten)]
-    found = [getattr(p, overload) for p in packets if isinstance(p, OpOverloadPacket) for overload in p.overloads()]
-    return [op for op in found if torch.Tag.pointwise in op.tags and not any(a.is_out for a in op._schema.arguments)]
+    names = {
+        name.removeprefix("aten::").partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name[:6] == "aten::"
+    }
+    packets = [getattr(torch.ops.aten, name) for name in sorted(names)]
+    found = [getattr(packet, overload) for packet in packets for overload in packet.overloads()]
+    return [op for op in found if torch.Tag.pointwise in op.tags and _returns_tensors(op)]
+
+
+def _returns_tensors(op: OpOverload) -> bool:
+    """Tell whether an operator makes tensors: its result is neither a flag nor memory of the caller's."""
+    makes = all("Tensor" in str(result.type) for result in op._schema.returns)
+    return makes and not any(argument.is_out for argument in op._schema.arguments)
 
 
 def made_from_schema(op: OpOverload) -> Sample | None:
