@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from tests.benchmarks import analysis, masks, pipeline, shrunk
+from tests.benchmarks import accuracy, analysis, masks, pipeline, shrunk
 
 BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "analysis": analysis.usual_models,
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "step": masks.training_step,
     "masks": masks.mask_memory,
     "pipeline": pipeline.pipeline,
+    "accuracy": accuracy.kept,
 }
 
 

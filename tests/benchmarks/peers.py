@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 
-def torch_pruned(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], amount: float = 0.5) -> nn.Module:
+def torch_pruned(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], amount: float = 0.5, everywhere: bool = False
+) -> nn.Module:
     """Prune a model in place by Torch-Pruning, by group magnitude, and return it.
 
     It is told what its examples tell it: which layers make the result, and how many heads each attention has.
@@ -20,6 +22,7 @@ def torch_pruned(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         args: positional inputs.
         kwargs: keyword inputs.
         amount: the share of channels to remove.
+        everywhere: rank the channels of all groups together, instead of taking the share of each.
     """
     import torch_pruning
 
@@ -28,6 +31,7 @@ def torch_pruned(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         _by_name(model, args, kwargs) if kwargs or len(args) > 1 else args[0],
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=amount,
+        global_pruning=everywhere,
         ignored_layers=_heads(model, args, kwargs),
         num_heads=_attentions(model),
         output_transform=_sum,
