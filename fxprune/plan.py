@@ -59,7 +59,7 @@ def plan(
             Gives the smallest pruning that meets it.
         max_flops: how many floating-point operations may be left, likewise; with ``max_params`` both are met.
         choose: which of several groups are pruned that cross on an axis, such as heads and head dimensions. By default the
-            outermost of those with at least four units, else the one with the most; "outer" and "inner" say which, "all"
+            outermost of those with at least eight units, else the one with the most; "outer" and "inner" say which, "all"
             prunes them all.
 
     Returns:

@@ -115,7 +115,7 @@ def _captured(call: nn.Module, examples: list[Tensor]) -> fx.GraphModule:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return capture(call, tuple(examples), frontend="export")
+        return capture(call, tuple(examples))
 
 
 def _splice(

@@ -14,7 +14,6 @@ from fxprune.axes import Axis
 from fxprune.kept import Kept
 from fxprune.rules.labels import Label
 
-
 _PLAIN = (int, float, bool, str, type(None))
 
 

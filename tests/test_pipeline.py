@@ -113,7 +113,7 @@ def test_a_model_that_torch_pruned_is_pruned_with_its_masks() -> None:
 
 @pytest.mark.parametrize("layout", ["chunk", "split", "unflatten", "separate"])
 def test_heads_go_before_their_dimensions(layout: str) -> None:
-    """Of heads and their dimensions the outermost of at least four units goes: whole heads make attention faster."""
+    """Of heads and their dimensions the outermost of at least eight units goes: whole heads make attention faster."""
 
     class Attention(nn.Module):
         def __init__(self) -> None:

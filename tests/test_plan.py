@@ -183,7 +183,7 @@ def test_one_of_crossing_groups_is_pruned() -> None:
     assert chosen(deps, choose="inner") == [1, 2]
     assert chosen(deps, choose="all") == [0, 1, 2]
     assert chosen(deps, choose="outer", ignore="grouped") == []
-    assert chosen(deps_of(Net(groups=4), IMAGE)) == [0]
+    assert chosen(deps_of(Net(groups=8), IMAGE)) == [0]
 
 
 def test_heads_or_their_dimensions() -> None:
