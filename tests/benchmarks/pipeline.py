@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import statistics
 import time
 import warnings
@@ -19,6 +20,7 @@ import fxprune
 from tests.benchmarks import peers
 from tests.zoo import shim
 from tests.zoo.apart import NoAnswerError, call_apart
+from tests.zoo.catalogue import catalogue
 
 _SECONDS = 120.0
 _ROUNDS = 3
@@ -45,14 +47,23 @@ NAMES = tuple(
 
 
 def build(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """Return a model of normal size in eval mode, and its inputs, one sample, at the resolution that it was made for."""
+    """Return a model of normal size in eval mode, and its inputs, one sample, at the resolution that it was made for.
+
+    Args:
+        name: library and model, as in ``NAMES``; after "zoo:" one that the zoo command lists, as small as it is there.
+    """
     shim.install()
+    if name.startswith(_ZOO):
+        return catalogue()[name.removeprefix(_ZOO)].build()
     family, _, model = name.partition("/")
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made, args, kwargs = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}[family](model)
     return made.eval(), args, kwargs
+
+
+_ZOO = "zoo:"
 
 
 def _torchvision(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
@@ -105,29 +116,20 @@ def measured(name: str, rounds: int = _ROUNDS) -> dict[str, Any]:
     """Return the row of one model: both sides in turn in this process, and what is left on either side."""
     torch.set_num_threads(1)
     model, args, kwargs = build(name)
-    whole = sum(p.numel() for p in model.parameters())
     row: dict[str, Any] = {"model": name}
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     wrong: dict[str, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(rounds):
-            for side, work in SIDES.items():
-                if side in wrong or sum(times[side]) > _SECONDS:
-                    continue
-                ours = copy.deepcopy(model)
-                gc.collect()
-                start = time.perf_counter()
-                try:
-                    small = work(ours, args, kwargs)
-                    times[side].append(time.perf_counter() - start)
-                    check(small, model, args, kwargs)
-                except Exception as error:
-                    wrong[side] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
-                        :90
-                    ]
-                    continue
-                row[f"{side} left %"] = 100 * sum(p.numel() for p in small.parameters()) / whole
+        for side in list(SIDES) * rounds:
+            if side in wrong:
+                continue
+            try:
+                seconds, row[f"{side} left %"] = _once(side, model, args, kwargs)
+                times[side].append(seconds)
+            except Exception as error:
+                text = str(error).strip().partition("\n")[0]
+                wrong[side] = f"{type(error).__name__}: {text}"[:90]
     for side in SIDES:
         if side not in wrong:
             row[f"{side} s"] = statistics.median(times[side])
@@ -136,6 +138,19 @@ def measured(name: str, rounds: int = _ROUNDS) -> dict[str, Any]:
         row["ratio"] = row["fxprune s"] / row["torch-pruning s"]
     row["not done"] = "; ".join(f"{side}: {text}" for side, text in wrong.items())
     return row
+
+
+def _once(side: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
+    """Prune a copy of a model; return the seconds that it took and the percentage of parameters that is left."""
+    ours = copy.deepcopy(model)
+    gc.collect()
+    start = time.perf_counter()
+    small = SIDES[side](ours, args, kwargs)
+    seconds = time.perf_counter() - start
+    if seconds > _SECONDS:
+        raise TimeoutError(f"took {seconds:.0f} s of {_SECONDS:.0f}")
+    check(small, model, args, kwargs)
+    return seconds, 100 * sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
 
 
 def check(small: nn.Module, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -165,9 +180,28 @@ def pipeline(names: tuple[str, ...] = NAMES, rounds: int = _ROUNDS) -> list[dict
         except NoAnswerError as error:
             rows.append({"model": name, "not done": str(error)})
         print(rows[-1], flush=True)
-    ratios = [row["ratio"] for row in rows if "ratio" in row]
-    if ratios:
-        mean = statistics.geometric_mean(ratios)
-        rows.append({"model": f"geometric mean of {len(ratios)}", "ratio": mean})
-        rows.append({"model": "greatest", "ratio": max(ratios)})
-    return rows
+    return rows + summary(rows)
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows for all models together: the ratios, the first times, and what only one side can do."""
+    both = [row for row in rows if "ratio" in row]
+    found: list[dict[str, Any]] = []
+    if both:
+        first = [row["fxprune first s"] / row["torch-pruning first s"] for row in both]
+        ratios = [row["ratio"] for row in both]
+        found += [
+            {"model": f"geometric mean of {len(both)}", "ratio": statistics.geometric_mean(ratios)},
+            {"model": "the same of first times", "ratio": statistics.geometric_mean(first)},
+            {"model": "median", "ratio": statistics.median(ratios)},
+            {"model": "greatest", "ratio": max(ratios)},
+        ]
+    for side, other in itertools.permutations(SIDES):
+        names = [row["model"] for row in rows if f"{side} s" in row and f"{other} s" not in row]
+        found.append({"model": f"only {side}: {len(names)}", "not done": " ".join(names)})
+    return found
+
+
+def zoo() -> list[dict[str, Any]]:
+    """Time both sides on every model that the zoo command lists."""
+    return pipeline(tuple(f"{_ZOO}{name}" for name in catalogue()))

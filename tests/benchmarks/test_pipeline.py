@@ -18,10 +18,20 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_one_model() -> None:
     shim.install()
     pytest.importorskip("torchvision")
-    row, mean, greatest = pipeline.pipeline(("torchvision/resnet18",), rounds=1)
+    row, *summary = pipeline.pipeline(("zoo:torchvision/resnet18",), rounds=1)
     assert row["not done"] == ""
-    assert row["ratio"] == mean["ratio"] == greatest["ratio"] == pytest.approx(row["fxprune s"] / row["torch-pruning s"])
+    assert row["ratio"] == pytest.approx(row["fxprune s"] / row["torch-pruning s"])
     assert row["fxprune left %"] == pytest.approx(row["torch-pruning left %"], abs=3)
+    assert {line["model"] for line in summary if line.get("ratio") == row["ratio"]} >= {"median", "greatest"}
+
+
+def test_what_all_models_come_to() -> None:
+    both = [{"model": str(i), "ratio": i, "fxprune s": i, "fxprune first s": 2 * i} for i in (1.0, 4.0)]
+    rows = [{**row, "torch-pruning s": 1.0, "torch-pruning first s": 1.0} for row in both] + [{"model": "x", "fxprune s": 1.0}]
+    mean, first, median, greatest, ours, theirs = pipeline.summary(rows)
+    assert [line["ratio"] for line in (mean, first, median, greatest)] == pytest.approx([2, 4, 2.5, 4])
+    assert [line["model"] for line in (ours, theirs)] == ["only fxprune: 1", "only torch-pruning: 0"]
+    assert ours["not done"] == "x"
 
 
 def test_the_other_side_is_told_what_makes_the_result_and_how_many_heads_there_are() -> None:
