@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from tests.benchmarks import accuracy, analysis, masks, pipeline, shrunk
+from tests.benchmarks import accuracy, analysis, masks, memory, pipeline, shrunk
 
 BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "analysis": analysis.usual_models,
     "depth": analysis.depth,
+    "width": analysis.width,
+    "resolution": analysis.resolution,
     "large": analysis.large,
+    "memory": memory.memory,
     "shrunk": shrunk.latency,
     "selection": masks.selection,
     "step": masks.training_step,

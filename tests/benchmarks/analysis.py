@@ -1,4 +1,4 @@
-"""How long capture and analysis take: on two usual models, against depth, and on a model too large for the machine."""
+"""How long capture and analysis take: on usual models, against depth, width and resolution, and on a model too large."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
@@ -85,19 +85,61 @@ def usual_models(repeats: int = 5) -> list[dict[str, Any]]:
     return rows
 
 
+def _analysed(graphs: Mapping[int, fx.GraphModule], repeats: int) -> dict[int, float]:
+    """Return the median seconds of the analysis of each graph, taken in turn, after one run that does not count."""
+    times: dict[int, list[float]] = {key: [] for key in graphs}
+    for turn in range(repeats + 1):
+        for key, gm in graphs.items():
+            seconds = _seconds(lambda gm=gm: fxprune.analyze(gm))  # type: ignore[misc]
+            if turn:
+                times[key].append(seconds)
+    return {key: statistics.median(found) for key, found in times.items()}
+
+
+def _decoder(**sizes: int) -> fx.GraphModule:
+    with torch.device("meta"):
+        return fxprune.capture(Decoder(**sizes).eval(), torch.zeros(2, 32, dtype=torch.long))
+
+
 def depth(layers: tuple[int, ...] = (12, 24, 48, 96), repeats: int = 5) -> list[dict[str, Any]]:
     """Time the analysis of models of GPT-2's shape; the ratio is that of the time a layer takes to that at the first depth."""
-    graphs = {}
-    for count in layers:
-        with torch.device("meta"):
-            graphs[count] = fxprune.capture(Decoder(count).eval(), torch.zeros(2, 32, dtype=torch.long))
-    times: dict[int, list[float]] = {count: [] for count in layers}
-    for _ in range(repeats):  # in turn, so that a slow spell of the machine meets all depths
-        for count, gm in graphs.items():
-            times[count].append(_seconds(lambda gm=gm: fxprune.analyze(gm)))  # type: ignore[misc]
-    medians = {count: statistics.median(times[count]) for count in layers}
+    medians = _analysed({count: _decoder(layers=count) for count in layers}, repeats)
     first = medians[layers[0]] / layers[0]
     return [{"layers": n, "analysis s": s, "a layer, ratio": s / n / first} for n, s in medians.items()]
+
+
+def width(
+    widths: tuple[int, ...] = (256, 512, 1024, 2048, 4096), heads: int = 16, layers: int = 12, repeats: int = 5
+) -> list[dict[str, Any]]:
+    """Time the analysis of models of GPT-2's shape and depth; the ratios are those to the narrowest."""
+    graphs = {n: _decoder(layers=layers, width=n, heads=heads) for n in widths}
+    medians = _analysed(graphs, repeats)
+    first = widths[0]
+    return [
+        {"width": n, "analysis s": s, "ratio of widths": n / first, "ratio of times": s / medians[first]}
+        for n, s in medians.items()
+    ]
+
+
+def resolution(
+    sizes: tuple[int, ...] = (64, 128, 256, 512), names: tuple[str, ...] = ("resnet50", "vit_b_16"), repeats: int = 5
+) -> list[dict[str, Any]]:
+    """Time the analysis of models for images of different sizes; the ratio is that to the smallest."""
+    shim.install()
+    from torchvision import models
+
+    rows = []
+    for name in names:
+        graphs = {}
+        for size in sizes:
+            options = {"image_size": size} if name.startswith("vit") else {}
+            with torch.device("meta"):
+                graphs[size] = fxprune.capture(
+                    models.get_model(name, weights=None, **options).eval(), torch.zeros(1, 3, size, size)
+                )
+        medians = _analysed(graphs, repeats)
+        rows += [{"model": name, "pixels": n * n, "analysis s": s, "ratio": s / medians[sizes[0]]} for n, s in medians.items()]
+    return rows
 
 
 def large(layers: int = 80) -> list[dict[str, Any]]:

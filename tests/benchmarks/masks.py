@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import gc
 import math
 import random
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from torch.nn.utils import prune as torch_prune
 
 import fxprune
 from tests.benchmarks.analysis import Block
+from tests.benchmarks.memory import peak_from_here, status
 from tests.zoo import shim
 from tests.zoo.apart import NoAnswerError, call_apart
 
@@ -61,12 +60,6 @@ def _selected_by_torch(model: Weights) -> int:
     return sum(buffer.nbytes for buffer in model.buffers())
 
 
-def _status(key: str) -> int:
-    """Return a figure of this process's memory in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
 def _select(what: str) -> dict[str, float]:
     side, elements, dtype = what.split()
     resource.setrlimit(resource.RLIMIT_AS, (_LIMIT_GIB << 30, _LIMIT_GIB << 30))
@@ -75,12 +68,10 @@ def _select(what: str) -> dict[str, float]:
     work = {"fxprune": _selected_by_fxprune, "torch": _selected_by_torch}[side]
     work(Weights(1000, torch.float32))  # imports and the like
     size = sum(p.nbytes for p in model.parameters())
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before, start = _status("VmRSS"), time.perf_counter()
+    before, start = peak_from_here(), time.perf_counter()
     masks = work(model)
     seconds = time.perf_counter() - start
-    return {"s": seconds, "extra": (_status("VmHWM") - before - masks) / size, "masks": masks / size}
+    return {"s": seconds, "extra": (status("VmHWM") - before - masks) / size, "masks": masks / size}
 
 
 def selection(

@@ -16,6 +16,18 @@ def test_depth() -> None:
     assert rows[0]["a layer, ratio"] == 1
 
 
+def test_width() -> None:
+    rows = analysis.width((16, 32), heads=4, layers=1, repeats=1)
+    assert [row["ratio of widths"] for row in rows] == [1, 2]
+    assert rows[0]["ratio of times"] == 1
+
+
+def test_resolution() -> None:
+    rows = analysis.resolution((32, 64), ("resnet18",), repeats=1)
+    assert [row["pixels"] for row in rows] == [1024, 4096]
+    assert rows[0]["ratio"] == 1
+
+
 def test_usual_models() -> None:
     rows = analysis.usual_models(repeats=1)
     assert [row["model"] for row in rows] == ["resnet50", "vit_b_16"]
