@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,19 +38,17 @@ class _Content:
 
     Attributes:
         size: the positions of such an axis.
-        owner: the units, each as often as it has a position; in order.
-        positions: their positions; those of one unit in order.
-        units: each unit once.
-        first: where it first stands in ``owner``.
+        units: each unit once, in order.
         counts: how many positions it has.
+        positions: the positions of the first unit in order, then those of the next.
+        first: where those of each unit start in ``positions``.
     """
 
     size: int
-    owner: Index
-    positions: Index
     units: Index
-    first: Index
     counts: Index
+    positions: Index
+    first: Index
 
     @staticmethod
     def of(rows: Rows) -> _Content:
@@ -61,7 +59,7 @@ class _Content:
             order = np.argsort(owner, kind="stable")  # positions are in order already
             owner, position = owner[order], position[order]
         first = _starts(owner)
-        return _Content(len(rows), owner, position, owner[first], first, np.diff(first, append=len(owner)))
+        return _Content(len(rows), owner[first], np.diff(first, append=len(owner)), position, first)
 
 
 def _starts(ordered: Index) -> Index:
@@ -115,45 +113,49 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
         for dim, axis in enumerate(label.axes):
             if (content := read(axis)) is not None:
                 places.setdefault(content, []).append((t, dim))
-    classes, order = _classes(units, list(places))
+    # From here on a unit is known by its place among those that stand on an axis, which are few of all that were made.
+    live = np.unique(np.concatenate([np.empty(0, np.intp), *(content.units for content in places)]))
+    at = {content: np.searchsorted(live, content.units) for content in places}
+    classes, order = _classes(units.kind_of(live), at)
     on_parameter = np.zeros(int(classes.max(initial=-1)) + 1, bool)
     for content, axes in places.items():
         if any(tensors[t][1] for t, _ in axes):
-            on_parameter[classes[content.units]] = True
+            on_parameter[classes[at[content]]] = True
     blocks = [b for b in _blocks(classes, order) if len(b) > 1 and on_parameter[classes[b[0]]]]
     blocks.sort(key=lambda block: int(order[block[0]]))
-    group_of = np.full(units.count, -1, np.intp)
-    rank = np.zeros(units.count, np.intp)
+    group_of, rank = np.full(len(live), -1, np.intp), np.zeros(len(live), np.intp)
     for g, block in enumerate(blocks):
         group_of[block], rank[block] = g, np.arange(len(block))
     members: list[list[tuple[int, int, Index]]] = [[] for _ in blocks]
     sizes = [len(block) for block in blocks]
     for content, axes in places.items():
-        for g, positions in _by_group(content, group_of, rank, sizes):
+        for g, positions in _by_group(content, group_of[at[content]], rank[at[content]], sizes):
             members[g] += [(t, dim, positions) for t, dim in axes]
-    flops = _flops(units, work, read)
+    flops = _flops(live, work, read)
     for found in members:
         found.sort(key=lambda member: member[:2])
     groups = [
-        FoundGroup(block, found, _parameters(found, tensors), float(flops[block].mean()))
+        FoundGroup(live[block], found, _parameters(found, tensors), float(flops[block].mean()))
         for block, found in zip(blocks, members, strict=True)
     ]
     parameters = [t for t, (_, is_parameter) in enumerate(tensors) if is_parameter]
     return Found(groups, _share(parameters, tensors, members))
 
 
-def _classes(units: Units, contents: list[_Content]) -> tuple[Index, Index]:
-    """Return for every unit its class and its place in the order of first appearance; -1 for units on no axis.
+def _classes(kinds: Rows, at: Mapping[_Content, Index]) -> tuple[Index, Index]:
+    """Return for every unit its class and its place in the order of first appearance.
 
     Units are of one class that are of one kind and own equally many positions on each axis.
+
+    Args:
+        kinds: the kind of every unit.
+        at: which units stand on each content, in its order.
     """
-    classes, order = np.full(units.count, -1, np.intp), np.full(units.count, -1, np.intp)
-    kinds = units.kind_of(np.arange(units.count)) if units.count else np.empty(0, np.intp)
+    classes, order = kinds.astype(np.intp), np.full(len(kinds), -1, np.intp)
     next_class, seen = int(kinds.max(initial=-1)) + 1, 0
-    for content in contents:
-        found, first, counts = content.units, content.first, content.counts
+    for content, found in at.items():
+        first, counts = content.first, content.counts
         new = order[found] < 0
-        classes[found[new]] = kinds[found[new]]
         # Of two that start at one position the one that goes on sooner is the outer one: a head before a place in all heads.
         second = content.positions[first + np.minimum(counts - 1, 1)]
         by_position = np.lexsort((second[new], content.positions[first[new]]))
@@ -173,19 +175,25 @@ def _classes(units: Units, contents: list[_Content]) -> tuple[Index, Index]:
 
 def _blocks(classes: Index, order: Index) -> list[Index]:
     """Return the units of each class, in the order of first appearance."""
-    seen = np.flatnonzero(order >= 0)
-    used = np.empty(len(seen), np.intp)
-    used[order[seen]] = seen
+    used = np.empty(len(order), np.intp)
+    used[order] = np.arange(len(order))
     used = used[np.argsort(classes[used], kind="stable")]
     return np.split(used, _starts(classes[used])[1:]) if len(used) else []
 
 
 def _by_group(content: _Content, group_of: Index, rank: Index, sizes: list[int]) -> list[tuple[int, Index]]:
-    """Return for each group on an axis the positions of its units, shape (units, p)."""
-    group = group_of[content.owner]
+    """Return for each group on an axis the positions of its units, shape (units, p).
+
+    Args:
+        content: what stands on the axis.
+        group_of: the group of each of its units, -1 for none.
+        rank: the place of each of its units in the group.
+        sizes: how many units every group has.
+    """
+    group = np.repeat(group_of, content.counts)
     keep = group >= 0
-    group, owner, positions = group[keep], content.owner[keep], content.positions[keep]
-    order = np.lexsort((positions, rank[owner], group))
+    group, positions = group[keep], content.positions[keep]
+    order = np.lexsort((positions, np.repeat(rank, content.counts)[keep], group))
     group, positions = group[order], positions[order]
     starts = _starts(group)
     blocks = np.split(positions, starts[1:]) if len(group) else []
@@ -206,16 +214,24 @@ def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[L
     return total
 
 
-def _flops(units: Units, work: Sequence[Work], read: _Reader) -> NDArray[np.float64]:
-    """Return the operations that go with every unit."""
-    total, kept = np.zeros(units.count), np.ones(units.count)
+def _flops(live: Index, work: Sequence[Work], read: _Reader) -> NDArray[np.float64]:
+    """Return the operations that go with every unit of ``live``, which are in order."""
+    total, kept = np.zeros(len(live)), np.ones(len(live))
+    known: dict[
+        _Content, tuple[Index, NDArray[np.float64]]
+    ] = {}  # the live units on it, and the share that is left without one
     for part in work:
         contents = [content for axis in part.axes if (content := read(axis)) is not None]
         for content in contents:
-            kept[content.units] *= 1 - content.counts / content.size
+            if content not in known:
+                _, here, there = np.intersect1d(live, content.units, assume_unique=True, return_indices=True)
+                known[content] = here, 1 - content.counts[there] / content.size
+            here, left = known[content]
+            kept[here] *= left
         for content in contents:
-            total[content.units] += part.flops * (1 - kept[content.units])
-            kept[content.units] = 1  # which also counts a unit on several axes once
+            here, _ = known[content]
+            total[here] += part.flops * (1 - kept[here])
+            kept[here] = 1  # which also counts a unit on several axes once
     return total
 
 

@@ -51,7 +51,7 @@ class Units:
         """Return an axis of ``size`` new units of one new kind, one a position."""
         start, self.count = self.count, self.count + size
         if self.count >= len(self._parent):
-            self._grow(max(self.count, 2 * len(self._parent)))
+            self._grow(max(self.count, len(self._parent) + len(self._parent) // 4))
         self._kind[start : self.count] = len(self._kinds)
         self._kinds.append(len(self._kinds))
         return Axis(np.arange(start, self.count, dtype=np.int32)[:, None])

@@ -248,6 +248,39 @@ def test_a_mode_switch_that_does_more_than_set_the_flag_is_warned_of() -> None:
         fxprune.capture(Merges().eval(), x())
 
 
+def test_a_mode_switch_that_asks_for_values_is_looked_at() -> None:
+    class Asks(Net):
+        largest = 0.0
+
+        def train(self, mode: bool = True) -> Asks:
+            self.largest = self.l.weight.abs().max().item()
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x)
+
+    model = Asks().eval()
+    with pytest.warns(fxprune.CaptureWarning, match=r"Asks\.train\(\) of module .* changes largest, where"):
+        fxprune.capture(model, x())
+
+
+def test_a_mode_switch_is_tried_on_a_copy_without_values() -> None:
+    devices = []
+
+    class Looks(Net):
+        def train(self, mode: bool = True) -> Looks:
+            devices.append(self.l.weight.device.type)
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x)
+
+    model = Looks().eval()
+    devices.clear()
+    fxprune.capture(model, x())
+    assert devices == ["meta", "meta"]
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_copies_keep_the_names_of_the_state(frontend: Any) -> None:
     class Names(Net):

@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from torch import nn
 
@@ -152,12 +153,27 @@ def switching_changes(model: nn.Module) -> list[str]:
 
 
 def _changed_by_switching(module: nn.Module) -> list[str]:
-    try:
-        copied = copy.deepcopy(module)
-    except Exception:  # a module that cannot be copied is not switched: that would change it
-        return ["attributes that could not be compared"]
+    for copied in (_without_values, copy.deepcopy):
+        try:
+            return _changed_in(copied(module))
+        except Exception:  # one whose values are asked for needs them; one that cannot be copied is not switched
+            continue
+    return ["attributes that could not be compared"]
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """Return a copy of a module on the meta device, which takes no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        bare = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+    return copy.deepcopy(module, memo)
+
+
+def _changed_in(copied: nn.Module) -> list[str]:
+    """Return what a module's own ``train`` and ``eval`` change beside the flag; the module is changed."""
     changed: dict[str, None] = {}
-    for training in (not module.training, module.training):
+    for training in (not copied.training, copied.training):
         before = {path: dict(vars(m)) for path, m in copied.named_modules()}
         versions = {name: t._version for name, t in copied.state_dict(keep_vars=True).items()}
         copied.train(training)
