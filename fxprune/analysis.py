@@ -10,8 +10,9 @@ import functools
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxprune import state
-from fxprune.axes import Reason
+from fxprune.axes import Axis, Reason
 from fxprune.code_lines import code_line
 from fxprune.dependencies import Dependencies, MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError
@@ -145,6 +146,7 @@ class _Watch(TorchDispatchMode):
         self.without_rule: dict[str, None] = {}
         self.counters: dict[int, Tensor] = {}  # what buffers that count hold by now
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
+        self.stepping: dict[int, list[_Stepping]] = {}  # by memory
         self.sources = Sources(self.units)
         masked = [(name, m.orig) for m in state.all_masked(gm) for name in m.names]  # known under its own name first
         for name, tensor in (*masked, *gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)):
@@ -240,6 +242,10 @@ class _Watch(TorchDispatchMode):
         producer = len(self.steps) - 1
         for tensor, label, constant in zip(returned, labels, constants, strict=True):
             self._set(tensor, Label(label.axes, label.zeros, constant, producer))
+        if func is torch.ops.aten.slice.Tensor and call["step"] > 1:
+            storage = returned[0].untyped_storage()
+            given = slice(call["start"], call["end"], call["step"])
+            self.stepping.setdefault(storage._cdata, []).append(_Stepping(call.operand(0).axes[call.dim()], given, storage))
         if func._schema.is_mutable:
             self._written(func, args)
             self._count(func, args, kwargs)
@@ -337,6 +343,8 @@ class _Watch(TorchDispatchMode):
                 for reference in self.aliases.get(memory, ()) if memory is not None else ():
                     if (alias := reference()) is not None and alias is not tensor:
                         _forget_values(alias)
+                for stepping in self.stepping.pop(memory, ()) if memory is not None else ():
+                    stepping.couple(self.units, replace(self.here, text="is written to through a slice with a step"))
                 if memory is not None and (origin := self.fakes.origin(memory)) is not None:
                     self.sources.forget_values(origin)
 
@@ -362,6 +370,24 @@ class _Watch(TorchDispatchMode):
             steps=self.steps,
             without_rule=tuple(self.without_rule),
         )
+
+
+class _Stepping(NamedTuple):
+    """A slice with a step; its memory is held, so that no other takes its address.
+
+    When positions go, such a slice may have to pick uneven places, which no view can, and what is written to the memory has to
+    show in it. Where the positions from one that it picks to the next go together, it stays a slice.
+    """
+
+    axis: Axis
+    given: slice
+    memory: torch.UntypedStorage
+
+    def couple(self, units: Units, why: Reason) -> None:
+        start, stop, step = self.given.indices(self.axis.size)
+        places = np.arange(start, min(stop + step, self.axis.size) - 1)
+        places = places[(places - start) % step != step - 1]
+        units.couple(self.axis.take(places), self.axis.take(places + 1), why)
 
 
 def _forget_values(tensor: Tensor) -> None:

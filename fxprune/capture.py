@@ -128,7 +128,7 @@ def _first_that_works(example: Example, frontend: Frontend) -> Attempt:
         except CaptureError as error:
             reasons[name] = error
             continue
-        if attempt.follows_mode:
+        if attempt.follows_mode or not attempt.could_follow:
             return attempt
         found.append(attempt)  # the other front end may keep more of the model
     if found:

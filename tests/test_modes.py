@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -259,6 +259,27 @@ def test_a_dependence_that_cannot_be_kept_is_named_with_module_and_line(frontend
     x = torch.randn(3, 6)
     assert relative_error(gm(x), model(x)) <= 1e-6
     assert relative_error(gm.train(not training)(x), model(x)) <= 1e-6
+
+
+class Both(NamedTuple):
+    main: Tensor
+    side: Tensor
+
+
+class NamedAuxiliary(Auxiliary):
+    def forward(self, x: Tensor) -> Any:
+        found = super().forward(x)
+        return Both(*found) if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize("frontend", [*FRONTENDS, "auto"])
+@pytest.mark.parametrize("kind", [Auxiliary, NamedAuxiliary])
+def test_results_that_only_one_mode_gives_are_warned_of(kind: type[nn.Module], frontend: Any) -> None:
+    model = kind().eval()
+    x = torch.randn(3, 6)
+    with pytest.warns(fxprune.CaptureWarning, match="the model returns other results in train mode than in eval mode"):
+        gm = fxprune.capture(model, x, frontend=frontend)
+    assert relative_error(gm.train()(x), model(x)) <= 1e-6
 
 
 def test_leaf_modules_that_only_one_mode_calls_are_warned_of_or_kept() -> None:

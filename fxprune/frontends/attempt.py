@@ -6,10 +6,11 @@ import copy
 import dataclasses
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
+from fxprune.frontends.align import flatten
 from fxprune.frontends.assemble import assemble
 from fxprune.frontends.check import ModelError, check_against_model
 from fxprune.frontends.export import Exported, batched, export, two_samples
@@ -55,11 +56,19 @@ class Example:
 
 @dataclasses.dataclass
 class Attempt:
-    """A graph, and what it cannot keep of the model, in words."""
+    """A graph, and what it cannot keep of the model.
+
+    Attributes:
+        gm: the graph.
+        notes: what it cannot keep, in words.
+        follows_mode: whether it does in train and in eval mode what the model does.
+        could_follow: whether any graph could: a model that returns more in one mode needs two.
+    """
 
     gm: CapturedModule
     notes: list[str] = dataclasses.field(default_factory=list)
     follows_mode: bool = True
+    could_follow: bool = True
 
 
 def by_trace(example: Example) -> Attempt:
@@ -140,8 +149,11 @@ def _export(example: Example, free_batch: bool) -> tuple[Attempt, str | None]:
 def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, reads: ModeReads) -> None:
     """Merge the graph of the other mode into the attempt's, and check the result in every mode that the model runs in."""
     model, gm = example.model, attempt.gm
+    ours, theirs = (_structure(graph.output_node()) for graph in (gm.graph, other.graph))
+    attempt.could_follow = ours == theirs
     lost = merge_modes(gm, model, other.graph, other.constants, reads)
-    attempt.notes += [_mode_note(path, model.training, reads) for path in lost]
+    notes = [_mode_note(path, model.training, reads) for path in lost]
+    attempt.notes += notes if attempt.could_follow else [" ".join([_results_note(model.training), *notes])]
     if lost:
         attempt.follows_mode = False
         return
@@ -151,6 +163,17 @@ def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, r
             _check_if_possible(example.doubled() if training else example, gm)
     if is_mixed(model):
         _check_if_possible(example.doubled(), gm)
+
+
+def _structure(node: fx.Node) -> Any:
+    """Return what holds the values that a node is given, in comparable form; named tuples are nodes of their own."""
+    leaves, spec = flatten(node)
+    return node.target, spec, [_structure(leaf) if _is_container(leaf) else None for leaf in leaves]
+
+
+def _is_container(leaf: Any) -> bool:
+    made = leaf.target if isinstance(leaf, fx.Node) else None
+    return isinstance(made, type) and (issubclass(made, tuple | dict) or dataclasses.is_dataclass(made))
 
 
 def _check(example: Example, gm: CapturedModule) -> Changes:
@@ -190,6 +213,14 @@ def _mode_note(path: str, training: bool, reads: ModeReads) -> str:
         f"graph cannot keep; this part of the graph does what it does in {_name(training)} mode, whatever gm.train() or "
         f"gm.eval() say. The mode is asked for by {'; '.join(dict.fromkeys(map(str, by_user)))}. Capture the model in each "
         "mode if both matter."
+    )
+
+
+def _results_note(training: bool) -> str:
+    here, there = _name(training), _name(not training)
+    return (
+        f"the model returns other results in {there} mode than in {here} mode, more of them or in another form; the graph "
+        f"always returns those of {here} mode. Capture the model in each mode if both matter."
     )
 
 

@@ -70,6 +70,17 @@ class _Proxy(_Asking):
     __imul__ = _augmented(operator.mul)
     __itruediv__ = _augmented(operator.truediv)
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Write into the part that an index shows, which for anything but an index of tensors is a view."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if not all(part is None or part is ... or (isinstance(part, int | slice) and type(part) is not bool) for part in parts):
+            raise TraceError(f"the code assigns to {self.node.format_node()} by an index of tensors")
+        part: Any = operator.getitem(self, index)
+        if isinstance(value, int | float):
+            part.fill_(value)
+        else:
+            part.copy_(value)
+
 
 class Tracer(fx.Tracer):
     """Traces a model over the inputs of one example: tensors become placeholders, other values are fixed and checked.

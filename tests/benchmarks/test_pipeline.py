@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -67,3 +68,11 @@ def test_what_did_not_work_is_told() -> None:
         pipeline.check(model, model, (torch.randn(1, 4),), {})
     with pytest.raises(ValueError, match="results of shapes"):
         pipeline.check(nn.Linear(4, 3), model, (torch.randn(1, 4),), {})
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    with pytest.raises(TimeoutError, match=r"not done after 0\.1 s"), pipeline.limited(0.1):
+        time.sleep(60)
+    with pipeline.limited(0.1):
+        pass
+    time.sleep(0.2)
