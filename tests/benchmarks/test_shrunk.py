@@ -30,6 +30,11 @@ def test_latency(name: str) -> None:
     assert rows[0]["torch-pruning FLOPs / ours"] == pytest.approx(1, abs=0.1)
 
 
+def test_flops_are_those_of_all_layers() -> None:
+    layer, x = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval(), torch.randn(2, 5, 32)
+    assert shrunk.flops(layer, x) >= 2 * 2 * 5 * (4 * 32 * 32 + 2 * 32 * 64)
+
+
 def test_a_compiled_model_is_timed() -> None:
     times = shrunk._times({"shrunk": nn.Linear(4, 2)}, "torch.compile", torch.randn(2, 4), 3)
     assert len(times["shrunk"]) == 3
