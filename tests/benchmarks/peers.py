@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -34,11 +35,16 @@ def torch_pruned(
         global_pruning=everywhere,
         ignored_layers=_heads(model, args, kwargs),
         num_heads=_attentions(model),
+        round_to=_round_to(model),
         output_transform=_sum,
     )
     pruner.step()
     for module, heads in pruner.num_heads.items():
         _tell(model, module, heads)
+    for module in model.modules():  # torchvision's ViT asks for the width that it was built with
+        first = getattr(module, "conv_proj", None)
+        if isinstance(first, nn.Conv2d) and isinstance(getattr(module, "hidden_dim", None), int):
+            vars(module)["hidden_dim"] = first.out_channels
     return model
 
 
@@ -93,13 +99,17 @@ def _attentions(model: nn.Module) -> dict[nn.Module, int]:
         heads = next((getattr(module, name) for name in _COUNTS if isinstance(getattr(module, name, None), int)), None)
         if heads is None:
             continue
-        if isinstance(module, nn.MultiheadAttention):
-            found[module] = heads
         for name in _QUERIES:
             layer = getattr(module, name, None)
             if isinstance(layer, nn.Linear):
                 found[layer] = heads
     return found
+
+
+def _round_to(model: nn.Module) -> int | None:
+    """Return what widths have to be multiples of for torch's own attention, whose heads it does not prune."""
+    heads = [module.num_heads for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    return math.lcm(*heads) if heads else None
 
 
 def _tell(model: nn.Module, layer: nn.Module, heads: int) -> None:
