@@ -7,6 +7,7 @@ import dataclasses
 import random
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,62 @@ def test_random_numbers_of_other_generators_are_warned_of_and_not_consumed(name:
             assert random.getstate() == before[0]
             assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]
     assert any(f"the model draws numbers from {name};" in str(w.message) for w in caught)
+
+
+class WithoutGradients(nn.Module):
+    """Computes something within a region without gradients, as rotary embeddings do."""
+
+    angles: Tensor
+
+    def __init__(self, compute: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+        self.register_buffer("angles", torch.rand(4))
+        self.compute = compute
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        y = self.l(x)
+        with torch.no_grad():
+            found = self.compute(self, y, places)
+        return y * found
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda m, y, places: (places[:, None] * m.angles.to(device=y.device, dtype=y.dtype)).cos(),
+        lambda m, y, places: torch.arange(y.shape[1], dtype=torch.float) * places.sum(),
+    ],
+)
+def test_a_region_without_gradients_in_which_nothing_could_have_any_is_traced(compute: Any) -> None:
+    model, inputs = WithoutGradients(compute), (x(), torch.arange(3))
+    gm = fxprune.capture(model, inputs, frontend="trace")
+    expected = torch.autograd.grad(model(*inputs).sum(), list(model.parameters()))
+    found = torch.autograd.grad(gm(*inputs).sum(), list(gm.parameters()))
+    assert relative_error(found, expected) == 0
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda m, y, places: y.sigmoid(),
+        lambda m, y, places: m.l.weight.sum(0),
+        lambda m, y, places: m.l(y),
+        lambda m, y, places: y.mul_(2).sum(),
+        lambda m, y, places: m.angles.mul_(y.detach().mean(0)),
+    ],
+)
+def test_a_region_without_gradients_in_which_something_would_have_some_is_not_traced(compute: Any) -> None:
+    model, places = WithoutGradients(compute), torch.arange(3)
+    with pytest.raises(fxprune.CaptureError, match="switches gradients"):
+        fxprune.capture(model, (x(), places), frontend="trace")
+
+
+def test_an_input_may_ask_for_gradients() -> None:
+    model = WithoutGradients(lambda m, y, places: places.cos())
+    with pytest.raises(fxprune.CaptureError, match="switches gradients"):
+        fxprune.capture(model, (x(), torch.rand(3, 1)), frontend="trace")
+    fxprune.capture(model, (x(), torch.arange(3)[:, None]), frontend="trace")
 
 
 def test_a_mode_that_was_mistraced_is_noticed() -> None:

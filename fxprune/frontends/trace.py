@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import operator
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
@@ -101,6 +102,7 @@ class Tracer(fx.Tracer):
         self._fixed_numbers = fixed_numbers
         self._decisions = decisions
         self._deciding = False
+        self._trainable: set[str] = set()  # parameters, modules and inputs that may ask for gradients
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what the model's code gets for the value of a node."""
@@ -152,12 +154,28 @@ class Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node that remembers which module's ``forward`` made it."""
-        if _context() != self._context:
-            raise CaptureError("the model switches gradients or autocast within forward, which a traced graph cannot keep")
+        context = _context()
+        if context[1:] != self._context[1:] or (context[0] and not self._context[0]):
+            raise CaptureError(_SWITCHES)
         node = super().create_node(*args, **kwargs)
+        if context != self._context and self._may_have_gradient(node):
+            raise CaptureError(_SWITCHES)
         node.meta["fxprune_module"] = self.scope.module_path
         node.stack_trace = calling_lines()
         return node
+
+    def _may_have_gradient(self, node: fx.Node) -> bool:
+        """Tell whether anything that a node is computed from may ask for gradients; of the form of a tensor nothing does."""
+        waiting, seen = [node], set[fx.Node]()
+        while waiting:
+            one = waiting.pop()
+            if one in seen or _is_form(one):
+                continue
+            seen.add(one)
+            if one.op in ("call_module", "get_attr", "placeholder") and one.target in self._trainable:
+                return True
+            waiting += one.all_input_nodes
+        return False
 
     def create_arg(self, a: Any) -> Any:
         """Refuse a tensor that was computed from parameters before: in the graph it would be a constant."""
@@ -168,6 +186,8 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Make one placeholder for each input of the example, and call the model with them as the example does."""
         call = self._call
+        for parameter, _ in self.root.named_parameters(remove_duplicate=False):
+            self._trainable.update(itertools.accumulate(parameter.split("."), "{}.{}".format))
         arguments: dict[str, Any] = {}
         for name, value in call.arguments.items():
             kind = call.signature.parameters[name].kind
@@ -183,6 +203,8 @@ class Tracer(fx.Tracer):
     def _input(self, name: str, value: Any) -> Any:
         type_expr = type(value) if isinstance(value, bool | int | float | str) else None
         placeholder = self.create_proxy("placeholder", name, (), {}, type_expr=type_expr)
+        if any(isinstance(leaf, Tensor) and not _is_integral(leaf) for leaf in _leaves(value)):
+            self._trainable.add(str(placeholder.node.target))
         if self._decisions is not None:
             self._decisions.note_input(name, value)
         return self._unpack(placeholder, name, value)
@@ -229,9 +251,27 @@ def _check_fixed(tracer: fx.Tracer, placeholder: fx.Proxy, name: str, value: Any
 
 
 def _has_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in _leaves(value))
+
+
+def _leaves(value: Any) -> list[Any]:
     if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
-        return any(_has_tensor(getattr(value, field.name)) for field in dataclasses.fields(value))
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+        return [leaf for field in dataclasses.fields(value) for leaf in _leaves(getattr(value, field.name))]
+    return pytree.tree_leaves(value)
+
+
+def _is_integral(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+_SWITCHES = "the model switches gradients or autocast within forward, which a traced graph cannot keep"
+# What is asked of the form of a tensor; its values have no part in the answer.
+_OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")
+
+
+def _is_form(node: fx.Node) -> bool:
+    name = node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None
+    return name in _OF_FORM
 
 
 class _NoRandomness(TorchDispatchMode):
