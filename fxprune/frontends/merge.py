@@ -23,7 +23,7 @@ from fxprune.frontends.align import Alignment, Difference, Hunk, flatten
 from fxprune.frontends.assemble import ensure_module
 from fxprune.frontends.effects import body_of, may_write
 from fxprune.frontends.modes import ModeReads
-from fxprune.modules import ByMode, CapturedModule, clone
+from fxprune.modules import ByMode, CapturedModule, clone, compiled_later
 from fxprune.state import join
 
 # Each is the identity in eval mode, and takes its mode as the third argument or by the keyword "training".
@@ -258,7 +258,8 @@ class _Merge:
             for index, member in enumerate(members):
                 places[member] = graph.call_function(operator.getitem, (placeholder, index))
         copies = {node: places[outside] for node, outside in inputs.items()}
-        branch = CapturedModule(nn.Module(), fx.Graph(), "Branch")
+        with compiled_later():
+            branch = CapturedModule(nn.Module(), fx.Graph(), "Branch")
         for node in dict.fromkeys(n for made in nodes for n in made.all_input_nodes):
             if node not in copies and (body := self._body(node)) is not None:
                 name = str(node.target).replace(".", "_")

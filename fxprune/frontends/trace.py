@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import inspect
 import itertools
 import operator
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import TraceError
+from torch.fx.proxy import ParameterProxy, TraceError
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -102,6 +103,7 @@ class Tracer(fx.Tracer):
         self._fixed_numbers = fixed_numbers
         self._decisions = decisions
         self._deciding = False
+        self._names: dict[int, tuple[str, Any]] = {}  # of the parameters and buffers, by identity
         self._trainable: set[str] = set()  # parameters, modules and inputs that may ask for gradients
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -137,14 +139,19 @@ class Tracer(fx.Tracer):
         return forward(*args, **kwargs) if self._deciding else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return what the model's code gets for a parameter or buffer."""
-        if self._deciding:
+        """Return what the model's code gets for a parameter or buffer; torch.fx would look for its name among all of them."""
+        if self._deciding or not isinstance(attr_val, Tensor):
             return attr_val
-        if isinstance(attr_val, Tensor) and not isinstance(attr_val, nn.Parameter):
-            # Only of parameters does torch.fx know how to have constant shapes.
-            with unittest.mock.patch.object(self, "param_shapes_constant", False):
+        name, tensor = self._names.get(id(attr_val), ("", None))
+        # Only of parameters does torch.fx know how to have constant shapes.
+        constant = self.param_shapes_constant and isinstance(attr_val, nn.Parameter)
+        if tensor is not attr_val:  # registered since the trace began, or not at all
+            with unittest.mock.patch.object(self, "param_shapes_constant", constant):
                 return super().getattr(attr, attr_val, parameter_proxy_cache)
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            make = functools.partial(_of_known_shape, self, name, attr_val) if constant else None
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
+        return parameter_proxy_cache[name]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules whole, unless they hide parameters that no pass could reach."""
@@ -186,6 +193,8 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Make one placeholder for each input of the example, and call the model with them as the example does."""
         call = self._call
+        for name, tensor in (*self.root.named_parameters(), *self.root.named_buffers()):
+            self._names.setdefault(id(tensor), (name, tensor))
         for parameter, _ in self.root.named_parameters(remove_duplicate=False):
             self._trainable.update(itertools.accumulate(parameter.split("."), "{}.{}".format))
         arguments: dict[str, Any] = {}
@@ -229,6 +238,10 @@ class Tracer(fx.Tracer):
         if type(value) in (dict, collections.OrderedDict):
             return type(value)((k, self._unpack(proxy[k], f"{name}[{k!r}]", v)) for k, v in value.items())
         return proxy
+
+
+def _of_known_shape(tracer: fx.Tracer, name: str, parameter: Any, node: fx.Node) -> fx.Proxy:
+    return ParameterProxy(tracer, node, name, parameter)
 
 
 def _context() -> tuple[bool, ...]:

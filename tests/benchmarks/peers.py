@@ -61,20 +61,20 @@ def _sum(result: Any) -> Tensor:
 
 
 def _heads(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
-    """Return the layers that make a result: those whose value a result is, or whose channels a result without weights has."""
+    """Return the layers that make a result: those whose value it is, else the last that has as many channels."""
     made: dict[int, nn.Module] = {}
     kept: list[Any] = []  # so that no address is used twice
     widths: dict[int, nn.Module] = {}  # the last layer of each number of channels
 
     def note(module: nn.Module, _: Any, result: Any) -> None:
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             widths[len(module.weight)] = module
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor):
                 made[leaf.data_ptr()] = module
                 kept.append(leaf)
 
-    layers = [m for m in model.modules() if not list(m.children())]
+    layers = [m for m in model.modules() if not list(m.children()) and list(m.parameters())]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
         with torch.no_grad():
@@ -83,9 +83,12 @@ def _heads(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
         for hook in hooks:
             hook.remove()
     values = result.to_tuple() if hasattr(result, "to_tuple") else result
-    return [
-        made[leaf.data_ptr()] for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.data_ptr() in made
-    ]
+    found = []
+    for leaf in pytree.tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            channels = leaf.shape[1 if leaf.dim() > 3 else -1] if leaf.dim() else 0
+            found.append(made.get(leaf.data_ptr(), widths.get(channels)))
+    return [layer for layer in dict.fromkeys(found) if layer is not None]
 
 
 _QUERIES = ("qkv", "query", "q_proj", "k_proj", "v_proj", "key", "value", "q", "kv", "c_attn")
