@@ -149,9 +149,10 @@ def multi_head_attention(
     values may differ from that of queries and keys, and ``scale`` may differ from the inverse root of the width.
     """
     batched = query.dim() == 3
-    query, key, value = _sequence_first(query, key, value, batched and batch_first, not batched)
-    if key_padding_mask is not None and not batched:
-        key_padding_mask = key_padding_mask.unsqueeze(0)
+    first = batch_first or not batched  # whether the batch comes first
+    if not batched:
+        query, key, value = _as_batch(query, key, value)
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
     padding = _additive(key_padding_mask, query)
     if is_causal and attn_mask is None:
         raise RuntimeError("is_causal is a hint about attn_mask, which is missing")
@@ -160,7 +161,6 @@ def multi_head_attention(
     else:
         attn_mask = _additive(attn_mask, query)
         is_causal = is_causal and padding is None
-    length, batch, stack = query.size(0), query.size(1), query.size(1) * num_heads
 
     if in_proj_weight is not None:
         q, k, v = _project_packed(query, key, value, in_proj_weight, in_proj_bias, out_proj_weight.size(1))
@@ -169,50 +169,31 @@ def multi_head_attention(
         assert k_proj_weight is not None
         assert v_proj_weight is not None
         q, k, v = _project(query, key, value, q_proj_weight, k_proj_weight, v_proj_weight, in_proj_bias)
-    if attn_mask is not None and attn_mask.dim() == 2:
-        attn_mask = attn_mask.unsqueeze(0)
     added = 0
     if bias_k is not None and bias_v is not None:
-        k = torch.cat([k, bias_k.repeat(1, batch, 1)])
-        v = torch.cat([v, bias_v.repeat(1, batch, 1)])
+        k, v = _behind(k, bias_k, first), _behind(v, bias_v, first)
         added += 1
-    q = q.view(length, stack, q.size(2) // num_heads).transpose(0, 1)
-    k = k.view(k.size(0), stack, k.size(2) // num_heads).transpose(0, 1)
-    v = v.view(v.size(0), stack, v.size(2) // num_heads).transpose(0, 1)
+    q, k, v = _by_head(q, num_heads, first), _by_head(k, num_heads, first), _by_head(v, num_heads, first)
     if add_zero_attn:
-        k = torch.cat([k, torch.zeros([stack, 1, k.size(2)], dtype=k.dtype, device=k.device)], dim=1)
-        v = torch.cat([v, torch.zeros([stack, 1, v.size(2)], dtype=v.dtype, device=v.device)], dim=1)
+        k, v = F.pad(k, [0, 0, 0, 1]), F.pad(v, [0, 0, 0, 1])
         added += 1
-    mask = _attention_mask(attn_mask, padding, added, num_heads, k.size(1))
-    output, weights = _attend(q, k, v, mask, batch, dropout if training else 0.0, is_causal, need_weights, scale)
-    output = F.linear(output, out_proj_weight, out_proj_bias)
-    output = output.view(length, batch, output.size(1))
+    mask = _attention_mask(attn_mask, padding, added, q.size(0), num_heads)
+    output, weights = _attend(q, k, v, mask, dropout if training else 0.0, is_causal, need_weights, scale)
+    output = output.transpose(1, 2) if first else output.permute(2, 0, 1, 3)
+    output = F.linear(output.flatten(-2), out_proj_weight, out_proj_bias)
     if weights is not None:
         if average_attn_weights:
             weights = weights.mean(dim=1)
         if not batched:
             weights = weights.squeeze(0)
-    if not batched:
-        output = output.squeeze(1)
-    elif batch_first:
-        output = output.transpose(1, 0)
-    return output, weights
+    return output if batched else output.squeeze(0), weights
 
 
-def _sequence_first(query: Tensor, key: Tensor, value: Tensor, swap: bool, single: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring all to ``(L, N, E)``; what was one tensor stays one, since self-attention is projected in one product."""
-    if not (swap or single):
-        return query, key, value
-    new_query = query.transpose(1, 0) if swap else query.unsqueeze(1)
-    if key is query:
-        new_key = new_query
-    else:
-        new_key = key.transpose(1, 0) if swap else key.unsqueeze(1)
-    if value is key:
-        new_value = new_key
-    else:
-        new_value = value.transpose(1, 0) if swap else value.unsqueeze(1)
-    return new_query, new_key, new_value
+def _as_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Make a batch of one of all; what was one tensor stays one, since self-attention is projected in one product."""
+    new_query = query.unsqueeze(0)
+    new_key = new_query if key is query else key.unsqueeze(0)
+    return new_query, new_key, new_key if value is key else value.unsqueeze(0)
 
 
 def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
@@ -227,19 +208,17 @@ def _project_packed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project by weights packed in the order q, k, v, where those of v have ``values`` rows."""
     rows = (weight.size(0) - values) // 2
-    if key is value and rows == values:
-        if query is key:
-            packed = F.linear(query, weight, bias).unflatten(-1, [3, rows])
-            packed = packed.unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
-            return packed[0], packed[1], packed[2]
-        w_q, w_kv = weight.split([rows, 2 * rows])
+    if key is value and query is key:
+        q, k, v = F.linear(query, weight, bias).split([rows, rows, values], dim=-1)
+        return q, k, v
+    if key is value:
+        w_q, w_kv = weight.split([rows, rows + values])
         b_q: Tensor | None = None
         b_kv: Tensor | None = None
         if bias is not None:
-            b_q, b_kv = bias.split([rows, 2 * rows])
-        both = F.linear(key, w_kv, b_kv).unflatten(-1, [2, rows])
-        both = both.unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
-        return F.linear(query, w_q, b_q), both[0], both[1]
+            b_q, b_kv = bias.split([rows, rows + values])
+        k, v = F.linear(key, w_kv, b_kv).split([rows, values], dim=-1)
+        return F.linear(query, w_q, b_q), k, v
     w_q, w_k, w_v = weight.split([rows, rows, values])
     return _project(query, key, value, w_q, w_k, w_v, bias)
 
@@ -255,16 +234,28 @@ def _project(
     return F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
 
 
-def _attention_mask(mask: Tensor | None, padding: Tensor | None, added: int, num_heads: int, keys: int) -> Tensor | None:
-    """Join both masks to one that broadcasts to ``(N * heads, L, S)``; ``added`` keys behind the others are seen by all."""
-    if added > 0:
-        mask = F.pad(mask, [0, added]) if mask is not None else None
-        padding = F.pad(padding, [0, added]) if padding is not None else None
+def _behind(x: Tensor, bias: Tensor, batch_first: bool) -> Tensor:
+    """Put one more position behind those of every sequence."""
+    if batch_first:
+        return torch.cat([x, bias.repeat(x.size(0), 1, 1)], dim=1)
+    return torch.cat([x, bias.repeat(1, x.size(1), 1)])
+
+
+def _by_head(x: Tensor, num_heads: int, batch_first: bool) -> Tensor:
+    """View ``(N, L, heads * e)`` or ``(L, N, heads * e)`` as ``(N, heads, L, e)``."""
+    x = x.unflatten(-1, [num_heads, x.size(-1) // num_heads])
+    return x.transpose(1, 2) if batch_first else x.permute(1, 2, 0, 3)
+
+
+def _attention_mask(mask: Tensor | None, padding: Tensor | None, added: int, batch: int, num_heads: int) -> Tensor | None:
+    """Join both masks to one that broadcasts to ``(N, heads, L, S)``; ``added`` keys behind the others are seen by all."""
+    if mask is not None:
+        mask = mask.unsqueeze(0).unsqueeze(0) if mask.dim() == 2 else mask.unflatten(0, [batch, num_heads])
+        mask = F.pad(mask, [0, added])
     if padding is None:
         return mask
-    batch = padding.size(0)
-    spread = padding.view(batch, 1, 1, keys).expand(-1, num_heads, -1, -1).reshape(batch * num_heads, 1, keys)
-    return spread if mask is None else mask + spread
+    padding = F.pad(padding, [0, added]).unsqueeze(1).unsqueeze(1)
+    return padding if mask is None else mask + padding
 
 
 def _attend(
@@ -272,31 +263,22 @@ def _attend(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    batch: int,
     dropout: float,
     is_causal: bool,
     need_weights: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend with stacks of heads ``(N * heads, L, e)``; returns ``(L * N, heads * e)``, and weights if they are needed."""
-    heads, length, keys = q.size(0) // batch, q.size(1), k.size(1)
-    if need_weights:
-        factor = math.sqrt(1.0 / float(q.size(2))) if scale is None else scale
-        if mask is not None:
-            weights = torch.baddbmm(mask, q * factor, k.transpose(-2, -1))
-        else:
-            weights = torch.bmm(q * factor, k.transpose(-2, -1))
-        weights = F.softmax(weights, dim=-1)
-        if dropout > 0.0:
-            weights = F.dropout(weights, p=dropout)
-        output = torch.bmm(weights, v).transpose(0, 1).reshape(length * batch, heads * v.size(2))
-        return output, weights.view(batch, heads, length, keys)
+    """Attend with ``(N, heads, L, e)``; returns the same, with the width of the values, and weights if they are needed."""
+    if not need_weights:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale), None
+    factor = math.sqrt(1.0 / float(q.size(3))) if scale is None else scale
+    weights = torch.matmul(q * factor, k.transpose(-2, -1))
     if mask is not None:
-        mask = mask.unsqueeze(0) if mask.size(0) == 1 else mask.view(batch, heads, -1, keys)
-    width = v.size(2)
-    q, k = q.view(batch, heads, length, q.size(2)), k.view(batch, heads, keys, k.size(2))
-    output = F.scaled_dot_product_attention(q, k, v.view(batch, heads, keys, width), mask, dropout, is_causal, scale=scale)
-    return output.permute(2, 0, 1, 3).reshape(batch * length, heads * width), None
+        weights = weights + mask
+    weights = F.softmax(weights, dim=-1)
+    if dropout > 0.0:
+        weights = F.dropout(weights, p=dropout)
+    return torch.matmul(weights, v), weights
 
 
 def _zero_state(input: Tensor, batched: bool, batch_first: bool, layers: int, size: int) -> Tensor:

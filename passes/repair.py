@@ -74,6 +74,15 @@ def repair(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
         raise ShrinkError("; ".join(stuck.values()), nodes=tuple(stuck))
 
 
+# Where each of the products that attention can be made of takes the queries, (..., heads, length, width).
+_QUERIES = {
+    "aten.scaled_dot_product_attention.default": 0,
+    "aten.bmm.default": 0,
+    "aten.baddbmm.default": 1,
+    "aten.matmul.default": 0,
+}
+
+
 class _Repair:
     def __init__(
         self, gm: fx.GraphModule, values: dict[str, Any], steps: dict[str, list[Step]], kept: Kept, inside: str = ""
@@ -146,8 +155,8 @@ class _Repair:
 
     def _rewrite_attention(self, node: fx.Node, steps: Sequence[Step]) -> None:
         """Give the function the number of heads that are left, and the scale that whole heads had."""
-        stacked = next(step.results[0] for step in steps if step.op == "aten.view.default")
-        _, heads, width = stacked.axes
+        query = next(step.operands[_QUERIES[step.op]] for step in steps if step.op in _QUERIES)
+        heads, _, width = query.axes[-3:]
         before = node.args[4]
         assert isinstance(before, int)
         node.update_arg(4, before * self.kept.size(heads) // heads.size)
