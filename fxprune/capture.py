@@ -72,7 +72,8 @@ def capture(
             attempt = _first_that_works(Example(model, args, kwargs, Programs(model)), frontend)
         for entry in pruned:
             _mask_as(attempt.gm, entry)
-        attempt.gm.recompile()
+        if pruned:
+            attempt.gm.recompile()
         attempt.gm.example = (args, kwargs)
         notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(model), *_unsynchronised(model)]
     for note in dict.fromkeys(notes):

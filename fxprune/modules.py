@@ -136,7 +136,7 @@ def _shell(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> dict
     """Return the module's state as for pickling, with registries of its own and every submodule converted."""
     shell = dict(module.__getstate__())
     for key, value in shell.items():
-        if key.startswith("_") and isinstance(value, dict | set):
+        if key.startswith("_") and isinstance(value, dict | set | list):
             shell[key] = value.copy()
     shell["_modules"] = {name: None if child is None else convert(child) for name, child in module._modules.items()}
     return shell

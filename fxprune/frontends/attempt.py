@@ -152,6 +152,7 @@ def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, r
     ours, theirs = (_structure(graph.output_node()) for graph in (gm.graph, other.graph))
     attempt.could_follow = ours == theirs
     lost = merge_modes(gm, model, other.graph, other.constants, reads)
+    gm.recompile()
     notes = [_mode_note(path, model.training, reads) for path in lost]
     attempt.notes += notes if attempt.could_follow else [" ".join([_results_note(model.training), *notes])]
     if lost:
