@@ -29,6 +29,7 @@ class Fakes:
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._origins: dict[int, Tensor] = {}  # the real tensor, by the memory of its twin
 

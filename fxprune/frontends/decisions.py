@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +26,7 @@ from fxprune.frontends.standins import IncomparableError, frozen
 
 # Batch sizes besides the example's: a neighbour tells most dependences, a large one thresholds.
 _OTHER_BATCHES = (3, 5, 4099)
+_MOST = 1 << 15  # results to know at a time: those of a hundred networks
 _EQUALITIES = (operator.eq, operator.ne)
 _COMPARISONS = (*_EQUALITIES, operator.lt, operator.le, operator.gt, operator.ge)
 # What a tensor without values answers as the real one would.
@@ -33,16 +34,18 @@ _OF_FORM = ("shape", "size", "dtype", "ndim", "dim", "numel", "nelement", "is_fl
 
 
 class _OnceEach(TorchDispatchMode):
-    """Runs each operator once for each form of its operands, all without values: many layers of a network are alike."""
+    """Runs each operator once for each form of its operands, all without values: many layers of a network are alike.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._known: dict[Any, tuple[list[Any], pytree.TreeSpec]] = {}
+    What one trace has found out is known to all others.
+    """
+
+    _known: ClassVar[dict[Any, tuple[list[Any], pytree.TreeSpec]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors: list[Tensor] = []
         try:
-            key: Any = (func, frozen((args, kwargs or {}), tensors), *((t.shape, t.stride(), t.dtype) for t in tensors))
+            given = frozen((args, kwargs or {}), tensors)
+            key: Any = (func, torch.get_default_dtype(), given, *((t.shape, t.stride(), t.dtype) for t in tensors))
         except IncomparableError:
             key = None
         if key is None or func._schema.is_mutable or not all(t.is_meta for t in tensors):
@@ -51,6 +54,8 @@ class _OnceEach(TorchDispatchMode):
             leaves, spec = pytree.tree_flatten(result := func(*args, **(kwargs or {})))
             if any(isinstance(leaf, Tensor) and not leaf.is_meta for leaf in leaves):  # made by the code itself
                 return result
+            if len(self._known) >= _MOST:
+                self._known.clear()
             self._known[key] = [_Empty.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
         leaves, spec = self._known[key]
         return pytree.tree_unflatten([leaf.made() if isinstance(leaf, _Empty) else leaf for leaf in leaves], spec)

@@ -75,6 +75,7 @@ class Propagation:
         self._known: dict[Any, Outputs] = {}
         # A fallback kernel would compute with real tensors, and is not asked whether the result's form depends on values.
         self._mode = FakeTensorMode(allow_fallback_kernels=False)
+        self._mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
 
     def outputs(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Outputs:
         """Return what ``func`` gives; ``inputs`` are the tensors among its arguments, ``frozen`` stands for all else."""
