@@ -217,15 +217,17 @@ def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[L
 def _flops(live: Index, work: Sequence[Work], read: _Reader) -> NDArray[np.float64]:
     """Return the operations that go with every unit of ``live``, which are in order."""
     total, kept = np.zeros(len(live)), np.ones(len(live))
-    known: dict[
-        _Content, tuple[Index, NDArray[np.float64]]
-    ] = {}  # the live units on it, and the share that is left without one
+    if not len(live):
+        return total
+    # The live units on each content, and the share of it that is left without one of them.
+    known: dict[_Content, tuple[Index, NDArray[np.float64]]] = {}
     for part in work:
         contents = [content for axis in part.axes if (content := read(axis)) is not None]
         for content in contents:
             if content not in known:
-                _, here, there = np.intersect1d(live, content.units, assume_unique=True, return_indices=True)
-                known[content] = here, 1 - content.counts[there] / content.size
+                here = np.minimum(np.searchsorted(live, content.units), len(live) - 1)
+                there = live[here] == content.units
+                known[content] = here[there], 1 - content.counts[there] / content.size
             here, left = known[content]
             kept[here] *= left
         for content in contents:
