@@ -11,7 +11,7 @@ from tests.benchmarks import memory
 
 
 def test_memory() -> None:
-    (row,) = memory.memory(("zoo:torchvision/resnet18",), rounds=1)
+    (row,) = memory.memory(("torchvision/resnet18",), rounds=1)
     assert row["extra %"] == pytest.approx(100 * row["extra MiB"] / row["parameters MiB"])
     assert row["on meta, in a group %"] > 90
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_one_model() -> None:
     shim.install()
     pytest.importorskip("torchvision")
-    row, *summary = pipeline.pipeline(("zoo:torchvision/resnet18",), rounds=1)
+    row, *summary = pipeline.pipeline(("torchvision/resnet18",), rounds=1)
     assert row["not done"] == ""
     assert row["ratio"] == pytest.approx(row["fxprune s"] / row["torch-pruning s"])
     assert row["fxprune left %"] == pytest.approx(row["torch-pruning left %"], abs=3)
@@ -55,6 +55,7 @@ def test_the_other_side_is_told_what_makes_the_result_and_how_many_heads_there_a
 
 @pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "transformers/bert"])
 def test_models_are_of_normal_size(name: str) -> None:
+    shim.install()
     pytest.importorskip(name.partition("/")[0])
     model, args, kwargs = pipeline.build(name)
     assert sum(p.numel() for p in model.parameters()) > 5e6

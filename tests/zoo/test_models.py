@@ -35,7 +35,7 @@ def double_example(name: str, batch: int) -> tuple[tuple[Any, ...], dict[str, An
 
 
 # Half of the time of all models, and little that the others do not show.
-_SLOW = {"resnet50", "googlenet", "vit_b_32", "mvitv2_tiny", "efficientformer_l1"}
+_SLOW = {"resnet50", "googlenet", "vit_b_32", "mvitv2_tiny", "efficientformer_l1", "levit_128"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in _SLOW else ()) for n in ENTRIES])
