@@ -82,7 +82,7 @@ def by_trace(example: Example) -> Attempt:
     if reads:
         try:
             with in_mode(model, not model.training):
-                other = trace(model, call)
+                other = trace(model, call, decides=traced.decides)
         except CaptureError as error:
             attempt.notes.append(_one_mode_only(model, error))
             attempt.follows_mode = False

@@ -17,11 +17,12 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune import functional
 from fxprune.frontends.export import batched
 from fxprune.frontends.modes import unnoted
+from fxprune.frontends.replay import identity
 from fxprune.frontends.standins import IncomparableError, frozen
 
 # Batch sizes besides the example's: a neighbour tells most dependences, a large one thresholds.
@@ -31,34 +32,6 @@ _EQUALITIES = (operator.eq, operator.ne)
 _COMPARISONS = (*_EQUALITIES, operator.lt, operator.le, operator.gt, operator.ge)
 # What a tensor without values answers as the real one would.
 _OF_FORM = ("shape", "size", "dtype", "ndim", "dim", "numel", "nelement", "is_floating_point", "is_complex", "len")
-
-
-class _OnceEach(TorchDispatchMode):
-    """Runs each operator once for each form of its operands, all without values: many layers of a network are alike.
-
-    What one trace has found out is known to all others.
-    """
-
-    _known: ClassVar[dict[Any, tuple[list[Any], pytree.TreeSpec]]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors: list[Tensor] = []
-        try:
-            given = frozen((args, kwargs or {}), tensors)
-            key: Any = (func, torch.get_default_dtype(), given, *((t.shape, t.stride(), t.dtype) for t in tensors))
-        except IncomparableError:
-            key = None
-        if key is None or func._schema.is_mutable or not all(t.is_meta for t in tensors):
-            return func(*args, **(kwargs or {}))
-        if key not in self._known:
-            leaves, spec = pytree.tree_flatten(result := func(*args, **(kwargs or {})))
-            if any(isinstance(leaf, Tensor) and not leaf.is_meta for leaf in leaves):  # made by the code itself
-                return result
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            self._known[key] = [_Empty.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
-        leaves, spec = self._known[key]
-        return pytree.tree_unflatten([leaf.made() if isinstance(leaf, _Empty) else leaf for leaf in leaves], spec)
 
 
 class _Empty(NamedTuple):
@@ -74,6 +47,58 @@ class _Empty(NamedTuple):
 
     def made(self) -> Tensor:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+
+
+class _Operand(NamedTuple):
+    """One of the tensors that a call was given."""
+
+    place: int
+
+
+class _Calls:
+    """What calls of torch's functions, methods and modules give for operands of some forms, all without values.
+
+    Many layers of a network are alike, and what one trace has found out is known to all others.
+    """
+
+    _known: ClassVar[dict[Any, tuple[list[Any], pytree.TreeSpec]]] = {}
+
+    @classmethod
+    def result(cls, what: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
+        """Return what ``run`` gives, which calls ``what`` with these arguments, or what it gave for such arguments before."""
+        tensors: list[Tensor] = []
+        key = cls._key(what, args, kwargs, tensors)
+        if key is None:
+            return run()
+        known = cls._known.get(key)
+        if known is None:
+            leaves, spec = pytree.tree_flatten(result := run())
+            operands = {id(tensor): _Operand(place) for place, tensor in enumerate(tensors)}
+            forms = [operands.get(id(leaf)) or (_Empty.of(leaf) if isinstance(leaf, Tensor) else leaf) for leaf in leaves]
+            # An operand may have another form by now; and code may make tensors of its own.
+            if key == cls._key(what, args, kwargs, []) and all(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
+                if len(cls._known) >= _MOST:
+                    cls._known.clear()
+                cls._known[key] = forms, spec
+            return result
+        forms, spec = known
+        leaves = [form.made() if isinstance(form, _Empty) else form for form in forms]
+        return pytree.tree_unflatten([tensors[leaf.place] if isinstance(leaf, _Operand) else leaf for leaf in leaves], spec)
+
+    @staticmethod
+    def _key(what: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        """Return what decides on the form of a result; None if there are no tensors, or if that cannot be said."""
+        try:
+            if isinstance(what, nn.Module):
+                given: Any = identity(what, args, kwargs, tensors)
+            else:
+                given = torch.get_default_dtype(), frozen((args, kwargs), tensors)
+                what = what if isinstance(what, str) or str(what.__module__).startswith(("torch", "_operator")) else None
+        except (IncomparableError, AttributeError):
+            return None
+        if what is None or given is None or not tensors:
+            return None
+        return type(what) if isinstance(what, nn.Module) else what, given, *map(_Empty.of, tensors)
 
 
 class Decisions:
@@ -96,7 +121,6 @@ class Decisions:
         self._batched = {id(tensor) for tensor in tensors}
         # One sample is a case of its own to some code, and the graph is to be of the other.
         self._batches = (max(len(tensors[0]), 2) if tensors else 0, *_OTHER_BATCHES)
-        self._mode = _OnceEach()
         self._meta: dict[int, Tensor] = {}  # of parameters and buffers
         self._given: dict[str, Any] = {}
         self._runs: list[dict[fx.Node, Any]] = [{} for _ in self._batches]
@@ -113,7 +137,7 @@ class Decisions:
         """
         question = f"the code needs the value of node {node.name!r} ({node.target})"
         try:
-            with _disable_current_modes(), unnoted(), torch.no_grad(), torch.device("meta"), self._mode:
+            with _disable_current_modes(), unnoted(), torch.no_grad(), torch.device("meta"):
                 for one in _with_ancestors(node, self._runs[0]):
                     for env, batch in zip(self._runs, self._batches, strict=True):
                         env[one] = self._value(one, env, batch)
@@ -134,12 +158,15 @@ class Decisions:
         args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
         if node.op == "call_module":
             module = self._root.get_submodule(str(node.target))
-            tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            return functional_call(module, {name: self._state(t) for name, t in tensors.items()}, args, kwargs)
+            return _Calls.result(module, args, kwargs, lambda: self._call(module, args, kwargs))
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+            return _Calls.result(node.target, args, kwargs, lambda: getattr(args[0], str(node.target))(*args[1:], **kwargs))
+        function: Any = node.target
+        return _Calls.result(function, args, kwargs, lambda: function(*args, **kwargs))
+
+    def _call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        return functional_call(module, {name: self._state(t) for name, t in tensors.items()}, args, kwargs)
 
     def _without_values(self, value: Any, batch: int) -> Any:
         if not isinstance(value, Tensor):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from fxprune.modules import map_aggregate
@@ -129,21 +130,26 @@ def storage(tensor: Tensor) -> int:
     return address
 
 
+_SEQUENCES = (tuple, list, torch.Size, immutable_list)
+
+
 def frozen(value: Any, tensors: list[Tensor]) -> Any:
     """Return a hashable form of arguments, without the tensors, which are added to ``tensors``."""
     kind = type(value)
     if kind in (Tensor, nn.Parameter):
         tensors.append(value)
         return Tensor
-    if kind in (tuple, list):
+    if kind in _SEQUENCES:
         return (kind, *[frozen(v, tensors) for v in value])
-    if kind is dict:
+    if kind is slice:
+        return (kind, *[frozen(v, tensors) for v in (value.start, value.stop, value.step)])
+    if kind in (dict, immutable_dict):
         return (kind, *[(k, frozen(v, tensors)) for k, v in value.items()])
     if kind in (bool, int, str):
         return kind, value
     if kind in (float, complex):
         return kind, repr(value)  # 0.0 == -0.0
-    if value is None or kind in (torch.dtype, torch.layout, torch.device, torch.memory_format):
+    if value is None or value is ... or kind in (torch.dtype, torch.layout, torch.device, torch.memory_format):
         return value
     raise IncomparableError(f"an argument of type {kind.__name__}")
 
@@ -155,9 +161,11 @@ def thawed(value: Any, tensors: Iterator[Any]) -> Any:
     if type(value) is not tuple:
         return value
     kind, *parts = value
-    if kind in (tuple, list):
-        return kind(thawed(part, tensors) for part in parts)
-    if kind is dict:
+    if kind in _SEQUENCES:
+        return kind([thawed(part, tensors) for part in parts])
+    if kind is slice:
+        return slice(*[thawed(part, tensors) for part in parts])
+    if kind in (dict, immutable_dict):
         return {key: thawed(part, tensors) for key, part in parts}
     return kind(*parts)
 

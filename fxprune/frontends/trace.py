@@ -8,12 +8,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import dis
 import functools
 import inspect
 import itertools
 import operator
+import sys
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
@@ -54,6 +57,24 @@ class _Asking(fx.Proxy):
 
     def __index__(self) -> int:
         return self.tracer.decide(self, operator.index)  # type: ignore[attr-defined, no-any-return]
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        """Return the parts, as many as the asking code has names for; torch.fx would read all of that code each time."""
+        asking = sys._getframe(1)
+        count = _names_unpacked_to(asking.f_code, asking.f_lasti)
+        if count is None:
+            return self.tracer.iter(self)
+        parts: Any = self
+        return (parts[i] for i in range(count))
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _names_unpacked_to(code: CodeType, at: int) -> int | None:
+    """Return how many names an instruction has for what it iterates over; None if it is no assignment to names."""
+    instruction = next((i for i in dis.get_instructions(code) if i.offset == at), None)
+    if instruction is None or instruction.opname != "UNPACK_SEQUENCE":
+        return None
+    return instruction.arg
 
 
 class _Attribute(_Asking, fx.proxy.Attribute):
@@ -316,28 +337,31 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ins
 class Traced:
     """A graph, and the constants that tracing made by the names it reads them under.
 
-    ``for_several`` says that the model's code asked whether there is one sample only, and the graph is of the other case.
+    ``decides`` says that symbolic values alone did not do, ``for_several`` that the model's code asked whether there is one
+    sample only, and the graph is of the other case.
     """
 
     graph: fx.Graph
     constants: dict[str, Any]
+    decides: bool = False
     for_several: bool = False
 
 
-def trace(model: nn.Module, call: inspect.BoundArguments) -> Traced:
+def trace(model: nn.Module, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
     """Trace ``model`` in its current mode.
 
     Args:
         model: the model; left as it was.
         call: example inputs bound to its ``forward``.
+        decides: start with what the other mode needed.
 
     Raises:
         CaptureError: if the model's code needs more than symbolic values; the cause is chained.
     """
     if "forward" in vars(model):
         raise CaptureError("forward was replaced on the instance, where symbolic tracing does not look")
-    error: Exception | None = None
-    for fixed_numbers in (False, True):
+    errors: dict[bool, Exception] = {}
+    for fixed_numbers in (decides, not decides):
         try:
             with untouched(model) as changes, _constants_of(model) as constants, _NoRandomness():
                 decisions = Decisions(call, model) if fixed_numbers else None
@@ -346,13 +370,13 @@ def trace(model: nn.Module, call: inspect.BoundArguments) -> Traced:
                     decisions.write_guards(graph)
             if changes.rebound_tensors:
                 raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
-            return Traced(graph, constants, decisions is not None and decisions.for_several)
+            return Traced(graph, constants, fixed_numbers, decisions is not None and decisions.for_several)
         except Exception as e:  # the model's own code fails in any way it likes on symbolic values
-            error = e
-    raise CaptureError(_reason(error)) from error
+            errors[fixed_numbers] = e
+    raise CaptureError(_reason(errors[True])) from errors[True]
 
 
-def _reason(error: Exception | None) -> str:
+def _reason(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
 

@@ -26,36 +26,46 @@ class _Snapshot:
     def __init__(self, path: str, module: nn.Module) -> None:
         self.path, self.module = path, module
         self.attributes = dict(module.__dict__)
-        self.contents = {k: v.copy() for k, v in self.attributes.items() if isinstance(v, dict | list | set)}
+        # Most modules have none but empty registries, which need no copy.
+        self.contents = {k: v.copy() if v else () for k, v in self.attributes.items() if isinstance(v, dict | list | set)}
         self.tensors = {k: (v, v.clone()) for k, v in self.attributes.items() if isinstance(v, Tensor) and not v.is_meta}
 
     def empty_caches(self) -> None:
         for name, content in self.contents.items():
-            if name not in _REGISTRIES and _is_tensor_cache(content):
+            if content and name not in _REGISTRIES and _is_tensor_cache(content):
                 self.attributes[name].clear()
 
     def compare(self, changes: Changes) -> None:
-        registered: list[Any] = [self.contents["_buffers"], self.contents["_parameters"]]
-        tensors = {**registered[0], **registered[1]}
-        now = {**self.module._buffers, **self.module._parameters}
-        names = [n for n, t in tensors.items() if t is not None and now.get(n) is not t]
         plain = self.module.__dict__
-        names += [n for n, v in self.attributes.items() if isinstance(v, Tensor) and plain.get(n) is not v]
+        tensors = [(plain.get(kind) or {}, self.contents[kind]) for kind in ("_buffers", "_parameters") if self.contents[kind]]
+        names = [n for now, before in tensors for n, t in before.items() if t is not None and now.get(n) is not t]
+        if not _are_same(plain, self.attributes):
+            names += [n for n, v in self.attributes.items() if isinstance(v, Tensor) and plain.get(n) is not v]
+            numbers = {n: v for n, v in self.attributes.items() if n != "training" and type(v) in (int, float, bool, str)}
+            changed = [n for n, v in numbers.items() if type(plain.get(n)) is not type(v) or plain[n] != v]
+            changes.rebound_numbers += [f"{self.path}.{n}" if self.path else n for n in changed]
         changes.rebound_tensors += [f"{self.path}.{n}" if self.path else n for n in names]
-        numbers = [n for n, v in self.attributes.items() if n != "training" and type(v) in (int, float, bool, str)]
-        names = [n for n in numbers if type(plain.get(n)) is not type(self.attributes[n]) or plain[n] != self.attributes[n]]
-        changes.rebound_numbers += [f"{self.path}.{n}" if self.path else n for n in names]
 
     def restore(self) -> None:
-        self.module.__dict__.clear()
-        self.module.__dict__.update(self.attributes)
+        if not _are_same(self.module.__dict__, self.attributes):
+            self.module.__dict__.clear()
+            self.module.__dict__.update(self.attributes)
         for name, content in self.contents.items():
             held = self.attributes[name]
+            if not (held or content):
+                continue
             held.clear()
             held.extend(content) if isinstance(held, list) else held.update(content)
         for tensor, value in self.tensors.values():
             if not torch.equal(tensor, value):
                 tensor.detach().copy_(value)
+
+
+def _are_same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
+    """Tell whether two dicts hold the same objects under the same names."""
+    return len(attributes) == len(others) and all(
+        name in others and others[name] is value for name, value in attributes.items()
+    )
 
 
 @contextlib.contextmanager
