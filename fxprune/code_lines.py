@@ -6,7 +6,7 @@ import linecache
 import os
 import re
 import sys
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 from torch import fx
@@ -36,12 +36,28 @@ def calling_lines() -> str:
     lines: list[str] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_NOT_THE_MODEL):
-            number = frame.f_lineno
-            text = f'  File "{file}", line {number}, in {frame.f_code.co_name}\n'
-            lines.append(f"{text}    {linecache.getline(file, number).strip()}\n")
-        elif file.startswith(_TRACER) and frame.f_code.co_name == "trace":  # what is around it called for the capture
+        at = frame.f_code, frame.f_lasti
+        line = _LINES.get(at)
+        if line is None:
+            if len(_LINES) >= _MOST:
+                _LINES.clear()
+            line = _LINES[at] = _line(frame)
+        if line is _END:
             break
+        lines.append(line)
         frame = frame.f_back
     return "".join(reversed(lines)).strip()
+
+
+_MOST = 1 << 15  # lines to know at a time
+_LINES: dict[tuple[CodeType, int], str] = {}
+_END = "what is around a trace called for the capture"
+
+
+def _line(frame: FrameType) -> str:
+    file = frame.f_code.co_filename
+    if not file.startswith(_NOT_THE_MODEL):
+        number = frame.f_lineno
+        text = f'  File "{file}", line {number}, in {frame.f_code.co_name}\n'
+        return f"{text}    {linecache.getline(file, number).strip()}\n"
+    return _END if file.startswith(_TRACER) and frame.f_code.co_name == "trace" else ""

@@ -44,6 +44,8 @@ class _Recorder(fx.Interpreter):
 
 
 def _map_tensors(look: Look, value: Any) -> Any:
+    if type(value) is Tensor:  # nearly always
+        return look(value)
     return pytree.tree_map(lambda leaf: look(leaf) if type(leaf) in (Tensor, nn.Parameter) else leaf, value)
 
 
@@ -99,12 +101,16 @@ def check_against_model(
     if changes is None:
         return _check_numbers(_Run(gm, _faker(mode) if record else None), model, args, kwargs)
     for node in gm.graph.nodes if record else ():
-        node.meta["val"] = pytree.tree_map(
-            lambda leaf: leaf.fake(mode) if isinstance(leaf, Form) else leaf,
-            node.meta["val"],
-            is_leaf=lambda value: isinstance(value, Form),
-        )
+        node.meta["val"] = _with_fakes(mode, node.meta["val"])
     return changes
+
+
+def _with_fakes(mode: FakeTensorMode, value: Any) -> Any:
+    if isinstance(value, Form):
+        return value.fake(mode)
+    return pytree.tree_map(
+        lambda leaf: leaf.fake(mode) if isinstance(leaf, Form) else leaf, value, is_leaf=lambda leaf: isinstance(leaf, Form)
+    )
 
 
 def _faker(mode: FakeTensorMode) -> Look:

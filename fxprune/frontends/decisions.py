@@ -43,7 +43,7 @@ class _Empty(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Empty:
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        return cls(tensor.shape, tensor.stride(), tensor.dtype)
 
     def made(self) -> Tensor:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
@@ -65,14 +65,20 @@ class _Calls:
 
     @classmethod
     def result(cls, what: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
-        """Return what ``run`` gives, which calls ``what`` with these arguments, or what it gave for such arguments before."""
+        """Return what ``run`` gives, which calls ``what`` with these arguments, or what it gave for such arguments before.
+
+        It makes its tensors without values, which every call within would be asked for: so nothing else is within.
+        """
         tensors: list[Tensor] = []
         key = cls._key(what, args, kwargs, tensors)
         if key is None:
-            return run()
+            with torch.device("meta"):
+                return run()
         known = cls._known.get(key)
         if known is None:
-            leaves, spec = pytree.tree_flatten(result := run())
+            with torch.device("meta"):
+                result = run()
+            leaves, spec = pytree.tree_flatten(result)
             operands = {id(tensor): _Operand(place) for place, tensor in enumerate(tensors)}
             forms = [operands.get(id(leaf)) or (_Empty.of(leaf) if isinstance(leaf, Tensor) else leaf) for leaf in leaves]
             # An operand may have another form by now; and code may make tensors of its own.
@@ -137,7 +143,7 @@ class Decisions:
         """
         question = f"the code needs the value of node {node.name!r} ({node.target})"
         try:
-            with _disable_current_modes(), unnoted(), torch.no_grad(), torch.device("meta"):
+            with _disable_current_modes(), unnoted(), torch.no_grad():
                 for one in _with_ancestors(node, self._runs[0]):
                     for env, batch in zip(self._runs, self._batches, strict=True):
                         env[one] = self._value(one, env, batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import unittest.mock
 from collections.abc import Iterator
 from typing import Any
@@ -43,8 +44,8 @@ _SAME_IF_WHOLE = (
     _aten._unsafe_view.default,
     _aten.as_strided.default,
 )
-# Above this, a constant is told by its memory instead of its values.
-_LARGE = 1 << 20
+# Above so many bytes, a constant is told by its memory instead of its values.
+_LARGE = 1 << 26
 
 
 @dataclasses.dataclass(eq=False)
@@ -320,7 +321,7 @@ class Execution(TorchDispatchMode):
             if tensor.numel() * tensor.element_size() > _LARGE:
                 content: Any = self._numbering.address(tensor)
             else:
-                content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                content = hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).digest()
             # Where it lies in its memory says what a write to it writes to.
             form = Form.of(tensor)
             number = self._numbering.of("constant", form, tensor.storage_offset(), content)

@@ -136,6 +136,10 @@ class Tracer(fx.Tracer):
         """Whether there are answers to what symbolic values cannot tell."""
         return self._decisions is not None
 
+    def forget_decisions(self) -> None:
+        """Let go of what was found out for them, since torch.fx leaves a tracer to the garbage collector."""
+        self._decisions = None
+
     def decide(self, proxy: fx.Proxy, ask: Callable[[Any], Any]) -> Any:
         """Return what the model's code asks of a value."""
         if self._decisions is None:
@@ -360,20 +364,29 @@ def trace(model: nn.Module, call: inspect.BoundArguments, *, decides: bool = Fal
     """
     if "forward" in vars(model):
         raise CaptureError("forward was replaced on the instance, where symbolic tracing does not look")
-    errors: dict[bool, Exception] = {}
-    for fixed_numbers in (decides, not decides):
+    try:
+        return _traced(model, call, decides)
+    except Exception as first:  # the model's own code fails in any way it likes on symbolic values
         try:
-            with untouched(model) as changes, _constants_of(model) as constants, _NoRandomness():
-                decisions = Decisions(call, model) if fixed_numbers else None
-                graph = Tracer(call, fixed_numbers=fixed_numbers, decisions=decisions).trace(model)
-                if decisions is not None and decisions.taken:
-                    decisions.write_guards(graph)
-            if changes.rebound_tensors:
-                raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
-            return Traced(graph, constants, fixed_numbers, decisions is not None and decisions.for_several)
-        except Exception as e:  # the model's own code fails in any way it likes on symbolic values
-            errors[fixed_numbers] = e
-    raise CaptureError(_reason(errors[True])) from errors[True]
+            return _traced(model, call, not decides)
+        except Exception as second:
+            error = first if decides else second
+            raise CaptureError(_reason(error)) from error
+
+
+def _traced(model: nn.Module, call: inspect.BoundArguments, decides: bool) -> Traced:
+    with untouched(model) as changes, _constants_of(model) as constants, _NoRandomness():
+        decisions = Decisions(call, model) if decides else None
+        tracer = Tracer(call, fixed_numbers=decides, decisions=decisions)
+        try:
+            graph = tracer.trace(model)
+        finally:
+            tracer.forget_decisions()
+        if decisions is not None and decisions.taken:
+            decisions.write_guards(graph)
+    if changes.rebound_tensors:
+        raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
+    return Traced(graph, constants, decides, decisions is not None and decisions.for_several)
 
 
 def _reason(error: Exception) -> str:
