@@ -24,22 +24,26 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     with compiled_later():
         gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
     gm.training = model.training
-    called = {id(model.get_submodule(str(node.target))) for node in graph.find_nodes(op="call_module")}
-    _copy_tree(model, gm, called, {})
+    called = {id(model.get_submodule(target)) for target in {str(n.target) for n in graph.find_nodes(op="call_module")}}
+    wanted: dict[int, bool] = {}
+    _is_wanted(model, called, wanted)
+    _copy_tree(model, gm, called, wanted, {})
     for node in graph.find_nodes(op="get_attr"):
         _provide(gm, model, str(node.target), constants)
     gm.graph = graph
     return gm
 
 
-def _copy_tree(source: nn.Module, target: nn.Module, called: set[int], done: dict[int, nn.Module]) -> None:
+def _copy_tree(
+    source: nn.Module, target: nn.Module, called: set[int], wanted: dict[int, bool], done: dict[int, nn.Module]
+) -> None:
     """Fill ``target`` with the tensors of ``source`` and its submodules; a module met twice stays one."""
     for name, parameter in source._parameters.items():
         target.register_parameter(name, parameter)
     for name, buffer in source._buffers.items():
         target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
     for name, child in source._modules.items():
-        if child is None or not (_holds_state(child) or _calls(child, called)):
+        if child is None or not wanted[id(child)]:
             continue
         if id(child) not in done:
             if id(child) in called:
@@ -47,16 +51,16 @@ def _copy_tree(source: nn.Module, target: nn.Module, called: set[int], done: dic
             else:
                 done[id(child)] = container = Container()
                 container.training = child.training
-                _copy_tree(child, container, called, done)
+                _copy_tree(child, container, called, wanted, done)
         target.add_module(name, done[id(child)])
 
 
-def _holds_state(module: nn.Module) -> bool:
-    return any(m._parameters or m._buffers for m in module.modules())
-
-
-def _calls(module: nn.Module, called: set[int]) -> bool:
-    return any(id(m) in called for m in module.modules())
+def _is_wanted(module: nn.Module, called: set[int], known: dict[int, bool]) -> bool:
+    """Tell whether a module is called or holds tensors, or has one inside that does; all of them are ``known`` afterwards."""
+    if id(module) not in known:
+        inside = [_is_wanted(child, called, known) for child in module._modules.values() if child is not None]
+        known[id(module)] = id(module) in called or bool(module._parameters or module._buffers) or any(inside)
+    return known[id(module)]
 
 
 def ensure_module(gm: fx.GraphModule, model: nn.Module, path: str) -> nn.Module:

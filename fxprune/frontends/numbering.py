@@ -7,7 +7,6 @@ numbers. A write gives all that shares the memory new numbers.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import hashlib
 import unittest.mock
@@ -17,48 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.frontends.replay import Noted, Replayed, identity, is_plain_call, sharing
-from fxprune.frontends.standins import (
-    Form,
-    IncomparableError,
-    Output,
-    Outputs,
-    Propagation,
-    Traits,
-    alike,
-    frozen,
-    storage,
-    written,
-)
+from fxprune.frontends.replay import Noted, identity, is_plain_call, sharing
+from fxprune.frontends.standins import Effect, Form, IncomparableError, Propagation, Traits, frozen, storage, written
 from fxprune.frontends.values import Memory, OfTensors, Step, Value
 
-_aten = torch.ops.aten
-_SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default)
-# These give all elements of their argument in their order, if none is left out or repeated.
-_SAME_IF_WHOLE = (
-    _aten.slice.Tensor,
-    _aten.expand.default,
-    _aten.view.default,
-    _aten._unsafe_view.default,
-    _aten.as_strided.default,
-)
 # Above so many bytes, a constant is told by its memory instead of its values.
 _LARGE = 1 << 26
-
-
-@dataclasses.dataclass(eq=False)
-class _Call:
-    """An operator, its arguments, all of them that are no tensors, the tensors, and its place among random draws or 0."""
-
-    func: Any
-    args: Any
-    kwargs: Any
-    frozen: Any
-    tensors: list[Tensor]
-    values: list[Value]
-    place: int
 
 
 class Numbering:
@@ -68,7 +34,6 @@ class Numbering:
         self._numbers: dict[Any, int] = {}
         self._kept: dict[int, torch.UntypedStorage] = {}
         self.propagation = propagation
-        self.calls: dict[Any, Noted] = {}  # what calls of modules did
 
     def of(self, *key: Any) -> int:
         """Return the number of ``key``, the same each time."""
@@ -102,7 +67,7 @@ class Execution(TorchDispatchMode):
         self._draws = 0
         self._devices: dict[torch.device, None] = {}
         self._generators: list[Tensor] = []
-        self._tape: list[Step | Replayed] = []
+        self._tape: list[Step] = []
         self._inside = False  # a call of a module that is being noted
 
     def stand_in(self, real: Tensor, *name: Any) -> Tensor:
@@ -163,11 +128,17 @@ class Execution(TorchDispatchMode):
         if traits.strided and targets:
             return self._restride(func, args, kwargs, others)
         place = self._place() if traits.ordered else 0
-        call = _Call(func, args, kwargs, others, tensors, [self._value(t) for t in tensors], place)
-        outputs, spec, number = self._note(call, targets)
-        pairs = [self._result(output, index, number, call) for index, output in enumerate(outputs)]
-        self._tape.append(Step(func, others, call.values, [value for _, value in pairs]))
-        return pytree.tree_unflatten([result for result, _ in pairs], spec)
+        values = [self._value(t) for t in tensors]
+        inputs = [(t, v.form) for t, v in zip(tensors, values, strict=True)]
+        effect = self._numbering.propagation.effect(func, others, inputs, args, kwargs)
+        made = self._do(effect, values, place)
+        results: list[Any] = []
+        for output, value in zip(effect.outputs, made, strict=True):
+            if value is not None:
+                results.append(self._stand_in_of(value))
+            else:
+                results.append(output.plain if output.argument is None else tensors[output.argument])
+        return pytree.tree_unflatten(results, effect.spec)
 
     def _place(self) -> int:
         """Return the place of a random draw among all."""
@@ -187,44 +158,40 @@ class Execution(TorchDispatchMode):
         value.form = Form.of(result)
         return result
 
-    def _note(self, call: _Call, targets: list[Tensor]) -> tuple[list[Output], pytree.TreeSpec, int]:
-        """Give the call a number, and the memory that it writes to."""
-        now = [self._now(value) for value in call.values]
-        namesake = Traits.of(call.func).namesake
+    def _do(self, effect: Effect, values: list[Value], place: int = 0) -> list[Value | None]:
+        """Do to values what a call does, and return a value for each of its results that is new.
+
+        Args:
+            effect: what it does.
+            values: its operands.
+            place: its place among random draws, or 0.
+        """
+        of, now = self._numbering.of, list(map(self._now, values))
         # Which number of a random draw goes where depends on how tensors lie in memory.
-        forms = [value.form for value in call.values] if call.place else []
-        number = self._numbering.of(namesake or call.func, call.frozen, *now, call.place, *forms)
-        outputs, spec = self._outputs(call, namesake or call.func)
-        if (source := _source(call, outputs)) is not None:
-            self._numbering.equate(("output", number, 0), now[source])
-        # What an operator leaves in its first argument is what its namesake returns, if no conversion comes between.
-        replaces = namesake is not None and alike(outputs[0].form, call.values[0].form)
-        if namesake is not None:
-            outputs, spec = ([Output(argument=0)], spec) if replaces else self._outputs(call, call.func)
-        for target in targets:
-            index = next(i for i, t in enumerate(call.tensors) if t is target)
-            call.values[index].memory.written = self._numbering.of("write", number, index)
-        if replaces:
-            value = call.values[0]
-            value.number, value.written = self._numbering.of("output", number, 0), value.memory.written
-        return outputs, spec, number
+        forms = [value.form for value in values] if place else []
+        number = of(effect.computed, effect.frozen, *now, place, *forms)
+        if effect.source is not None:
+            self._numbering.equate(("output", number, 0), now[effect.source])
+        for index in effect.written:
+            values[index].memory.written = of("write", number, index)
+        if effect.replaces:
+            first = values[0]
+            first.number, first.written = of("output", number, 0), first.memory.written
+        made: list[Value | None] = []
+        for index, output in enumerate(effect.outputs):
+            if output.form is None:
+                made.append(None)
+                continue
+            memory = Memory() if output.shares is None else values[output.shares].memory
+            made.append(Value(of("output", number, index), output.form, memory, memory.written))
+        self._tape.append(Step(effect.func, effect.frozen, values, made, effect))
+        return made
 
-    def _outputs(self, call: _Call, func: Any) -> Outputs:
-        inputs = [(t, v.form) for t, v in zip(call.tensors, call.values, strict=True)]
-        return self._numbering.propagation.outputs(func, call.frozen, inputs, call.args, call.kwargs)
-
-    def _result(self, output: Output, index: int, number: int, call: _Call) -> tuple[Any, Value | None]:
-        """Return one result of a call, and its value if it is new."""
-        if output.argument is not None:
-            return call.tensors[output.argument], None
-        if output.form is None:
-            return output.plain, None
-        memory = Memory() if output.shares is None else call.values[output.shares].memory
-        result = output.form.stand_in()
-        value = Value(self._numbering.of("output", number, index), output.form, memory, memory.written)
-        value.address = storage(result)
-        self._values[result] = value
-        return result, value
+    def _stand_in_of(self, value: Value) -> Tensor:
+        tensor = value.form.stand_in()
+        value.address = storage(tensor)
+        self._values[tensor] = value
+        return tensor
 
     # -- calls of modules --------------------------------------------------------------------------------------------
 
@@ -232,43 +199,39 @@ class Execution(TorchDispatchMode):
         """Call a module; one of torch's own, called as one was before, does to the same what that did."""
         tensors: list[Tensor] = []
         key = None if self._inside or not is_plain_call() else identity(module, args, kwargs, tensors)
-        values = [self._known(tensor) for tensor in tensors]
-        if key is None or any(value is None for value in values):
-            return called(module, *args, **kwargs)
+        values = [self._known(tensor) for tensor in tensors] if key is not None else []
         operands = [value for value in values if value is not None]
-        key = (*key, *((self._now(v), v.form) for v in operands), sharing(operands))
-        noted = self._numbering.calls.get(key)
+        if key is None or len(operands) < len(values):
+            return called(module, *args, **kwargs)
+        forms = [value.form for value in operands]
+        key = (*key, *forms, sharing(operands))
+        noted = self._numbering.propagation.call(key)
         if noted is not None:
             return self._replay(noted, tensors, operands)
-        before, start, draws = list(map(Value.state, operands)), len(self._tape), self._draws
+        start, draws = len(self._tape), self._draws
         self._inside = True
         try:
             result = called(module, *args, **kwargs)
         finally:
             self._inside = False
-        if draws == self._draws:  # the place of a draw is another each time
-            noted = Noted.of(self._tape[start:], result, tensors, operands, before, self._values)
+        # The place of a draw is another each time.
+        if draws == self._draws and all(value.form == form for value, form in zip(operands, forms, strict=True)):
+            noted = Noted.of(self._tape[start:], result, tensors, operands, self._values)
             if noted is not None:
-                self._numbering.calls[key] = noted
+                self._numbering.propagation.note_call(key, noted)
         return result
 
     def _replay(self, noted: Noted, tensors: list[Tensor], operands: list[Value]) -> Any:
-        made: list[Value] = []
+        values = list(operands)
+        for effect, places in noted.steps:
+            values += [value for value in self._do(effect, [values[place] for place in places]) if value is not None]
         results: list[Any] = []
-        memories = [value.memory for value in operands]
-        noted.write(operands)
-        for output in noted.outputs:
-            if output.form is None:
-                results.append(output.plain if output.operand is None else tensors[output.operand])
-                continue
-            if output.memory == len(memories):
-                memories.append(Memory(output.last))
-            result = output.form.stand_in()
-            value = Value(output.number, output.form, memories[output.memory], output.written, address=storage(result))
-            self._values[result] = value
-            made.append(value)
-            results.append(result)
-        self._tape.append(Replayed(noted, operands, made))
+        with no_dispatch():
+            for output in noted.outputs:
+                if output.value is not None:
+                    results.append(self._stand_in_of(values[output.value]))
+                else:
+                    results.append(output.plain if output.operand is None else tensors[output.operand])
         return pytree.tree_unflatten(results, noted.spec)
 
     # -- constants ---------------------------------------------------------------------------------------------------
@@ -321,7 +284,8 @@ class Execution(TorchDispatchMode):
             if tensor.numel() * tensor.element_size() > _LARGE:
                 content: Any = self._numbering.address(tensor)
             else:
-                content = hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).digest()
+                elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+                content = hashlib.sha256(elements.data).digest()
             # Where it lies in its memory says what a write to it writes to.
             form = Form.of(tensor)
             number = self._numbering.of("constant", form, tensor.storage_offset(), content)
@@ -347,14 +311,6 @@ class Execution(TorchDispatchMode):
     def leaks(self) -> bool:
         """Tell whether stand-ins are still in use, or constants were written to."""
         return len(self._values) > 0 or any(value.memory.written for _, value in self._constants.items())
-
-
-def _source(call: _Call, outputs: list[Output]) -> int | None:
-    """Return which argument of a call its result has the values of; None if it computes some."""
-    if call.func is _aten.copy_.default:
-        return 1 if alike(call.values[0].form, call.values[1].form) else None
-    same = call.func in _SAME or (call.func in _SAME_IF_WHOLE and alike(outputs[0].form, call.values[0].form))
-    return 0 if same else None
 
 
 def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:

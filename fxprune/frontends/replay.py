@@ -1,7 +1,7 @@
-"""Calls of torch's own modules that come again on the same values: noted once, and replayed.
+"""Calls of torch's own modules that come again on operands of the same forms: noted once, and replayed.
 
-What such a module does is decided by its type, its plain attributes, its mode, its tensors and its arguments. Graph and model
-call the same ones, as do the graphs of both modes for the most part.
+What such a module does is decided by its type, its plain attributes, its mode, its tensors and its arguments. Layers of a
+network are alike for the most part; and graph and model call the same ones, as do the graphs of both modes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
-from fxprune.frontends.standins import Form, IncomparableError, frozen
+from fxprune.frontends.standins import Effect, IncomparableError, frozen
 from fxprune.frontends.values import OfTensors, Step, Value
 
 _REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
@@ -46,13 +46,17 @@ def identity(module: nn.Module, args: Any, kwargs: Any, tensors: list[Tensor]) -
     """
     if not _is_torchs(module) or isinstance(module, nn.Sequential):
         return None
-    found: list[Any] = [torch.get_default_dtype(), torch.is_inference_mode_enabled()]
+    found: list[Any] = [
+        torch.get_default_dtype(),
+        torch.is_inference_mode_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+    ]
     parts = [("", module)] if not module._modules else list(module.named_modules())
     for name, part in parts:
         settings = _settings(part) if part is module or _is_torchs(part) else None
         if settings is None:
             return None
-        found += [name, type(part), settings]
+        found += [name, type(part), type(part).forward, settings]
         for registry in (part._parameters, part._buffers):
             tensors += [tensor for tensor in registry.values() if tensor is not None]
     try:
@@ -90,93 +94,56 @@ def sharing(values: Sequence[Value]) -> tuple[int, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Result:
-    """One result of a call: an operand; or new, of this form and number, in this memory; or plain.
-
-    Memories are counted on from those of the operands; ``last`` is the last write to one that is new.
-    """
+class Result:
+    """One result of a call: the operand at a place; or what is at a place among the values; or plain."""
 
     operand: int | None = None
+    value: int | None = None
     plain: Any = None
-    form: Form | None = None
-    number: int = 0
-    written: int = 0
-    memory: int = 0
-    last: int = 0
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Noted:
-    """What a call of a module did: its results, what it left in its operands, and how that is computed."""
+    """What a call of a module does, whatever its operands hold.
 
-    outputs: list[_Result]
+    Attributes:
+        steps: the calls of operators within, each with the places of its operands among the values: those of the module's
+            operands and all that the steps before made.
+        outputs: its results.
+        spec: their structure.
+    """
+
+    steps: list[tuple[Effect, tuple[int, ...]]]
+    outputs: list[Result]
     spec: pytree.TreeSpec
-    changed: list[tuple[int, int, int]]  # operands with another number now, with the write that it is of
-    writes: list[tuple[int, int]]  # operands whose memory was written to, with the last write
-    operands: list[Value]
-    made: list[Value]
-    tape: list[Step]
 
     @classmethod
     def of(
-        cls,
-        tape: Sequence[Any],
-        result: Any,
-        tensors: list[Tensor],
-        operands: list[Value],
-        before: list[tuple[int, int, int, Form]],
-        values: OfTensors,
+        cls, tape: Sequence[Step], result: Any, tensors: list[Tensor], operands: list[Value], values: OfTensors
     ) -> Noted | None:
         """Note a call that has just been made; None if it cannot be replayed."""
+        places = {id(value): place for place, value in reversed(list(enumerate(operands)))}
+        steps: list[tuple[Effect, tuple[int, ...]]] = []
+        count = len(operands)
+        for step in tape:
+            if step.effect is None or any(id(value) not in places for value in step.values):
+                return None  # it changes a form, or reads a constant
+            steps.append((step.effect, tuple(places[id(value)] for value in step.values)))
+            for value in step.made:
+                if value is not None:
+                    places[id(value)] = count
+                    count += 1
         leaves, spec = pytree.tree_flatten(result)
-        place = {id(tensor): i for i, tensor in reversed(list(enumerate(tensors)))}
-        memories = {id(value.memory): i for i, value in reversed(list(enumerate(operands)))}
-        outputs: list[_Result] = []
-        made: list[Value] = []
-        new = len(operands)
+        given = {id(tensor): place for place, tensor in reversed(list(enumerate(tensors)))}
+        outputs: list[Result] = []
         for leaf in leaves:
-            if not isinstance(leaf, Tensor):
-                if type(leaf) not in _PLAIN:
-                    return None
-                outputs.append(_Result(plain=leaf))
-            elif id(leaf) in place:
-                outputs.append(_Result(operand=place[id(leaf)]))
-            elif (value := values.get(leaf)) is None or value in made:
-                return None
+            found = values.get(leaf) if isinstance(leaf, Tensor) else None
+            if id(leaf) in given:
+                outputs.append(Result(operand=given[id(leaf)]))
+            elif found is not None and places.get(id(found), -1) >= len(operands):
+                outputs.append(Result(value=places.pop(id(found))))  # one that comes twice could not be told from another
+            elif not isinstance(leaf, Tensor) and type(leaf) in _PLAIN:
+                outputs.append(Result(plain=leaf))
             else:
-                memory = memories.setdefault(id(value.memory), new)
-                new += memory == new
-                made.append(value)
-                last = value.memory.written
-                outputs.append(_Result(None, None, value.form, value.number, value.written, memory, last))
-        both = list(enumerate(zip(before, map(Value.state, operands), strict=True)))
-        if any(a[3] != b[3] for _, (a, b) in both):
-            return None
-        changed = [(i, b[0], b[1]) for i, (a, b) in both if a[:2] != b[:2]]
-        writes = [(i, b[2]) for i, (a, b) in both if a[2] != b[2]]
-        return cls(outputs, spec, changed, writes, operands, made, list(tape))
-
-    def write(self, operands: list[Value]) -> None:
-        """Leave in the operands of another call what this one left in its own."""
-        for i, number, written in self.changed:
-            operands[i].number, operands[i].written = number, written
-        for i, written in self.writes:
-            operands[i].memory.written = written
-
-
-@dataclasses.dataclass(eq=False)
-class Replayed:
-    """A call that did to ``operands`` what a noted one did to its own."""
-
-    noted: Noted
-    operands: list[Value]
-    made: list[Value]
-
-    def run(self, env: dict[Value, Tensor]) -> None:
-        """Compute it on the tensors that values have by now."""
-        stand_for = dict(zip(self.noted.operands, self.operands, strict=True))
-        inside = {value: env.get(own, own.real) for value, own in stand_for.items()}
-        computed: dict[Value, Tensor] = {value: tensor for value, tensor in inside.items() if tensor is not None}
-        for step in self.noted.tape:
-            step.run(computed)
-        env.update({own: computed[value] for value, own in zip(self.noted.made, self.made, strict=True)})
+                return None
+        return cls(steps, outputs, spec)

@@ -62,24 +62,60 @@ class Output:
     plain: Any = None
 
 
-Outputs = tuple[list[Output], pytree.TreeSpec]
-_MOST = 1 << 15  # outputs to know at a time: those of a hundred networks
+_MOST = 1 << 15  # effects to know at a time: those of a hundred networks
+_aten = torch.ops.aten
+_SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default)
+# These give all elements of their argument in their order, if none is left out or repeated.
+_SAME_IF_WHOLE = (
+    _aten.slice.Tensor,
+    _aten.expand.default,
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.as_strided.default,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Effect:
+    """What a call of an operator does, whatever its operands hold.
+
+    Attributes:
+        func: the operator.
+        frozen: its arguments but for the tensors.
+        computed: the operator that says what is computed: of one that writes into its first argument the one that returns it.
+        outputs: what it gives.
+        spec: in which structure.
+        source: the operand whose elements the result has; None if it computes some.
+        written: the operands that it writes to.
+        replaces: whether it leaves in its first operand what ``computed`` returns.
+    """
+
+    func: Any
+    frozen: Any
+    computed: Any
+    outputs: list[Output]
+    spec: pytree.TreeSpec
+    source: int | None
+    written: tuple[int, ...]
+    replaces: bool
 
 
 class Propagation:
-    """The outputs of operators by the forms of their arguments, found out once for each.
+    """The effects of operators by the forms of their operands, found out once for each.
 
     They depend on nothing else, so what one capture has found out is known to all others, as FakeTensorMode does it, too.
+    So are the calls of modules, by what :mod:`fxprune.frontends.replay` tells them apart by.
     """
 
     def __init__(self) -> None:
-        self._known: dict[Any, Outputs] = {}
+        self._known: dict[Any, Effect] = {}
+        self._calls: dict[Any, Any] = {}
         # A fallback kernel would compute with real tensors, and is not asked whether the result's form depends on values.
         self._mode = FakeTensorMode(allow_fallback_kernels=False)
         self._mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
 
-    def outputs(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Outputs:
-        """Return what ``func`` gives; ``inputs`` are the tensors among its arguments, ``frozen`` stands for all else."""
+    def effect(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
+        """Return what a call does; ``inputs`` are the tensors among its arguments, ``frozen`` stands for all else."""
         first: dict[int, int] = {}
         key = (
             func,
@@ -90,10 +126,36 @@ class Propagation:
         if (known := self._known.get(key)) is None:
             if len(self._known) >= _MOST:
                 self._known.clear()
-            known = self._known[key] = self._propagate(func, inputs, args, kwargs)
+            known = self._known[key] = self._effect(func, frozen, inputs, args, kwargs)
         return known
 
-    def _propagate(self, func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Outputs:
+    def call(self, key: Any) -> Any:
+        """Return what is known of a call of a module."""
+        return self._calls.get(key)
+
+    def note_call(self, key: Any, noted: Any) -> None:
+        """Note what a call of a module does."""
+        if len(self._calls) >= _MOST:
+            self._calls.clear()
+        self._calls[key] = noted
+
+    def _effect(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
+        namesake, forms = Traits.of(func).namesake, [form for _, form in inputs]
+        outputs, spec = self._outputs(namesake or func, inputs, args, kwargs)
+        source = _source(func, forms, outputs)
+        # What an operator leaves in its first argument is what its namesake returns, if no conversion comes between.
+        replaces = namesake is not None and alike(outputs[0].form, forms[0])
+        if replaces:
+            outputs = [Output(argument=0)]
+        elif namesake is not None:
+            outputs, spec = self._outputs(func, inputs, args, kwargs)
+        places = {id(tensor): place for place, (tensor, _) in reversed(list(enumerate(inputs)))}
+        targets = tuple(places[id(tensor)] for tensor in written(func, args, kwargs))
+        return Effect(func, frozen, namesake or func, outputs, spec, source, targets, replaces)
+
+    def _outputs(
+        self, func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any
+    ) -> tuple[list[Output], pytree.TreeSpec]:
         fake_of = {id(t): form.fake(self._mode) for t, form in inputs}
         fakes = [fake_of[id(t)] for t, _ in inputs]
         args, kwargs = map_aggregate((args, kwargs), lambda a: fake_of.get(id(a), a))
@@ -116,6 +178,14 @@ class Propagation:
 
 
 PROPAGATION = Propagation()
+
+
+def _source(func: Any, forms: list[Form], outputs: list[Output]) -> int | None:
+    """Return which operand of a call its result has the values of; None if it computes some."""
+    if func is _aten.copy_.default:
+        return 1 if alike(forms[0], forms[1]) else None
+    same = func in _SAME or (func in _SAME_IF_WHOLE and alike(outputs[0].form, forms[0]))
+    return 0 if same else None
 
 
 def _form_of_fake(fake: Tensor) -> Form:

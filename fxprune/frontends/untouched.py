@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import random
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -37,8 +38,10 @@ class _Snapshot:
 
     def compare(self, changes: Changes) -> None:
         plain = self.module.__dict__
-        tensors = [(plain.get(kind) or {}, self.contents[kind]) for kind in ("_buffers", "_parameters") if self.contents[kind]]
-        names = [n for now, before in tensors for n, t in before.items() if t is not None and now.get(n) is not t]
+        names: list[str] = []
+        for registry in ("_buffers", "_parameters"):
+            before: Any = self.contents[registry]
+            names += [n for n in before if before[n] is not None and plain[registry].get(n) is not before[n]]
         if not _are_same(plain, self.attributes):
             names += [n for n, v in self.attributes.items() if isinstance(v, Tensor) and plain.get(n) is not v]
             numbers = {n: v for n, v in self.attributes.items() if n != "training" and type(v) in (int, float, bool, str)}
@@ -62,10 +65,9 @@ class _Snapshot:
 
 
 def _are_same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
-    """Tell whether two dicts hold the same objects under the same names."""
-    return len(attributes) == len(others) and all(
-        name in others and others[name] is value for name, value in attributes.items()
-    )
+    """Tell whether two dicts hold the same objects under the same names, in the same order."""
+    same_names = attributes.keys() == others.keys()
+    return same_names and all(map(operator.is_, attributes.values(), others.values()))
 
 
 @contextlib.contextmanager
@@ -126,5 +128,6 @@ def fixed_seed(kinds: set[str]) -> Iterator[None]:
             # Seeding touches every device of a kind, whether the model is on it or not.
             devices = list(range(torch.get_device_module(kind).device_count()))
             stack.enter_context(torch.random.fork_rng(devices=devices, device_type=kind))
-        torch.manual_seed(0)
+            torch.get_device_module(kind).manual_seed_all(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed queues a call for every device that is not there
         yield

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.frontends.standins import Form, thawed
+from fxprune.frontends.standins import Effect, Form, thawed
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,10 +31,6 @@ class Value:
     written: int
     real: Tensor | None = None
     address: int = 0  # of a stand-in's storage, which only an assignment to ``.data`` changes
-
-    def state(self) -> tuple[int, int, int, Form]:
-        """Return all that calls change."""
-        return self.number, self.written, self.memory.written, self.form
 
 
 class OfTensors:
@@ -78,12 +74,13 @@ class OfTensors:
 
 @dataclasses.dataclass(eq=False)
 class Step:
-    """A call of an operator: its arguments but for the tensors, those, and which values are new among its results."""
+    """A call of an operator: what it does, the values of its operands, and which values are new among its results."""
 
     func: Any
     frozen: Any
     values: list[Value]
     made: list[Value | None]
+    effect: Effect | None = None  # none of one that only changes how its operand lies in memory
 
     def run(self, env: dict[Value, Tensor]) -> None:
         """Compute it on the tensors that values have by now."""
