@@ -36,12 +36,13 @@ def calling_lines() -> str:
     lines: list[str] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        at = frame.f_code, frame.f_lasti
-        line = _LINES.get(at)
-        if line is None:
+        at = id(frame.f_code), frame.f_lasti
+        known = _LINES.get(at)
+        if known is None:
             if len(_LINES) >= _MOST:
                 _LINES.clear()
-            line = _LINES[at] = _line(frame)
+            known = _LINES[at] = frame.f_code, _line(frame)
+        line = known[1]
         if line is _END:
             break
         lines.append(line)
@@ -50,7 +51,8 @@ def calling_lines() -> str:
 
 
 _MOST = 1 << 15  # lines to know at a time
-_LINES: dict[tuple[CodeType, int], str] = {}
+# By the identity of the code, which is kept so that no other takes it: Python hashes all of a code object each time.
+_LINES: dict[tuple[int, int], tuple[CodeType, str]] = {}
 _END = "what is around a trace called for the capture"
 
 
