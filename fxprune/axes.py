@@ -49,10 +49,12 @@ class Axis:
     Attributes:
         rows: int32 array of shape (positions, k): the units of each position, filled up with ``NONE``.
         why: why there are no units here, if somebody said so.
+        block: the number of the kind of units that were made for this axis, all of them in order; -1 for any other rows.
     """
 
     rows: Rows
     why: Reason | None = None
+    block: int = -1
 
     @staticmethod
     def whole(size: int, why: Reason | None = None) -> Axis:

@@ -12,19 +12,20 @@ in the light of all that was learnt since.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fxprune.axes import NONE, Axis, Index, Reason, Rows
+from fxprune.axes import NONE, Axis, Reason, Rows
+from fxprune.equations import Equations
 from fxprune.errors import AnalysisError
-from fxprune.rows import determines, distinct, first_equal, same_partition, without_common, without_empty
+from fxprune.rows import determines, first_equal, same_partition, without_common
 
 _MAX_ROUNDS = 16  # splits and couplings that have not settled by then are frozen
 
 
 @dataclass
-class Units:
+class Units(Equations):
     """What is known about all units made so far.
 
     Example:
@@ -34,119 +35,6 @@ class Units:
         >>> units.resolve(channels).tolist()  # every channel goes with its head or with its place in the head
         [[6, 8], [6, 9], [6, 10], [7, 8], [7, 9], [7, 10]]
     """
-
-    count: int = 0
-    reasons: list[Reason] = field(default_factory=list)
-    # One entry a unit: its representative; the two units it stands for; the index of its reason; its kind.
-    # The last entry of each is that of NONE, so that a look-up needs no case for it.
-    _parent: Rows = field(default_factory=lambda: np.full(1, NONE, np.int32))
-    _parts: Rows = field(default_factory=lambda: np.full((2, 1), NONE, np.int32))
-    _frozen: Rows = field(default_factory=lambda: np.full(1, NONE, np.int32))
-    _kind: Rows = field(default_factory=lambda: np.zeros(1, np.int32))
-    _kinds: list[int] = field(default_factory=list)
-    # What rows resolve to, until something is learnt; with the rows, so that no others can take their identity.
-    _resolved: dict[int, tuple[Rows, Rows]] = field(default_factory=dict)
-
-    def fresh(self, size: int) -> Axis:
-        """Return an axis of ``size`` new units of one new kind, one a position."""
-        start, self.count = self.count, self.count + size
-        if self.count >= len(self._parent):
-            self._grow(max(self.count, len(self._parent) + len(self._parent) // 4))
-        self._kind[start : self.count] = len(self._kinds)
-        self._kinds.append(len(self._kinds))
-        return Axis(np.arange(start, self.count, dtype=np.int32)[:, None])
-
-    def _grow(self, capacity: int) -> None:
-        old = len(self._parent) - 1
-        more = capacity - old
-        self._parent = np.concatenate([self._parent[:old], np.arange(old, capacity, dtype=np.int32), self._parent[old:]])
-        self._parts = np.concatenate([self._parts, np.full((2, more), NONE, np.int32)], 1)
-        self._frozen = np.concatenate([self._frozen, np.full(more, NONE, np.int32)])
-        self._kind = np.concatenate([self._kind, np.zeros(more, np.int32)])
-
-    # Reading.
-
-    def find(self, units: Rows) -> Rows:
-        """Return the representative of every unit; ``NONE`` stays."""
-        near: Rows = self._parent.take(units)
-        roots, above = near, self._parent.take(near)
-        while np.count_nonzero(above != roots):
-            roots, above = above, self._parent.take(above)
-        if roots is not near:
-            self._parent[units] = roots
-        return roots
-
-    def resolve(self, axis: Axis) -> Rows:
-        """Return the rows of an axis as sets of units that can still go, each once in a row.
-
-        Returns:
-            int32 array of shape (positions, k), without empty columns; read only.
-        """
-        known = self._resolved.get(id(axis.rows))
-        if known is None:
-            rows = self._resolve(axis.rows)
-            rows.flags.writeable = False
-            known = self._resolved[id(axis.rows)] = axis.rows, rows
-        return known[1]
-
-    def _resolve(self, rows: Rows) -> Rows:
-        rows = self.find(rows)
-        while rows.size:
-            left = self._parts[0].take(rows)
-            split = left != NONE
-            if not np.count_nonzero(split):
-                break
-            left = np.where(split, left, rows)
-            right = np.where(split, self._parts[1].take(rows), NONE)
-            # A unit's parts stand side by side in its place, so that columns stay of one kind.
-            wide = np.stack([left, right], 2).reshape(len(rows), -1)
-            rows = self.find(without_empty(wide))
-        held = self._frozen.take(rows) >= 0
-        if np.count_nonzero(held):
-            rows[held] = NONE
-        return distinct(rows)
-
-    def reason(self, unit: int) -> Reason | None:
-        """Return why a unit is frozen, or None if it is not, or not as a whole."""
-        root = int(self.find(np.array([unit], np.int32))[0])
-        return self.reasons[self._frozen[root]] if self._frozen[root] >= 0 else None
-
-    def reasons_of(self, axis: Axis) -> list[Reason]:
-        """Return why units of an axis, or parts of them, are frozen; each reason once, the most frequent first."""
-        if axis.is_whole:
-            return [axis.why] if axis.why else []
-        found: Rows = np.unique(self.find(axis.rows))
-        seen: list[Rows] = []
-        while found.size and (found := found[found != NONE]).size:
-            seen.append(found)
-            found = np.unique(self.find(self._parts[:, found].reshape(-1)))
-        roots = np.concatenate(seen) if seen else np.empty(0, np.int32)
-        numbers, counts = np.unique(self._frozen[roots][self._frozen[roots] >= 0], return_counts=True)
-        return [self.reasons[i] for i in numbers[np.argsort(-counts, kind="stable")]]
-
-    def kind_of(self, units: Index) -> Rows:
-        """Return a number for every unit, the same for units made together or united."""
-        table = np.array([self._kind_root(k) for k in range(len(self._kinds))], np.int32)
-        return table[self._kind[units]]
-
-    def _kind_root(self, kind: int) -> int:
-        while self._kinds[kind] != kind:
-            self._kinds[kind] = kind = self._kinds[self._kinds[kind]]
-        return kind
-
-    # Learning.
-
-    def freeze(self, axis: Axis, why: Reason) -> None:
-        """Say that no position of an axis can go."""
-        self.freeze_units(self.resolve(axis), why)
-
-    def freeze_units(self, rows: Rows, why: Reason) -> None:
-        """Say that no unit in rows, as :meth:`resolve` gives them, can go."""
-        units = rows[rows != NONE]
-        if units.size:
-            self._resolved.clear()
-            self._frozen[units] = len(self.reasons)
-            self.reasons.append(why)
 
     def may_cover(self, axes: Sequence[Axis]) -> list[bool]:
         """Tell of each axis whether some unit owns its first and its last position, as one that owns all of them does."""
@@ -180,8 +68,8 @@ class Units:
         """
         if one.size != other.size:
             raise AnalysisError(f"axes of {one.size} and {other.size} positions cannot be coupled")
-        if one.rows is other.rows:
-            return  # every position meets itself
+        if one.rows is other.rows or self.join(one, other):
+            return
         if one.is_whole or other.is_whole:
             live, whole = (other, one) if one.is_whole else (one, other)
             if not live.is_whole:
@@ -267,41 +155,6 @@ class Units:
             sets = np.concatenate([sets[:, :-2], np.where(some, tail, NONE)[:, None]], 1)
         self._stand_for(units, sets)
         return True
-
-    def _stand_for(self, units: Rows, parts: Rows) -> None:
-        """Replace units by the pairs in ``parts``; ``NONE`` comes second in a pair, if at all."""
-        self._resolved.clear()
-        self._parts[:, units] = parts.T
-
-    def _unite(self, a: Rows, b: Rows) -> None:
-        """Make units equal pairwise; places with a ``NONE`` on either side are left out."""
-        a, b = self.find(a), self.find(b)
-        use = (a != b) & (a != NONE) & (b != NONE)
-        if not np.count_nonzero(use):
-            return
-        self._resolved.clear()
-        if not use.all():
-            a, b = a[use], b[use]
-        self._unite_kinds(self._kind.take(a), self._kind.take(b))
-        while len(a):
-            low, high = np.minimum(a, b), np.maximum(a, b)
-            reasons = self._frozen.take(high)
-            if np.count_nonzero(reasons >= 0):
-                np.maximum.at(self._frozen, low, reasons)
-            # Of several claims on one unit the smallest wins; the next round carries the others on.
-            np.minimum.at(self._parent, high, low)
-            lost = self._parent.take(high) != low
-            a, b = self.find(low[lost]), self.find(high[lost])
-            rest = a != b
-            a, b = a[rest], b[rest]
-
-    def _unite_kinds(self, a: Rows, b: Rows) -> None:
-        pairs = a.astype(np.int64) << 32 | b
-        # Units of a kind mostly stand side by side, so that there are few places where the pair of kinds changes.
-        changed = pairs[1:][pairs[1:] != pairs[:-1]]
-        for pair in sorted({int(pairs[0]), *changed.tolist()}):
-            one, other = self._kind_root(pair >> 32), self._kind_root(pair & 0xFFFFFFFF)
-            self._kinds[max(one, other)] = min(one, other)
 
     def split(self, axis: Axis, outer: int, why: Reason) -> tuple[Axis, Axis]:
         """Split an axis in two, as a view of a*b positions as (a, b) does.

@@ -93,11 +93,13 @@ class Call:
 
     def couple(self, one: Axis, other: Axis) -> None:
         """Say that two axes meet element by element."""
-        self.units.couple(one, other, self.why("meets an axis that stays whole"))
+        if one.rows is not other.rows and not self.units.join(one, other):
+            self.units.couple(one, other, self.why("meets an axis that stays whole"))
 
     def freeze(self, axis: Axis, text: str) -> None:
         """Say that no position of an axis can go."""
-        self.units.freeze(axis, self.why(text))
+        if not axis.is_whole:
+            self.units.freeze(axis, self.why(text))
 
     def whole(self, size: int, text: str) -> Axis:
         """Return an axis that stays whole."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -17,14 +19,18 @@ from fxprune.rules.registry import overloads, register
 
 def broadcast(call: Call) -> str:
     """Return the pattern of operands that broadcast against each other."""
-    rank = len(call.shapes[0]) if call.shapes else max((len(o) for o in call.operands if o is not None), default=0)
+    return _broadcast(tuple([None if label is None else label.shape for label in call.operands]), tuple(call.shapes))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _broadcast(operands: tuple[tuple[int, ...] | None, ...], results: tuple[tuple[int, ...], ...]) -> str:
+    rank = len(results[0]) if results else max((len(shape) for shape in operands if shape is not None), default=0)
     names = [f"x{d}" for d in range(rank)]
 
     def side(shape: tuple[int, ...]) -> str:
         return " ".join("1" if size == 1 else name for name, size in zip(names[rank - len(shape) :], shape, strict=True))
 
-    operands = ["" if operand is None else side(operand.shape) for operand in call.operands]
-    return f"{', '.join(operands)} -> {', '.join(side(shape) for shape in call.shapes)}"
+    return f"{', '.join('' if shape is None else side(shape) for shape in operands)} -> {', '.join(map(side, results))}"
 
 
 class Pointwise:
@@ -37,32 +43,38 @@ class Pointwise:
     _pattern = Pattern(broadcast)
 
     def __init__(self) -> None:
-        # What an operator makes of zeros, by operator, plain arguments and operands that are zero.
-        self._known: dict[Any, Zero] = {}
+        # What an operator makes of zeros, by operator and plain arguments, and then by operands that are zero.
+        self._known: dict[tuple[OpOverload, str], dict[tuple[Zero | None, ...], Zero]] = {}
 
     def apply(self, call: Call) -> list[Label]:
         """Couple what meets in the call, and return the label of each tensor that it returned."""
         results = self._pattern.apply(call)
-        states = {}
-        for d in range(-len(results[0]) if results else 0, 0):
-            at = tuple(_state(operand, d) for operand in call.operands)
-            states[d] = self._evaluate(call, at)
-        return [Label(r.axes, tuple(states[d] for d in range(-len(r), 0))) for r in results]
+        rank, known = len(results[0]) if results else 0, self._states(call)
+        states: list[Zero] = []
+        for d in range(-rank, 0):
+            at = tuple([_state(operand, d) for operand in call.operands])
+            if at not in known:
+                known[at] = self._evaluate(call, at)
+            states.append(known[at])
+        return [Label(label.axes, tuple(states[rank - len(label) :])) for label in results]
+
+    def _states(self, call: Call) -> dict[tuple[Zero | None, ...], Zero]:
+        """Return what is known of the operator with these plain arguments: its result by what stands in its operands."""
+        key = (call.op, str([_plain(value) for value in call.arguments.values()]))
+        return self._known.setdefault(key, {})
 
     def _evaluate(self, call: Call, states: tuple[Zero | None, ...]) -> Zero:
         if Zero.UNKNOWN in states:
             return Zero.UNKNOWN
-        leaves = [_plain(leaf) for leaf in pytree.tree_leaves(call.arguments)]
         if torch.Tag.nondeterministic_seeded in call.op.tags:
             return Zero.FINITE  # one draw proves nothing, and is the user's to make
-        key = (call.op, states, str(leaves))
-        if key not in self._known:
-            self._known[key] = _try(call, states)
-        return self._known[key]
+        return _try(call, states)
 
 
-def _plain(leaf: Any) -> Any:
-    return leaf.dtype if isinstance(leaf, Tensor) else leaf
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.dtype
+    return [_plain(leaf) for leaf in value] if isinstance(value, list | tuple) else value
 
 
 def _state(operand: Label | None, d: int) -> Zero | None:

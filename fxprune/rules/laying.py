@@ -1,0 +1,299 @@
+"""Patterns laid over the shapes of a call: what a pattern says about them is worked out once, and then done call by call."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fxprune.axes import Axis
+from fxprune.rules.call import Call
+from fxprune.rules.labels import Label, Zero, product
+from fxprune.rules.parsing import STATES, Dim, Shape, parse
+
+_Shape = tuple[int, ...]
+_Laid = list[tuple[Dim, int]]
+_WHOLE = "needs every position along this dimension"
+_ZERO_IS_NEUTRAL = frozenset({"sum", "norm"})
+
+
+class DoesNotFitError(Exception):
+    """The pattern is for other shapes; the message says how."""
+
+
+class _Act(enum.Enum):
+    """What a pattern asks for where it has a dimension of an operand."""
+
+    NAME = enum.auto()
+    """Nothing: its name stands here for the first time."""
+    COUPLE = enum.auto()
+    """That it meets what has the same name."""
+    HOLD = enum.auto()
+    """That all of it stays."""
+    SPLIT = enum.auto()
+    """That it comes in parts, each with a name."""
+
+
+class _Step(NamedTuple):
+    """What to do about one dimension of an operand."""
+
+    act: _Act
+    operand: int
+    d: int
+    name: str
+    dim: Dim
+
+
+class MixingPlace(NamedTuple):
+    """An operand dimension along which a call combines positions; see :class:`fxprune.rules.call.Mixing`."""
+
+    kind: str
+    operand: int
+    dim: int
+    name: str
+    zero: Zero
+    neutral: bool
+
+
+class Part(NamedTuple):
+    """A name, or one of several whose product is a dimension of a result."""
+
+    name: str
+    size: int
+    whole: bool
+
+
+class Zeros(NamedTuple):
+    """What the results of a call hold at removed positions, by result and dimension, and what it combines."""
+
+    results: list[tuple[Zero, ...]]
+    mixings: list[MixingPlace]
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """A pattern laid over shapes.
+
+    Attributes:
+        operands: the dimensions of each operand that the pattern says something about, each with its size, by its number.
+        results: the same of each result, None for one of no interest.
+        sizes: the sizes of all names.
+        unread: the operands that the pattern says nothing about.
+    """
+
+    operands: Sequence[tuple[int, _Laid]]
+    results: Sequence[_Laid | None]
+    sizes: Mapping[str, int]
+    unread: Sequence[int]
+    _steps: Sequence[_Step] = field(init=False)
+    _parts: Sequence[Sequence[Sequence[Part]] | None] = field(init=False)
+    _mixed: dict[str, list[tuple[int, int]]] = field(init=False)  # the places of every mixing point
+    _places: dict[tuple[int, str], int] = field(init=False)  # which dimension of an operand has a name
+    _zeros: dict[Any, Zeros] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps: list[_Step] = []
+        mixed: dict[str, list[tuple[int, int]]] = {}
+        places: dict[tuple[int, str], int] = {}
+        seen: set[str] = set()
+        for i, dims in self.operands:
+            for d, (dim, _) in enumerate(dims):
+                if len(dim.names) == 1:
+                    (name,) = dim.names
+                    act = _Act.HOLD if name in dim.whole else _Act.COUPLE if name in seen else _Act.NAME
+                    steps.append(_Step(act, i, d, name, dim))
+                elif dim.names:
+                    steps.append(_Step(_Act.SPLIT, i, d, "", dim))
+                seen.update(dim.names)
+                for name in dim.names:
+                    places[i, name] = d
+                    if name in dim.mixed:
+                        mixed.setdefault(name, []).append((i, d))
+        parts = [None if dims is None else [self._parts_of(dim, size) for dim, size in dims] for dims in self.results]
+        for name, value in (("_steps", steps), ("_parts", parts), ("_mixed", mixed), ("_places", places)):
+            object.__setattr__(self, name, value)
+
+    def _parts_of(self, dim: Dim, size: int) -> list[Part]:
+        alone = len(dim.names) == 1
+        return [Part(name, size if alone else self.sizes[name], name in dim.whole) for name in dim.names]
+
+    def bind(self, call: Call) -> dict[str, Axis]:
+        """Couple what has the same name, and hold what has to stay; return the axes by name."""
+        operands, axes = call.operands, dict[str, Axis]()
+        for i in self.unread:
+            for axis in call.operand(i).axes:
+                call.freeze(axis, "used as a whole")
+        for act, i, d, name, dim in self._steps:
+            axis = operands[i].axes[d]  # type: ignore[union-attr]  # only operands that are there have dimensions
+            if act is _Act.NAME:
+                axes[name] = axis
+            elif act is _Act.COUPLE:
+                call.couple(axes[name], axis)
+            elif act is _Act.HOLD:
+                call.freeze(axis, _WHOLE)
+                axes.setdefault(name, axis)
+            else:
+                self._split(call, axis, dim, axes)
+        return axes
+
+    def _split(self, call: Call, axis: Axis, dim: Dim, axes: dict[str, Axis]) -> None:
+        """Bind each part of an axis to its name."""
+        *outer, last = dim.names
+        for name in outer:
+            why = call.why("has to keep the layout that this operation needs")
+            part, axis = call.units.split(axis, self.sizes[name], why)
+            self._bind(call, part, name, dim, axes)
+        self._bind(call, axis, last, dim, axes)
+
+    def _bind(self, call: Call, part: Axis, name: str, dim: Dim, axes: dict[str, Axis]) -> None:
+        if name in dim.whole:
+            call.freeze(part, _WHOLE)
+        elif name in axes:
+            call.couple(axes[name], part)
+        axes.setdefault(name, part)
+
+    def result(self, index: int, call: Call, axes: dict[str, Axis], zeros: tuple[Zero, ...]) -> Label:
+        """Return the label of a result; names that stand there for the first time are added to ``axes``."""
+        dims = self._parts[index]
+        if dims is None:
+            return Label.whole(call.shapes[index], call.why("carries no removable positions"))
+        made = []
+        for parts in dims:
+            axis: Axis | None = None
+            for name, size, whole in parts:
+                if whole:
+                    part = call.whole(size, _WHOLE)
+                elif name in axes:
+                    part = axes[name]
+                else:
+                    part = axes[name] = call.units.fresh(size)
+                axis = part if axis is None else axis.merge(part)
+            made.append(Axis.whole(1) if axis is None else axis)
+        return Label(tuple(made), zeros)
+
+    def zeros(self, rule: Any, text: str, call: Call) -> Zeros:
+        """Return how zeros travel through a call.
+
+        Args:
+            rule: the pattern, whose ``mixed_zeros`` and ``mixes`` count as well.
+            text: how zeros travel, as text.
+            call: the call.
+        """
+        given = [None if label is None else label.zeros for label in call.operands]
+        key = (rule, text, *given)
+        if (known := self._zeros.get(key)) is None:
+            known = self._zeros[key] = Zeros(
+                [self._result_zeros(i, text, rule.mixed_zeros, given) for i in range(len(self.results))],
+                [place for name, places in self._mixed.items() for place in self._mixings(name, places, rule.mixes, given)],
+            )
+        return known
+
+    def _mixings(
+        self, name: str, places: list[tuple[int, int]], mixes: str | dict[str, str], given: Sequence[tuple[Zero, ...] | None]
+    ) -> Iterator[MixingPlace]:
+        kind = mixes if isinstance(mixes, str) else mixes[name]
+        states = [self._state(operand, name, given) for operand, _ in places]
+        # In a product one zero is enough; whatever is summed otherwise has to be zero itself.
+        together = kind == "contract" and product(states) is Zero.ZERO
+        for (operand, dim), state in zip(places, states, strict=True):
+            neutral = together or (kind in _ZERO_IS_NEUTRAL and state is Zero.ZERO)
+            yield MixingPlace(kind, operand, dim, name, state, neutral)
+
+    def _result_zeros(
+        self, index: int, text: str, mixed_text: str | None, given: Sequence[tuple[Zero, ...] | None]
+    ) -> tuple[Zero, ...]:
+        dims, by_result = self.results[index], text.split(",")
+        text = by_result[min(index, len(by_result) - 1)].strip()
+        found = []
+        for dim, _ in dims or ():
+            state = Zero.ZERO if dim.names else Zero.FINITE
+            for name in dim.names:
+                if name not in dim.whole or len(dim.names) == 1:  # what stays whole removes nothing
+                    expression = mixed_text if mixed_text is not None and name in self._mixed else text
+                    state = min(state, self._zero(name, expression, given))
+            found.append(state)
+        return tuple(found)
+
+    def _zero(self, name: str, expression: str, given: Sequence[tuple[Zero, ...] | None]) -> Zero:
+        terms = []
+        for term in expression.split("+"):
+            factors = [
+                STATES[factor] if factor in STATES else self._state(int(factor), name, given)
+                for factor in term.split("*")
+                if factor in STATES or (int(factor) < len(given) and given[int(factor)] is not None)
+            ]
+            if factors:
+                terms.append(product(factors))
+        return min(terms, default=Zero.FINITE)
+
+    def _state(self, operand: int, name: str, given: Sequence[tuple[Zero, ...] | None]) -> Zero:
+        states, d = given[operand], self._places.get((operand, name))
+        return Zero.FINITE if states is None or d is None else states[d]
+
+
+@functools.lru_cache(maxsize=1 << 14)  # layers repeat
+def lay(text: str, given: tuple[_Shape | None, ...], returned: tuple[_Shape, ...], sizes: tuple[tuple[str, int], ...]) -> Laid:
+    """Lay a pattern over the shapes of operands and results.
+
+    Args:
+        text: the pattern.
+        given: the shapes of the operands, None for one that was left out.
+        returned: the shapes of the results.
+        sizes: sizes of names that shapes alone do not tell.
+
+    Raises:
+        DoesNotFitError: it is for other shapes.
+    """
+    operands, results = parse(text)
+    if len(operands) < len(given) or len(results) != len(returned):
+        raise DoesNotFitError(
+            f"is for {len(operands)} operands and {len(results)} results (got {len(given)} and {len(returned)})"
+        )
+    laid = [
+        (i, list(_dims(pattern, shape, f"operand {i}")))
+        for i, (pattern, shape) in enumerate(zip(operands, given, strict=False))
+        if shape is not None and pattern is not None
+    ]
+    results_laid = [
+        None if pattern is None else list(_dims(pattern, shape, f"result {i}"))
+        for i, (pattern, shape) in enumerate(zip(results, returned, strict=True))
+    ]
+    tensors = [*(dims for _, dims in laid), *(dims for dims in results_laid if dims is not None)]
+    unread = [i for i, shape in enumerate(given) if shape is not None and operands[i] is None]
+    return Laid(laid, results_laid, _sizes(dict(sizes), tensors), unread)
+
+
+def _dims(pattern: Shape, sizes: _Shape, what: str) -> Iterator[tuple[Dim, int]]:
+    """Yield one (dim, size) for each dimension of a tensor."""
+    room = len(sizes) - sum(not dim.many for dim in pattern)
+    if room < 0 or (room and not any(dim.many for dim in pattern)):
+        raise DoesNotFitError(f"does not fit {what} of shape {list(sizes)}")
+    at = 0
+    for dim in pattern:
+        if not dim.many:
+            yield dim, sizes[at]
+            at += 1
+            continue
+        (name,) = dim.names
+        for k in range(room):
+            part = f"{name}.{k}"
+            yield Dim((part,), whole=frozenset({part}) if dim.whole else frozenset()), sizes[at]
+            at += 1
+        room = 0
+
+
+def _sizes(sizes: dict[str, int], tensors: list[_Laid]) -> dict[str, int]:
+    """Work out the size of every name; a product gives the size of its one unknown part."""
+    places = [place for dims in tensors for place in dims]
+    for dim, size in sorted(places, key=lambda place: len(place[0].names)):
+        unknown = [name for name in dim.names if name not in sizes]
+        known = math.prod(sizes[name] for name in dim.names if name in sizes)
+        if len(unknown) == 1 and known and size % known == 0:
+            sizes[unknown[0]] = size // known
+        whole_star = any(name.startswith("*") for name in dim.names)
+        if not whole_star and (len(unknown) > 1 or math.prod(sizes.get(n, 0) for n in dim.names) != size):
+            raise DoesNotFitError(f"has {' * '.join(dim.names) or '1'} where the size is {size} (sizes {sizes})")
+    return sizes
