@@ -6,10 +6,9 @@ ATen operators, which a dispatch mode sees; the rule of each operator carries la
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,14 +23,14 @@ from fxprune import state
 from fxprune.axes import Axis, Reason
 from fxprune.code_lines import code_line
 from fxprune.dependencies import Dependencies, MixingPoint, Step
-from fxprune.errors import AnalysisError, FxpruneError, RuleError
+from fxprune.errors import AnalysisError, RuleError
 from fxprune.fakes import Fakes, has_hints
 from fxprune.flops import Work, work_of
-from fxprune.modules import ByMode
 from fxprune.rules import POINTWISE, Call, Label, Rule, Zero, find_rule
 from fxprune.rules.call import tensors_in
 from fxprune.rules.registry import is_by_user
-from fxprune.sources import MAX_CONSTANT, Sources
+from fxprune.run import Run
+from fxprune.sources import MAX_CONSTANT, Sources, named_tensors
 from fxprune.uncollected import uncollected
 from fxprune.units import Units
 
@@ -69,7 +68,7 @@ def _analyze(gm: fx.GraphModule) -> Dependencies:
     try:
         # Below autograd and above decomposition: composite operators arrive as they were called.
         with torch.inference_mode(), watch.fakes.mode, watch:
-            _Run(gm, watch).run(*inputs, enable_io_processing=False)
+            Run(gm, watch).run(*inputs, enable_io_processing=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return watch.dependencies()
@@ -88,46 +87,6 @@ def _example_inputs(gm: fx.GraphModule, fakes: Fakes) -> list[Any]:
     return inputs
 
 
-class _Run(fx.Interpreter):
-    """Runs the graph under a watch, which it tells where it is."""
-
-    def __init__(self, gm: fx.GraphModule, watch: _Watch, inside: str = "") -> None:
-        super().__init__(gm)
-        self.extra_traceback = False  # the error names the node
-        self.watch = watch
-        self.inside = inside
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.watch.at(n, self.inside)
-        try:
-            value = super().run_node(n)
-        except FxpruneError:
-            raise
-        except Exception as error:
-            raise AnalysisError(
-                f"node {n.name!r} ({n.op} {n.target}) cannot run on fake tensors: {str(error).partition(chr(10))[0]}"
-            ) from error
-        self.watch.finish(n, value, self.inside)
-        return value
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        if not isinstance(module, ByMode):
-            return super().call_module(target, args, kwargs)
-        # Dependencies have to hold in either mode.
-        here, counts = self.watch.here, self.watch.counts
-        results = []
-        for inside, branch in module.branches(here.node):
-            # Only what runs in the present mode is work.
-            self.watch.counts = counts and branch is (module.in_train if module.training else module.in_eval)
-            results.append(_Run(branch, self.watch, inside).run(*args, *kwargs.values()))
-        in_train, in_eval = results
-        self.watch.counts = counts
-        self.watch.here = here
-        self.watch.couple(in_train, in_eval)
-        return in_train if module.training else in_eval
-
-
 class _Watch(TorchDispatchMode):
     """Sees every ATen call of a graph and labels what it returns."""
 
@@ -137,6 +96,7 @@ class _Watch(TorchDispatchMode):
         self.units = Units()
         self.fakes = Fakes()
         self.here = Reason("")
+        self.operators: dict[OpOverload, _Operator] = {}
         self.example: Any = None  # what the node that runs gave for the example inputs, if that was noted
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
@@ -148,8 +108,7 @@ class _Watch(TorchDispatchMode):
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
         self.stepping: dict[int, list[_Stepping]] = {}  # by memory
         self.sources = Sources(self.units)
-        masked = [(name, m.orig) for m in state.all_masked(gm) for name in m.names]  # known under its own name first
-        for name, tensor in (*masked, *gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)):
+        for name, tensor in named_tensors(gm):
             self._track(name, tensor)
 
     # Where the run is.
@@ -175,9 +134,7 @@ class _Watch(TorchDispatchMode):
                         self.units.freeze(axis, replace(self.here, text="graph output"))
         elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
             self._track(str(node.target), value)
-        self.values[inside + node.name] = pytree.tree_map(
-            lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value
-        )
+        self.values[inside + node.name] = self._labelled(value)
 
     def couple(self, one: Any, other: Any) -> None:
         """Say that two results, of the two modes, stand for the same."""
@@ -192,6 +149,14 @@ class _Watch(TorchDispatchMode):
                     self.units.freeze(y, replace(self.here, text="has another size in the other mode"))
 
     # Labels.
+
+    def _labelled(self, value: Any) -> Any:
+        """Return a value with a label in place of each tensor."""
+        if isinstance(value, Tensor):
+            return self.label(value)
+        if value is None or type(value) in (int, float, bool, str):
+            return value
+        return pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
     def _track(self, name: str, tensor: Tensor) -> None:
         if (tracked := self.sources.add(name, tensor, producer=len(self.steps))) is not None:
@@ -216,16 +181,18 @@ class _Watch(TorchDispatchMode):
         self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":
+        op = self.operators.get(func)
+        if op is None:
+            op = self.operators[func] = _Operator.of(func)
+        if op.is_free:
             return func(*args, **kwargs)
-        rule = find_rule(func, lambda: POINTWISE)
-        if rule is None and func._can_decompose():
+        if op.rule is None and func._can_decompose():
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if func is torch.ops.aten._local_scalar_dense.default or func is torch.ops.aten.item.default:
-            return self._item(args[0], func)
+        if op.reads_value:
+            return self._item(args[0])
         try:
             result = self.fakes.call(func, args, kwargs)
         except DynamicOutputShapeException:  # how many there are depends on values; the example's were counted
@@ -233,35 +200,40 @@ class _Watch(TorchDispatchMode):
                 raise
             result = self.fakes.like(self.example)
         returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        if not returned and not func._schema.is_mutable:
+        if not returned and not op.is_mutable:
             return result  # a check, or a size: nothing that could carry positions
-        call = self._call(func, args, kwargs, returned)
-        labels = self._apply(rule, call)
+        call = self._call(op, args, kwargs, returned)
+        labels = self._apply(op.rule, call)
         self._record(call, labels, result)
-        constants = self._evaluate(func, args, kwargs, returned)
         producer = len(self.steps) - 1
-        for tensor, label, constant in zip(returned, labels, constants, strict=True):
-            self._set(tensor, Label(label.axes, label.zeros, constant, producer))
+        if any(map(Tensor.is_floating_point, returned)):
+            for tensor, label in zip(returned, labels, strict=True):
+                self._set(tensor, Label(label.axes, label.zeros, None, producer))
+        else:
+            constants = self._evaluate(func, args, kwargs, returned)
+            for tensor, label, constant in zip(returned, labels, constants, strict=True):
+                self._set(tensor, Label(label.axes, label.zeros, constant, producer))
         if func is torch.ops.aten.slice.Tensor and call["step"] > 1:
             storage = returned[0].untyped_storage()
             given = slice(call["start"], call["end"], call["step"])
             self.stepping.setdefault(storage._cdata, []).append(_Stepping(call.operand(0).axes[call.dim()], given, storage))
-        if func._schema.is_mutable:
+        if op.is_mutable:
             self._written(func, args)
             self._count(func, args, kwargs)
         return result
 
-    def _call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
+    def _call(self, op: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
         arguments: dict[str, Any] = {}
         operands: list[Label | None] = []
-        for place, (name, default, takes_tensors) in enumerate(_parameters(func)):
+        for place, (name, default, takes_tensors) in enumerate(op.parameters):
             value = arguments[name] = args[place] if place < len(args) else kwargs.get(name, default)
-            if value is None and takes_tensors:
-                operands.append(None)
-            else:
-                operands += [None if t is None else self.label(t) for t in tensors_in(value)]
+            if isinstance(value, Tensor):
+                operands.append(self.label(value))
+            elif takes_tensors:
+                operands += [None] if value is None else [None if t is None else self.label(t) for t in tensors_in(value)]
         shapes = [tuple(r.shape) for r in returned]
-        return Call(func, arguments, operands, shapes, self.units, replace(self.here, op=str(func)))
+        at = Reason("", op.name, self.here.node, self.here.source)
+        return Call(op.func, arguments, operands, shapes, self.units, at)
 
     def _apply(self, rule: Rule | None, call: Call) -> list[Label]:
         """Return the labels of the results; where a rule of ours does not fit the call, nothing is known."""
@@ -298,11 +270,11 @@ class _Watch(TorchDispatchMode):
     def _record(self, call: Call, labels: list[Label], result: Any) -> None:
         for m in call.mixings:
             self.mixing_points.append(
-                MixingPoint(call.at.node, str(call.op), m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, len(self.steps))
+                MixingPoint(call.at.node, call.at.op, m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, len(self.steps))
             )
         if self.counts:
             self.work += work_of(call, result)
-        self.steps.append(Step(call.at.node, str(call.op), None, call, tuple(labels)))
+        self.steps.append(Step(call.at.node, call.at.op, None, call, tuple(labels)))
 
     def _evaluate(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]
@@ -324,7 +296,7 @@ class _Watch(TorchDispatchMode):
         with _disable_current_modes():
             return [r for r in pytree.tree_leaves(func(*real_args, **real_kwargs)) if isinstance(r, Tensor)]
 
-    def _item(self, tensor: Tensor, func: OpOverload) -> Any:
+    def _item(self, tensor: Tensor) -> Any:
         constant = self.label(tensor).constant if isinstance(tensor, FakeTensor) else self.counters.get(id(tensor), tensor)
         if constant is None or constant.is_meta:
             raise AnalysisError(
@@ -396,7 +368,36 @@ def _forget_values(tensor: Tensor) -> None:
     tensor.__dict__["_fxprune_label"] = Label(label.axes, zeros, None, label.producer)
 
 
-@functools.cache
-def _parameters(func: OpOverload) -> list[tuple[str, Any, bool]]:
-    """Return the name and the default of each parameter of an operator, and whether it takes tensors."""
-    return [(a.name, a.default_value, "Tensor" in str(a.type)) for a in func._schema.arguments]
+@dataclass(frozen=True, eq=False)
+class _Operator:
+    """An operator, as the analysis takes it.
+
+    Attributes:
+        func: the operator.
+        name: its name.
+        rule: its rule.
+        parameters: the name and the default of each parameter, and whether it takes tensors.
+        is_mutable: whether it writes into an operand.
+        is_free: whether it asks for what no rule is about, such as a device.
+        reads_value: whether it asks for the value of a tensor.
+    """
+
+    func: OpOverload
+    name: str
+    rule: Rule | None
+    parameters: list[tuple[str, Any, bool]]
+    is_mutable: bool
+    is_free: bool
+    reads_value: bool
+
+    @staticmethod
+    def of(func: OpOverload) -> _Operator:
+        return _Operator(
+            func,
+            str(func),
+            find_rule(func, lambda: POINTWISE),
+            [(a.name, a.default_value, "Tensor" in str(a.type)) for a in func._schema.arguments],
+            func._schema.is_mutable,
+            func.namespace == "prim",
+            func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default),
+        )

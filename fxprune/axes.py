@@ -82,6 +82,10 @@ class Axis:
 
     def merge(self, inner: Axis) -> Axis:
         """Return the axis of all pairs of positions, this one's outermost: a pair goes if either position goes."""
+        for one, other in ((self, inner), (inner, self)):
+            if other.size == 1 and other.is_whole:  # nothing new
+                why = self.why or inner.why
+                return one if one.why is why else Axis(one.rows, why, one.block)
         rows = np.concatenate([np.repeat(self.rows, inner.size, 0), np.tile(inner.rows, (self.size, 1))], 1)
         return Axis(rows, self.why or inner.why)
 

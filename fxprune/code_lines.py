@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import os
 import re
@@ -21,8 +22,12 @@ _TRACER = str(torch.fx._symbolic_trace.__file__)
 
 def code_line(node: fx.Node) -> str:
     """Return file and line of the model's code that made a node, where they are known."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    for file, line in reversed(frames):
+    return _last_line(node.meta.get("stack_trace") or "")
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _last_line(trace: str) -> str:
+    for file, line in reversed(_FRAME.findall(trace)):
         if not file.startswith(_NOT_THE_MODEL):
             return f"{file}:{line}"
     return ""

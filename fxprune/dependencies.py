@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from tabulate import tabulate
 from torch import fx
 
-from fxprune.axes import NONE, Axis, Index, Reason
+from fxprune.axes import NONE, Axis, Index, Reason, Rows
 from fxprune.corrections import Impossible, corrections
 from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
 from fxprune.flops import Work
@@ -104,7 +104,6 @@ class Group:
         size: how many units there are.
         members: the axes that they live on, parameters first.
         parameters: elements of parameters that go with one unit.
-        flops: floating-point operations at the example's sizes that go with one unit, on average.
         units: the units themselves.
     """
 
@@ -112,8 +111,13 @@ class Group:
     size: int
     members: tuple[Member, ...]
     parameters: int
-    flops: float
     units: Index
+    _found: Found = field(repr=False)
+
+    @property
+    def flops(self) -> float:
+        """The floating-point operations at the example's sizes that go with one unit, on average."""
+        return self._found.flops[self.index]
 
     def __str__(self) -> str:
         return f"group {self.index}: {self.size} units of {self.parameters:,} parameters on " + " ".join(map(str, self.members))
@@ -235,19 +239,21 @@ class Dependencies:
 
     def _hold_what_is_never_combined(self) -> None:
         """Keep what no result depends on, such as the places of a position table behind the end of the example."""
-        combined = np.zeros(self.units.count, bool)
-        seen: set[int] = set()
-        for point in self.points:
-            if not point.axis.is_whole and id(point.axis.rows) not in seen:
-                seen.add(id(point.axis.rows))
-                rows = self.units.resolve(point.axis)
-                combined[rows[rows != NONE]] = True
-        for tracked in self.tracked:
-            for axis in tracked.label.axes:
-                rows = self.units.resolve(axis)
-                units = rows[rows != NONE]
-                if not combined[units].all():
-                    self.units.freeze_units(units[~combined[units]], Reason("is not used with inputs like the examples"))
+        combined = np.zeros(self.units.count + 1, bool)
+        combined[NONE] = True
+        for rows in self._distinct(point.axis for point in self.points):
+            combined[rows] = True
+        for rows in self._distinct(axis for tracked in self.tracked for axis in tracked.label.axes):
+            if not combined[rows].all():
+                self.units.freeze_units(rows[~combined[rows]], Reason("is not used with inputs like the examples"))
+
+    def _distinct(self, axes: Iterable[Axis]) -> Iterator[Rows]:
+        """Yield what axes resolve to, that of axes with the same units at the same positions once for the most part."""
+        seen: dict[int, Rows] = {}
+        for axis in axes:
+            if not axis.is_whole and id(rows := self.units.resolve(axis)) not in seen:
+                seen[id(rows)] = rows
+                yield rows
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -259,7 +265,7 @@ class Dependencies:
                 for t, dim, positions in found.members
             ]
             members.sort(key=lambda m: m.is_buffer)
-            groups.append(Group(index, len(found.units), tuple(members), found.parameters, found.flops, found.units))
+            groups.append(Group(index, len(found.units), tuple(members), found.parameters, found.units, self._found))
         return tuple(groups)
 
     @cached_property

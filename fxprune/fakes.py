@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._mode_utils import no_dispatch
 
 _MOST = 1 << 15  # results to know at a time: those of a hundred networks
 # Type, sizes, strides, place in the memory, device.
@@ -32,6 +30,7 @@ class Fakes:
         self.mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._origins: dict[int, Tensor] = {}  # the real tensor, by the memory of its twin
+        self._states: dict[torch.device, dict[str, Any]] = {}  # the attributes of fake tensors
 
     def like(self, leaf: Any) -> Any:
         """Return a new fake tensor like a tensor, the hint of a symbolic number, and anything else as it is."""
@@ -50,7 +49,7 @@ class Fakes:
         if not isinstance(leaf, Tensor) or isinstance(leaf, FakeTensor):
             return leaf
         if id(leaf) not in self._twins:
-            plain = type(leaf) in (Tensor, nn.Parameter) and leaf.layout is torch.strided
+            plain = type(leaf) in _REAL and leaf.layout is torch.strided
             # The real tensor is kept with its twin, so that no other can take its identity.
             twin = self.like(leaf) if plain else self.mode.from_tensor(leaf)
             self._twins[id(leaf)] = (leaf, twin)
@@ -63,20 +62,28 @@ class Fakes:
 
     def call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what an operator makes of its operands; real tensors among them are stood in for."""
-        args, kwargs = self.of(args), {name: self.of(value) for name, value in kwargs.items()}
-        given = (func, torch.get_default_dtype(), tuple(kwargs), *args, *kwargs.values())
-        tensors = list(_tensors(given))
-        key = _key(given) if tensors else None
-        if key is not None and (known := self._known.get(key)) is not None:
+        key, tensors = self._key(func, args, kwargs)
+        if tensors and key is not None and (known := self._known.get(key)) is not None:
             form, place = known
+            base = None if place is None else self.of(tensors[place])
             if form is None:
-                return tensors[place]
-            base = tensors[place] if place is not None else None
+                return base
             return self._make(form, torch.is_inference_mode_enabled() if base is None else base.is_inference(), base)
+        args, kwargs = self.of(args), {name: self.of(value) for name, value in kwargs.items()}
         result = func(*args, **kwargs)
-        if key is not None and isinstance(result, FakeTensor) and (not func._schema.is_mutable or key == _key(given)):
-            self._remember(key, result, tensors)
+        is_new = key is not None and isinstance(result, FakeTensor)
+        # Nothing is said of an operator that gives its operands another form.
+        if tensors and is_new and (not func._schema.is_mutable or key == self._key(func, args, kwargs)[0]):
+            self._remember(key, result, [self.of(tensor) for tensor in tensors])
         return result
+
+    def _key(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Tensor]]:
+        """Return what tells calls apart, so far as results depend on it, None if that cannot be said; and the tensors."""
+        tensors: list[Tensor] = []
+        parts = [_key(value, tensors) for value in args]
+        parts += [_key(value, tensors) for value in kwargs.values()]
+        key = None if None in parts else (func, torch.get_default_dtype(), tuple(kwargs), *parts)
+        return key, tensors
 
     def _remember(self, key: Any, result: FakeTensor, tensors: list[FakeTensor]) -> None:
         memory, form = result.untyped_storage()._cdata, _form(result)
@@ -93,12 +100,29 @@ class Fakes:
 
         A parameter's stand-in is no inference tensor, as it is none, nor is a view of one.
         """
+        if inference is not torch.is_inference_mode_enabled():
+            with torch.inference_mode(inference):
+                return self._make(form, inference, base)
         dtype, sizes, strides, offset, device = form
-        with no_dispatch(), torch.inference_mode(inference):
-            tensor = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
-            if base is not None:
-                tensor.set_(base.untyped_storage(), offset, sizes, strides)
-            return FakeTensor(self.mode, tensor, device)
+        guard = torch._C._DisableTorchDispatch()  # as no_dispatch() does
+        tensor = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
+        if base is not None:
+            tensor.set_(base.untyped_storage(), offset, sizes, strides)
+        fake = self._wrapped(tensor, device)
+        del guard
+        return fake
+
+    def _wrapped(self, tensor: Tensor, device: torch.device) -> FakeTensor:
+        """Return the fake tensor on a device that a tensor on the meta device makes; all on one device have the same state."""
+        state = self._states.get(device)
+        if state is None:
+            first = FakeTensor(self.mode, tensor, device)
+            self._states[device] = dict(vars(first))
+            return first
+        fake = Tensor._make_subclass(FakeTensor, tensor, False, dispatch_device=True, device_for_backend_keys=device)
+        torch._C._set_throw_on_mutable_data_ptr(fake)
+        vars(fake).update(state)
+        return fake
 
 
 def has_hints(tensor: Tensor) -> bool:
@@ -106,31 +130,35 @@ def has_hints(tensor: Tensor) -> bool:
     return all(getattr(getattr(size, "node", None), "hint", size) is not None for size in tensor.shape)
 
 
-def _tensors(value: Any) -> Iterator[FakeTensor]:
-    for leaf in value:
-        if isinstance(leaf, FakeTensor):
-            yield leaf
-        elif type(leaf) in (tuple, list):
-            yield from _tensors(leaf)
-
-
-def _form(tensor: FakeTensor) -> _Form | None:
-    """Return the form of a fake tensor; None if there is more to it."""
+def _form(tensor: Tensor) -> _Form | None:
+    """Return the form of a fake tensor, or of the stand-in of a real one; None if there is more to it."""
     dtype = tensor.dtype
-    if tensor.constant is not None or tensor.layout is not torch.strided or dtype.is_complex or tensor.is_quantized:
+    if tensor.layout is not torch.strided or dtype.is_complex or tensor.is_quantized:
         return None
-    return dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.fake_device
+    if not isinstance(tensor, FakeTensor):
+        return (dtype, tensor.shape, tensor.stride(), 0, tensor.device) if type(tensor) in _REAL else None
+    return (
+        None
+        if tensor.constant is not None
+        else (dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.fake_device)
+    )
 
 
-_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, OpOverload)
+_REAL = frozenset([Tensor, nn.Parameter])
+_PLAIN = frozenset(
+    [int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, OpOverload]
+)
 
 
-def _key(value: Any) -> Any:
-    """Return what tells arguments apart, so far as results depend on them; None if that cannot be said."""
-    if isinstance(value, FakeTensor):
+def _key(value: Any, tensors: list[Tensor]) -> Any:
+    """Return what tells arguments apart, so far as results depend on them, None if that cannot be said; collect tensors."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value  # Python takes 1, 1.0 and True for equal
+    if isinstance(value, Tensor):
+        tensors.append(value)
         return _form(value)
-    if type(value) in (tuple, list):
-        parts = tuple(map(_key, value))
+    if kind is tuple or kind is list:
+        parts = tuple([_key(part, tensors) for part in value])
         return None if None in parts else parts
-    # Python takes 1, 1.0 and True for equal.
-    return (type(value), value) if type(value) in _PLAIN else None
+    return None

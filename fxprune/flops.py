@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,8 +50,13 @@ def work_of(call: Call, result: Any) -> list[Work]:
 def _product(call: Call) -> list[Work]:
     """The work of a sum of products: that of the matrix product over all its axes."""
     sizes = [axis.size for axis in call.axes.values()]
-    flops = flop_counter.mm_flop((math.prod(sizes[1:]), sizes[0]), (sizes[0], 1)) if sizes else 0
-    return [Work(int(flops), tuple(call.axes.values()))]
+    flops = _matrix_product((math.prod(sizes[1:]), sizes[0]), (sizes[0], 1)) if sizes else 0
+    return [Work(flops, tuple(call.axes.values()))]
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _matrix_product(one: tuple[int, int], other: tuple[int, int]) -> int:
+    return int(flop_counter.mm_flop(one, other))
 
 
 def _einsum(call: Call) -> list[Work]:
@@ -92,7 +98,7 @@ def _recurrent(call: Call) -> list[Work]:
     """Every weight is one matrix product at each step."""
     steps = math.prod(call.shapes[0][:-1])
     weights = [label for label in call.operands[2:] if label is not None and len(label) == 2]
-    return [Work(int(flop_counter.mm_flop((steps, w.shape[1]), (w.shape[1], w.shape[0]))), w.axes) for w in weights]
+    return [Work(_matrix_product((steps, w.shape[1]), (w.shape[1], w.shape[0])), w.axes) for w in weights]
 
 
 _SPECIAL: dict[Any, Callable[[Call], list[Work]]] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +18,33 @@ from fxprune.units import Units
 
 @dataclass(frozen=True, eq=False)
 class FoundGroup:
-    """A group by numbers: its units, its members as (tensor, dimension, positions), and what one unit costs."""
+    """A group by numbers: its units, its members as (tensor, dimension, positions), and the parameter elements of one."""
 
     units: Index
     members: list[tuple[int, int, Index]]
     parameters: int
-    flops: float
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """All groups, and the share of the parameters' elements that belong to at least one."""
+    """All groups."""
 
     groups: list[FoundGroup]
-    share: float
+    _tensors: Sequence[tuple[Label, bool]]
+    _live: Index
+    _work: Sequence[Work]
+    _read: _Reader
+
+    @cached_property
+    def flops(self) -> list[float]:
+        """The operations that go with one unit of each group, on average."""
+        flops = _flops(self._live, self._work, self._read)
+        return [float(flops[np.searchsorted(self._live, group.units)].mean()) for group in self.groups]
+
+    @cached_property
+    def share(self) -> float:
+        """The share of the parameters' elements that belong to at least one group."""
+        return _share(self._tensors, [group.members for group in self.groups])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +90,7 @@ class _Reader:
     def __init__(self, units: Units) -> None:
         self.units = units
         self._by_rows: dict[int, tuple[Rows, _Content | None]] = {}
+        self._by_resolved: dict[int, tuple[Rows, _Content]] = {}
         self._by_value: dict[tuple[tuple[int, ...], bytes], _Content] = {}
 
     def __call__(self, axis: Axis) -> _Content | None:
@@ -90,10 +106,14 @@ class _Reader:
         rows = self.units.resolve(axis)
         if not rows.size:
             return None
+        if id(rows) in self._by_resolved:
+            return self._by_resolved[id(rows)][1]
         key = (rows.shape, rows.tobytes())
         if key not in self._by_value:
             self._by_value[key] = _Content.of(rows)
-        return self._by_value[key]
+        content = self._by_value[key]
+        self._by_resolved[id(rows)] = (rows, content)
+        return content
 
 
 def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Sequence[Work]) -> Found:
@@ -131,15 +151,10 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
     for content, axes in places.items():
         for g, positions in _by_group(content, group_of[at[content]], rank[at[content]], sizes):
             members[g] += [(t, dim, positions) for t, dim in axes]
-    flops = _flops(live, work, read)
     for found in members:
         found.sort(key=lambda member: member[:2])
-    groups = [
-        FoundGroup(live[block], found, _parameters(found, tensors), float(flops[block].mean()))
-        for block, found in zip(blocks, members, strict=True)
-    ]
-    parameters = [t for t, (_, is_parameter) in enumerate(tensors) if is_parameter]
-    return Found(groups, _share(parameters, tensors, members))
+    groups = [FoundGroup(live[block], found, _parameters(found, tensors)) for block, found in zip(blocks, members, strict=True)]
+    return Found(groups, tensors, live, work, read)
 
 
 def _classes(kinds: Rows, at: Mapping[_Content, Index]) -> tuple[Index, Index]:
@@ -210,7 +225,7 @@ def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[L
     for tensor, owned in left.items():
         shape = tensors[tensor][0].shape
         kept = [size - owned.get(dim, 0) for dim, size in enumerate(shape)]
-        total += int(np.prod(shape, dtype=np.int64)) - int(np.prod(kept, dtype=np.int64))
+        total += math.prod(shape) - math.prod(kept)
     return total
 
 
@@ -237,9 +252,7 @@ def _flops(live: Index, work: Sequence[Work], read: _Reader) -> NDArray[np.float
     return total
 
 
-def _share(
-    parameters: list[int], tensors: Sequence[tuple[Label, bool]], members: Sequence[Sequence[tuple[int, int, Index]]]
-) -> float:
+def _share(tensors: Sequence[tuple[Label, bool]], members: Sequence[Sequence[tuple[int, int, Index]]]) -> float:
     marks: dict[tuple[int, int], Index] = {}
     for found in members:
         for tensor, dim, positions in found:
@@ -247,9 +260,10 @@ def _share(
                 marks[tensor, dim] = np.zeros(tensors[tensor][0].shape[dim], bool)
             marks[tensor, dim][positions.reshape(-1)] = True
     total = inside = 0
-    for t in parameters:
-        shape = tensors[t][0].shape
-        outside = [int((~marks[t, d]).sum()) if (t, d) in marks else size for d, size in enumerate(shape)]
-        total += int(np.prod(shape, dtype=np.int64))
-        inside += int(np.prod(shape, dtype=np.int64)) - int(np.prod(outside, dtype=np.int64))
+    for t, (label, is_parameter) in enumerate(tensors):
+        if is_parameter:
+            shape = label.shape
+            outside = [int((~marks[t, d]).sum()) if (t, d) in marks else size for d, size in enumerate(shape)]
+            total += math.prod(shape)
+            inside += math.prod(shape) - math.prod(outside)
     return inside / total if total else 0.0

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxprune import state
 from fxprune.axes import Axis, Reason
+from fxprune.modules import ORIG
 from fxprune.rules.labels import Label, Zero
 from fxprune.units import Units
 
 # Index tables and flags are followed by value up to this many elements; larger ones keep what they index whole.
 MAX_CONSTANT = 1 << 20
+
+_SINGLE = Reason("has a single position")
 
 
 @dataclass(eq=False)
@@ -39,8 +44,7 @@ class Tracked:
         return self.names[0]
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """Which elements of a storage a tensor is, in which order."""
 
     offset: int
@@ -70,16 +74,18 @@ class Sources:
 
     def add(self, name: str, tensor: Tensor, producer: int) -> Tracked | None:
         """Take a parameter or buffer in; return it if it is a new one, not another name of one that is known."""
-        tracked = self._find(tensor)
+        storage, layout = _storage(tensor), _Layout.of(tensor)
+        beside = self._by_storage.setdefault(storage, {})
+        tracked = self._by_identity.get(id(tensor)) or beside.get(layout)
         if is_new := tracked is None:
             is_parameter = isinstance(tensor, nn.Parameter)
-            axes = tuple(self.units.fresh(n) if n > 1 else Axis.whole(n, Reason("has a single position")) for n in tensor.shape)
+            axes = tuple([self.units.fresh(n) if n > 1 else Axis.whole(n, _SINGLE) for n in tensor.shape])
             zeros = (Zero.ZERO if is_parameter else Zero.FINITE,) * tensor.dim()
             tracked = Tracked([], is_parameter, Label(axes, zeros, exact_values(tensor), producer))
-            for other in self._overlapping(tensor):
+            for other in self._overlapping(tensor) if beside else ():
                 for one, two in ((tracked, other), (other, tracked)):
                     self._freeze(one, Reason(f"shares its memory with {(two.names or [name])[0]!r} in another layout"))
-            self._by_storage.setdefault(_storage(tensor), {})[_Layout.of(tensor)] = tracked
+            beside[layout] = tracked
             self.tracked.append(tracked)
         tracked.names.append(name)
         self._by_identity[id(tensor)] = tracked
@@ -119,6 +125,17 @@ class Sources:
     def _freeze(self, tracked: Tracked, why: Reason) -> None:
         for axis in tracked.label.axes:
             self.units.freeze(axis, why)
+
+
+def named_tensors(gm: fx.GraphModule) -> list[tuple[str, Tensor]]:
+    """Return all parameters, then all buffers, by all of their names; what is masked first comes under its own name."""
+    parameters: list[tuple[str, Tensor]] = []
+    buffers: list[tuple[str, Tensor]] = []
+    for path, module in gm.named_modules(remove_duplicate=False):
+        parameters += [(state.join(path, name), p) for name, p in module._parameters.items() if p is not None]
+        buffers += [(state.join(path, name), b) for name, b in module._buffers.items() if b is not None]
+    masked = state.all_masked(gm) if any(name.endswith(ORIG) for name, _ in parameters) else []
+    return [*((name, m.orig) for m in masked for name in m.names), *parameters, *buffers]
 
 
 def _storage(tensor: Tensor) -> int:

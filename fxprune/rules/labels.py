@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -42,23 +41,23 @@ class Label:
         zeros: for each dimension, what stands at its removed positions.
         constant: the tensor's values, where they are integers or flags that depend on no input and no weight.
         producer: a number for the place where the tensor was made: of an operation, a parameter or an input.
+        shape: the tensor's shape.
     """
 
     axes: tuple[Axis, ...]
     zeros: tuple[Zero, ...]
     constant: Tensor | None = None
     producer: int = -1
+    shape: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple([len(axis.rows) for axis in self.axes]))
 
     @staticmethod
     def whole(shape: Iterable[int], why: Reason | None = None) -> Label:
         """Return the label of a tensor whose positions can never go."""
         axes = tuple(Axis.whole(size, why) for size in shape)
         return Label(axes, (Zero.FINITE,) * len(axes))
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """The tensor's shape."""
-        return tuple([len(axis.rows) for axis in self.axes])
 
     def __len__(self) -> int:
         return len(self.axes)
