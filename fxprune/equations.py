@@ -56,10 +56,12 @@ class Equations:
     _frozen: Rows = field(default_factory=lambda: np.full(1, NONE, np.int32))
     _kind: Rows = field(default_factory=lambda: np.full(1, NONE, np.int32))
     # One entry a kind, all units of which are a block: a kind that is the same; a block whose units are the same, in order;
-    # what all units of the block resolve to, None if they have gone their own ways; when something was learnt of any.
+    # what all units of the block resolve to, None if they have gone their own ways; rows that always resolve to the same as
+    # the block's; when something was learnt of any.
     _kinds: list[int] = field(default_factory=list)
     _blocks: list[int] = field(default_factory=list)
     _block_rows: list[Rows | None] = field(default_factory=list)
+    _given: list[Rows] = field(default_factory=list)
     _learnt: list[int] = field(default_factory=list)
     _version: int = 0
     _resolved: dict[int, Resolved] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Equations:
         self._kinds.append(kind)
         self._blocks.append(kind)
         self._block_rows.append(rows)
+        self._given.append(rows)
         self._learnt.append(0)
         return Axis(rows, None, kind)
 
@@ -107,9 +110,10 @@ class Equations:
         """
         if axis.block >= 0 and (rows := self._block_rows[self._root(self._blocks, axis.block)]) is not None:
             return rows
-        return self._look_up(axis.rows).rows
+        return self._look_up(axis).rows
 
-    def _look_up(self, rows: Rows) -> Resolved:
+    def _look_up(self, axis: Axis) -> Resolved:
+        rows = axis.rows if axis.block < 0 else self._given[self._root(self._blocks, axis.block)]
         known = self._resolved.get(id(rows))
         if known is None or (
             known.version < self._version and any(self._learnt[block] > known.version for block in known.blocks)
@@ -226,7 +230,7 @@ class Equations:
 
     def _follow(self, block: int, axis: Axis) -> bool:
         """Couple a block of which nothing is known with an axis if that leaves the units of the axis as they are."""
-        known = self._look_up(axis.rows)
+        known = self._look_up(axis)
         if block in known.blocks or not known.is_full:
             return False
         units, width = self._units_of(block), known.rows.shape[1]
@@ -239,7 +243,28 @@ class Equations:
         else:
             return False
         self._note([block])
+        self._given[block] = known.given
         return True
+
+    def halve(self, axis: Axis, outer: int) -> tuple[Axis, Axis] | None:
+        """Split an axis if it is a block of which nothing is known: its units stand for pairs of new ones."""
+        block = self._root(self._blocks, axis.block) if axis.block >= 0 else -1
+        if not self._is_free(block):
+            return None
+        units, inner = self._units_of(block), axis.size // outer
+        first, second = self.fresh(outer), self.fresh(inner)
+        self._parts[0, units], self._parts[1, units] = np.repeat(first.rows, inner), np.tile(second.rows[:, 0], outer)
+        self._note([block])
+        return Axis(first.rows, axis.why, first.block), Axis(second.rows, axis.why, second.block)
+
+    def axis_of(self, rows: Rows, why: Reason | None) -> Axis:
+        """Return an axis of resolved rows, a block if they are all of one of which nothing is known."""
+        if rows.shape[1] == 1 and len(rows) and rows[0, 0] != NONE:
+            block = int(self._kind[rows[0, 0]])
+            same = self._block_rows[block]
+            if same is not None and np.array_equal(same, rows):
+                return Axis(same, why, block)
+        return Axis(rows, why)
 
     def _units_of(self, block: int) -> Rows:
         """Return the units of a block of which nothing is known."""

@@ -181,6 +181,8 @@ class Units(Equations):
             if inner == 1:
                 return axis, one
             return (one, axis) if outer == 1 else (Axis.whole(outer, axis.why), Axis.whole(inner, axis.why))
+        if (parts := self.halve(axis, outer)) is not None:
+            return parts
         for _ in range(_MAX_ROUNDS):
             rows = self.resolve(axis).reshape(outer, inner, -1)
             along_outer = (rows == rows[:, :1]).all((0, 1))
@@ -192,7 +194,7 @@ class Units(Equations):
                 continue
             mixed = np.flatnonzero(~along_outer & ~along_inner)
             if not len(mixed):
-                return Axis(rows[:, 0, along_outer], axis.why), Axis(rows[0][:, along_inner], axis.why)
+                return self.axis_of(rows[:, 0, along_outer], axis.why), self.axis_of(rows[0][:, along_inner], axis.why)
             self._factor(rows[:, :, mixed[0]], why)
         self.freeze(axis, why)
         return Axis.whole(outer, why), Axis.whole(inner, why)
