@@ -105,9 +105,33 @@ class Lowered(Container):
 
 def clone(module: nn.Module) -> nn.Module:
     """Return a module of the same class, configuration and tensors (shared), whose submodules are clones as well."""
+    return _clone(module, clone)
+
+
+def _clone(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
     cloned = type(module).__new__(type(module))
-    cloned.__setstate__(_shell(module, clone))
+    cloned.__setstate__(_shell(module, convert))
     return cloned
+
+
+def clone_below(module: nn.Module, known: dict[int, Any]) -> None:
+    """Clone what is below a module, graphs with what they hold excepted, each once.
+
+    Args:
+        module: the module.
+        known: takes each clone, by the ``id`` of the module that it is made of, as the memo of ``copy.deepcopy`` does.
+    """
+
+    def cloned(child: nn.Module) -> nn.Module:
+        if id(child) not in known:
+            graph = isinstance(child, fx.GraphModule)
+            known[id(child)] = copy.deepcopy(child, known) if graph else _clone(child, cloned)
+        found: nn.Module = known[id(child)]
+        return found
+
+    for child in module._modules.values():
+        if child is not None:
+            cloned(child)
 
 
 def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -185,7 +209,10 @@ class CapturedModule(MaskLoading, fx.GraphModule):
 
     def recompile(self) -> PythonCode:
         """Make the code of ``forward`` anew from the graph."""
-        return _NO_CODE if _COMPILES_LATER.get() else super().recompile()
+        if not _COMPILES_LATER.get():
+            return super().recompile()
+        vars(self).pop("_code", None)
+        return _NO_CODE
 
     __jit_ignored_attributes__ = ("example",)  # TorchScript wants to know the type of what is annotated
 
@@ -220,6 +247,11 @@ def compiled_later() -> Iterator[None]:
         yield
     finally:
         _COMPILES_LATER.reset(token)
+
+
+def is_compiled(gm: fx.GraphModule) -> bool:
+    """Tell whether there is code of the graph that was set last."""
+    return "_code" in vars(gm)
 
 
 # What recompile() makes of the graph; and the example, which is of no use elsewhere.

@@ -38,6 +38,29 @@ def value_at(root: nn.Module, target: str) -> Any:
     return value
 
 
+def modules_by_path(root: nn.Module) -> dict[str, nn.Module]:
+    """Return every module below ``root`` by each of its dotted paths, parents first; ``root`` itself has the empty one."""
+    found: dict[str, nn.Module] = {}
+    waiting = [("", root)]
+    while waiting:
+        path, module = waiting.pop()
+        found[path] = module
+        if module._modules:
+            start = path and f"{path}."
+            waiting += [(start + name, child) for name, child in reversed(module._modules.items()) if child is not None]
+    return found
+
+
+def parameters_by_name(root: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter by each of its dotted names, in the order of ``named_parameters``."""
+    return {
+        f"{path}.{name}" if path else name: parameter
+        for path, module in modules_by_path(root).items()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    }
+
+
 def ensure_container(root: nn.Module, path: str) -> nn.Module:
     """Return the module at ``path``, making containers on the way where there is none."""
     module = root
@@ -115,7 +138,7 @@ def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module
 def holders(root: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """Return each (module, attribute) that holds a parameter or buffer, by the tensor's ``id``."""
     found: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in root.modules():
+    for module in dict.fromkeys(modules_by_path(root).values()):
         for attribute, value in (*module._parameters.items(), *module._buffers.items()):
             found.setdefault(id(value), []).append((module, attribute))
     return found
@@ -137,7 +160,10 @@ def find_masked(root: nn.Module, name: str) -> Masked | None:
 
 def all_masked(root: nn.Module) -> list[Masked]:
     """Return every masked parameter of the graph, each tied one once, in the order of ``named_parameters``."""
-    found = (find_masked(root, name.removesuffix(ORIG)) for name, _ in root.named_parameters() if name.endswith(ORIG))
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in parameters_by_name(root).items():
+        first.setdefault(parameter, name)
+    found = (find_masked(root, name.removesuffix(ORIG)) for name in first.values() if name.endswith(ORIG))
     return [masked for masked in found if masked is not None]
 
 
@@ -189,7 +215,7 @@ def register_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor, ending
             base = attribute
             _rename(owner, attribute, attribute + ORIG)
         owner.register_buffer(base + ending, mask)
-        masked.setdefault(base, []).append(ending)
+        masked[base] = [*masked.get(base, ()), ending]  # another list, as copies of the module share the present one
         if not isinstance(owner, MaskLoading):
             owner.register_load_state_dict_pre_hook(_widen_masks)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,9 +59,22 @@ def update_sizes(module: nn.Module) -> None:
             return
 
 
-def slice_tensor(tensor: Tensor, kept: list[Tensor | None]) -> Tensor:
+def put_tensor(module: nn.Module, attribute: str, tensor: Tensor) -> None:
+    """Put a tensor where a module holds one of the same kind, a parameter or a buffer."""
+    if isinstance(module, nn.RNNBase):
+        setattr(module, attribute, tensor)  # it keeps a second list of its weights, which follows assignments
+    elif isinstance(tensor, nn.Parameter):
+        module._parameters[attribute] = tensor
+    else:
+        module._buffers[attribute] = tensor
+
+
+def slice_tensor(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
     """Return what is left of a tensor, given for each dimension the positions left, or None for all."""
-    for dim, index in enumerate(kept):
-        if index is not None:
-            tensor = tensor.index_select(dim, index.to(tensor.device))
+    shares = [(round(4 * len(index) / tensor.shape[dim]), dim) for dim, index in enumerate(kept) if index is not None]
+    # What removes most comes first; of two that remove about the same the outer one, whose rows are copied as they lie.
+    for _, dim in sorted(shares):
+        index = kept[dim]
+        assert index is not None
+        tensor = tensor.index_select(dim, index if tensor.device.type == "cpu" else index.to(tensor.device))
     return tensor

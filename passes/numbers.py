@@ -11,10 +11,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.axes import Axis
-from fxprune.kept import Kept
+from fxprune.kept import PLAIN, Kept, leaves
 from fxprune.rules.labels import Label
-
-_PLAIN = (int, float, bool, str, type(None))
 
 
 class Numbers:
@@ -31,6 +29,7 @@ class Numbers:
         self.graph, self.kept = graph, kept
         self._values, self._inside = values, inside
         self._now: dict[fx.Node, Any] = {}
+        self._changed: set[fx.Node] = set()
         self._fixed: dict[fx.Node, Any] = {}
         self._originals: dict[fx.Node, fx.Node] = {}
 
@@ -45,37 +44,35 @@ class Numbers:
         """Return what an argument comes out as now, a label (of before) in place of each tensor."""
         return fx.map_arg(argument, lambda node: self._now[node])
 
-    def changed(self, argument: Any) -> bool:
-        """Tell whether a plain value comes out as another one now."""
-        return differ(self.before(argument), self.now(argument))
+    def changed(self, node: fx.Node) -> bool:
+        """Tell whether the plain value of a node comes out as another one now."""
+        return node in self._changed
 
-    def shrinks(self, value: Any) -> bool:
-        """Tell whether any label in a value stands for a tensor that loses positions."""
-        if isinstance(value, Label):
-            return self.kept.shrinks(value)
-        if type(value) in (tuple, list):
-            return any(map(self.shrinks, value))
-        return type(value) not in _PLAIN and any(map(self.shrinks, _leaves(value)))
+    def reads_changed(self, node: fx.Node) -> bool:
+        """Tell whether a node reads a plain value that comes out as another one now."""
+        return bool(self._changed) and not self._changed.isdisjoint(node.all_input_nodes)
 
     def follow(self, node: fx.Node) -> None:
         """Take a node in; those that it reads have been taken in before."""
-        self._now[node] = self._before(node)
-        if self._now[node] is None or holds_tensors(self._now[node]) or node.op not in ("call_function", "call_method"):
+        before = self._now[node] = self._before(node)
+        if before is None or holds_tensors(before) or node.op not in ("call_function", "call_method"):
             return
-        inputs = node.all_input_nodes
-        if not any(self.shrinks(self._before(i)) or self.changed(i) for i in inputs):
+        if not (self.reads_changed(node) or any(self.kept.shrinks_any(self._before(i)) for i in node.all_input_nodes)):
             return
         self._fixed[node] = self._is_fixed(node)
         args, kwargs = (pytree.tree_map(self._stand_in, self.now(a)) for a in (node.args, node.kwargs))
         call = node.target if callable(node.target) else getattr(args[0], node.target)
         try:
-            self._now[node] = call(*(args if callable(node.target) else args[1:]), **kwargs)
+            now = call(*(args if callable(node.target) else args[1:]), **kwargs)
         except ArithmeticError:  # such as a root of a size that came out as zero; whoever needs it gets what it was
-            self._now[node] = math.nan
+            now = math.nan
+        self.give(node, now)
 
     def give(self, node: fx.Node, value: Any) -> None:
-        """Say what an input of the graph is now."""
+        """Say what a node is now."""
         self._now[node] = value
+        if differ(self._before(node), value):
+            self._changed.add(node)
 
     def _stand_in(self, leaf: Any) -> Any:
         return torch.empty(self.kept.shape(leaf), device="meta") if isinstance(leaf, Label) else leaf
@@ -159,11 +156,17 @@ class Numbers:
 
 def holds_tensors(value: Any) -> bool:
     """Tell whether a value has labels in it."""
-    return any(isinstance(leaf, Label) for leaf in pytree.tree_leaves(value))
+    if isinstance(value, Label):
+        return True
+    if type(value) in (tuple, list):
+        return any(map(holds_tensors, value))
+    return type(value) not in PLAIN and any(map(holds_tensors, leaves(value)))
 
 
 def differ(one: Any, other: Any) -> bool:
     """Tell whether two values differ in what is plain in them."""
+    if one is other:
+        return False
     ours, theirs = pytree.tree_leaves(one), pytree.tree_leaves(other)
     plain = [(a, b) for a, b in zip(ours, theirs, strict=False) if not isinstance(a, Label | Tensor)]
     return len(ours) != len(theirs) or any(a is not b and a != b for a, b in plain)
@@ -172,9 +175,3 @@ def differ(one: Any, other: Any) -> bool:
 def _is_fixed_axis(axis: Axis) -> bool:
     # An axis with a part that came with the input has a reason from the start, even where it was merged with others.
     return not axis.is_whole and axis.why is None
-
-
-def _leaves(value: Any) -> list[Any]:
-    """Return the leaves of a value that has some besides itself."""
-    leaves = pytree.tree_leaves(value)
-    return [] if len(leaves) == 1 and leaves[0] is value else leaves

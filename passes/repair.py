@@ -21,12 +21,16 @@ from fxprune import functional
 from fxprune.dependencies import Dependencies, Step
 from fxprune.errors import ShrinkError
 from fxprune.kept import Kept
-from fxprune.modules import ByMode
+from fxprune.modules import ByMode, is_compiled
+from fxprune.passes.attributes import update_sizes
 from fxprune.passes.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.places import pick_unevenly, renumber, rewrite_item
 from fxprune.passes.rerun import comes_out_right
 from fxprune.rules.call import Call
 from fxprune.rules.shrinking import shrunk_arguments
+from fxprune.state import modules_by_path
+
+_VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
 
 # How torch's Python functions call what the operator calls otherwise.
 _ALIASES = {
@@ -54,21 +58,38 @@ _SIZES = frozenset(["size", "shape", "sizes"])
 _SPREAD = frozenset(["size", "shape", "repeats", "dims"])
 
 
-def repair(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+Steps = dict[str, list[Step]]
+
+
+def shrinking_steps(deps: Dependencies, kept: Kept) -> Steps:
+    """Return the calls of each node that has to do with a tensor that loses positions, by the node's name."""
+    steps: Steps = {}
+    found: set[str] = set()
+    for step in deps.steps:
+        if step.call is not None:
+            steps.setdefault(step.node, []).append(step)
+            if step.node not in found and (any(map(kept.shrinks, step.results)) or any(map(kept.shrinks, step.operands))):
+                found.add(step.node)
+    return {name: steps[name] for name in steps if name in found}
+
+
+def may_be_stuck(steps: Sequence[Step]) -> bool:
+    """Tell whether a node of these calls may be one that cannot be rewritten."""
+    return len(steps) > 1
+
+
+def repair(gm: fx.GraphModule, deps: Dependencies, kept: Kept, steps: Steps) -> None:
     """Rewrite the nodes of a graph whose parameters were sliced already, in place; it is not recompiled.
 
     Args:
         gm: the graph.
         deps: its analysis, from before.
         kept: what is left.
+        steps: those of the calls that shrink.
 
     Raises:
         ShrinkError: a node cannot be rewritten; names it.
     """
-    steps: dict[str, list[Step]] = {}
-    for step in deps.steps:
-        if step.call is not None:
-            steps.setdefault(step.node, []).append(step)
     stuck = _Repair(gm, deps.values, steps, kept).run()
     if stuck:
         raise ShrinkError("; ".join(stuck.values()), nodes=tuple(stuck))
@@ -84,10 +105,9 @@ _QUERIES = {
 
 
 class _Repair:
-    def __init__(
-        self, gm: fx.GraphModule, values: dict[str, Any], steps: dict[str, list[Step]], kept: Kept, inside: str = ""
-    ) -> None:
+    def __init__(self, gm: fx.GraphModule, values: dict[str, Any], steps: Steps, kept: Kept, inside: str = "") -> None:
         self.gm, self.kept, self.inside = gm, kept, inside
+        self.modules = modules_by_path(gm)
         self.numbers = Numbers(gm.graph, values, kept, inside)
         self.values, self.steps = values, steps
         self.stuck: dict[str, str] = {}
@@ -100,11 +120,11 @@ class _Repair:
         """
         given = iter(arguments or ())
         for node in list(self.gm.graph.nodes):
-            steps = self.steps.get(self.inside + node.name, [])
-            module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+            steps = self.steps.get(self.inside + node.name)
+            module = self.modules[str(node.target)] if node.op == "call_module" else None
             if isinstance(module, ByMode):
                 self._rewrite_branches(node, module)
-            elif any(self.numbers.shrinks((step.operands, step.results)) for step in steps):
+            elif steps is not None:
                 self._rewrite(node, steps)
             elif node.op == "output" or node.is_impure() or holds_tensors(self.numbers.before(node)):
                 self._restore(node, frozenset())
@@ -117,8 +137,10 @@ class _Repair:
     def _rewrite_branches(self, node: fx.Node, module: ByMode) -> None:
         arguments = [self.numbers.now(a) for a in (*node.args, *node.kwargs.values())]
         for inside, branch in module.branches(node.name):
+            before = _contents(branch)
             self.stuck |= _Repair(branch, self.values, self.steps, self.kept, inside).run(arguments)
-            branch.recompile()
+            if _contents(branch) != before or not is_compiled(branch):
+                branch.recompile()
 
     def _rewrite(self, node: fx.Node, steps: Sequence[Step]) -> None:
         if node.target is operator.getitem:
@@ -132,7 +154,7 @@ class _Repair:
                 self._rewrite_call(node, step)
         else:
             self._restore(node, frozenset())
-        if len(steps) > 1 and not comes_out_right(self.gm, node, steps, self.numbers):
+        if may_be_stuck(steps) and not comes_out_right(self.gm, node, steps, self.numbers):
             operators = ", ".join(sorted({step.op for step in steps}))
             self.stuck[self.inside + node.name] = (
                 f"node {node.name!r} ({node.op} {node.target}) runs several operators ({operators}), which need "
@@ -148,9 +170,9 @@ class _Repair:
         self._restore(node, frozenset(wanted), call)
         for name, value in wanted.items():
             self._write(node, call, name, value)
-        if node.target is torch.ops.aten.view.default:
+        if node.target is _VIEW:
             # Whether a view is possible hangs on the memory layout, and kernels for other sizes may choose another one.
-            node.target = torch.ops.aten.reshape.default
+            node.target = _RESHAPE
         renumber(self.gm, node, step, self.numbers)
 
     def _rewrite_attention(self, node: fx.Node, steps: Sequence[Step]) -> None:
@@ -194,15 +216,17 @@ class _Repair:
         return bool(sizes) and isinstance(sizes[0], int) and (node.op == "call_method" or all(type(n) is int for n in sizes))
 
     def _write_attribute(self, node: fx.Node, name: str, value: Any) -> None:
-        module = self.gm.get_submodule(str(node.target))
         if name not in _ATTRIBUTES:  # worked out by the module
             return
-        attribute = _ATTRIBUTES[name]
+        module, attribute = self.modules[str(node.target)], _ATTRIBUTES[name]
         present = getattr(module, attribute)
         setattr(module, attribute, type(present)(value) if isinstance(present, tuple | list) else value)
+        update_sizes(module)  # channels follow from groups
 
     def _restore(self, node: fx.Node, sizes: frozenset[str], call: Call | None = None) -> None:
         """Let numbers that are no sizes keep the value that they had."""
+        if not self.numbers.reads_changed(node):
+            return
 
         def restored(argument: fx.Node) -> Any:
             before = self.numbers.before(argument)
@@ -228,6 +252,10 @@ class _Repair:
             return tuple(sizes) if type(before) is tuple else sizes
         with self.gm.graph.inserting_before(node):  # whoever gets it may ask it what a tuple does not know
             return self.gm.graph.call_function(torch.Size, (sizes,))
+
+
+def _contents(gm: fx.GraphModule) -> list[Any]:
+    return [(node, node.op, node.target, node.args, node.kwargs) for node in gm.graph.nodes]
 
 
 def _place(call: Call, name: str) -> int | None:

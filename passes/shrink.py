@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -15,27 +14,25 @@ from torch.utils import _pytree as pytree
 from fxprune import state
 from fxprune.analysis import analyze
 from fxprune.dead import ZeroSlices, masked_slices, removable, zero_slices
-from fxprune.dependencies import Dependencies
+from fxprune.dependencies import Dependencies, Step
 from fxprune.errors import AnalysisError, ShrinkError
 from fxprune.folds import Fold
 from fxprune.frontends.effects import may_write
-from fxprune.kept import Flags, Kept
+from fxprune.kept import Flags, Kept, Places
 from fxprune.modules import compiled_later
-from fxprune.passes.attributes import update_sizes
+from fxprune.passes.attributes import put_tensor, slice_tensor, update_sizes
 from fxprune.passes.compensate import erase_corrections
 from fxprune.passes.fold import amounts_of, fold_into_biases
 from fxprune.passes.in_place import write_in_place
 from fxprune.passes.inline import inline_all
 from fxprune.passes.lower import lower
 from fxprune.passes.mask import remove_masks
-from fxprune.passes.repair import repair
+from fxprune.passes.repair import may_be_stuck, repair, shrinking_steps
 from fxprune.passes.structured import BAKED, dead_axes, removed_units, shared_copy
 from fxprune.rules.labels import Label
 from fxprune.uncollected import uncollected
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
-
-Index = tuple[Tensor | None, ...]
 
 
 @uncollected()
@@ -48,29 +45,36 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
         removed: for every unit whether it goes.
 
     Raises:
-        ShrinkError: a node cannot be rewritten; the graph is as it was.
+        ShrinkError: a node cannot be rewritten; the graph must not be used any more.
     """
     stuck: tuple[str, ...] = ()
     while True:
-        with compiled_later():
-            smaller = shared_copy(gm)
+        kept = Kept(deps.units, removed)
+        steps = shrinking_steps(deps, kept)
+        spare = _spare(gm) if any(map(may_be_stuck, steps.values())) else None
         try:
-            _shrink_once(smaller, deps, Kept(deps.units, removed))
+            _shrink_once(gm, deps, kept, steps)
             break
         except ShrinkError as error:
+            if spare is None:
+                raise
             # A function that hides sizes from its arguments: what it calls can be rewritten one by one.
-            dead = _dead_axes(deps, Kept(deps.units, removed))
             with compiled_later():
-                wider = shared_copy(gm)
+                adopt(gm, spare)
             written_out = tuple(f"{node.name} {node.target}" for node in gm.graph.nodes if node.name in error.nodes)
-            if written_out == stuck or not inline_all(wider, deps, error.nodes):
+            if written_out == stuck or not inline_all(gm, deps, error.nodes):
                 raise
             stuck = written_out
-            adopt(gm, wider)
+            dead = _dead_axes(deps, kept)
             deps = analyze(gm)
             removed = removed_units(deps, dead)
-    write_in_place(smaller)
-    adopt(gm, smaller)
+    write_in_place(gm)
+    gm.recompile()
+
+
+def _spare(gm: _Graph) -> _Graph:
+    with compiled_later():
+        return shared_copy(gm)
 
 
 def _dead_axes(deps: Dependencies, kept: Kept) -> dict[tuple[str, int], Flags]:
@@ -82,28 +86,32 @@ def _dead_axes(deps: Dependencies, kept: Kept) -> dict[tuple[str, int], Flags]:
     }
 
 
-def _shrink_once(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+def _shrink_once(gm: fx.GraphModule, deps: Dependencies, kept: Kept, steps: dict[str, list[Step]]) -> None:
     _lower_what_cannot_shrink(gm, deps, kept)
     indices = _slice_tensors(gm, deps, kept)
-    read = _read_buffers(gm)
-    _update_sizes(gm)
-    repair(gm, deps, kept)
-    _update_sizes(gm)  # channels follow from groups, which were repaired
+    read = _read(gm)
+    repair(gm, deps, kept, steps)
     _note_what_is_left(gm, deps, kept, indices)
-    gm.graph.eliminate_dead_code(is_impure_node=partial(_is_kept, gm))
-    for name in read - _read_buffers(gm):  # an index table that another one replaced
+    _erase_unused(gm)
+    for name in read - _read(gm):
         owner, _, last = name.rpartition(".")
-        delattr(gm.get_submodule(owner), last)
+        module = gm.get_submodule(owner)
+        if last in module._buffers:  # an index table that another one replaced
+            delattr(module, last)
 
 
-def _read_buffers(gm: fx.GraphModule) -> set[str]:
-    names = {name for name, _ in gm.named_buffers(remove_duplicate=False)}
-    return {str(node.target) for node in gm.graph.find_nodes(op="get_attr")} & names
+def _read(gm: fx.GraphModule) -> set[str]:
+    return {str(node.target) for node in gm.graph.find_nodes(op="get_attr", sort=False)}
 
 
-def _update_sizes(gm: fx.GraphModule) -> None:
-    for module in gm.modules():
-        update_sizes(module)
+def _erase_unused(gm: fx.GraphModule) -> None:
+    for node in reversed(gm.graph.nodes):
+        if not node.users and not _is_kept(gm, node):
+            gm.graph.erase_node(node)
+    bodies = [body for name in _read(gm) if isinstance(body := gm._modules.get(name), fx.GraphModule)]
+    for body in bodies:  # of regions, such as one without gradients
+        body.graph.eliminate_dead_code()
+        body.recompile()
 
 
 def _is_kept(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -113,63 +121,69 @@ def _is_kept(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
     """Write out multi-head attention that loses something: its module knows heads of one width only."""
+    modules = state.modules_by_path(gm)
+    attentions = [
+        (node, module)
+        for node in gm.graph.find_nodes(op="call_module")
+        if isinstance(module := modules[str(node.target)], nn.MultiheadAttention)
+    ]
+    if not attentions:
+        return
     smaller = {name for t in deps.tracked if kept.shrinks(t.label) for name in t.names}
-    names = set()
-    for node in gm.graph.find_nodes(op="call_module"):
-        module = gm.get_submodule(str(node.target))
-        owned = (state.join(str(node.target), name) for name, _ in module.named_parameters())
-        if isinstance(module, nn.MultiheadAttention) and any(name in smaller for name in owned):
-            names.add(node.name)
+    names = {
+        node.name
+        for node, module in attentions
+        if any(state.join(str(node.target), name) in smaller for name, _ in module.named_parameters())
+    }
     if names:
         lower(gm, (), names)
 
 
-def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> dict[str, Index]:
+def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> dict[str, Places]:
     """Put what is left of parameters and buffers in their place; return the positions left by name."""
-    indices: dict[str, Index] = {}
-    held = state.holders(gm)
+    indices: dict[str, Places] = {}
+    modules, held = state.modules_by_path(gm), state.holders(gm)
+    sliced: dict[nn.Module, None] = {}
     with torch.inference_mode(False), torch.no_grad():
         for tracked in deps.tracked:
             if not kept.shrinks(tracked.label):
                 continue
-            index = _index(tracked.label, kept)
+            index = kept.places_of(tracked.label)
             indices |= dict.fromkeys(tracked.names, index)
             owner, _, last = tracked.name.rpartition(".")
-            old = getattr(gm.get_submodule(owner), last)
-            new: Tensor = old.detach()
-            for dim, left in enumerate(index):
-                new = new if left is None else new.index_select(dim, left.to(new.device))
+            old = getattr(modules[owner], last)
+            new = slice_tensor(old.detach(), index)
             new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
             for module, attribute in held[id(old)]:
-                # Recurrent modules keep a second list of their weights, which follows assignments.
-                setattr(module, attribute, new)
+                put_tensor(module, attribute, new)
+                sliced[module] = None
+    for module in sliced:
+        update_sizes(module)
     return indices
 
 
-def _index(label: Label, kept: Kept) -> Index:
-    return tuple(map(kept.places, label.axes))
-
-
-def _of_those(before: Index, index: Index) -> Index:
+def _of_those(before: Places, index: Places) -> Places:
     """Return which positions of the first graph are left when of those that were left before some are left."""
     pairs = zip(before, index, strict=True)
     return tuple(old if new is None else new if old is None else old[new] for old, new in pairs)
 
 
-def _note_what_is_left(gm: fx.GraphModule, deps: Dependencies, kept: Kept, indices: dict[str, Index]) -> None:
+def _note_what_is_left(gm: fx.GraphModule, deps: Dependencies, kept: Kept, indices: dict[str, Places]) -> None:
     """Note which positions are left: of tensors since the first shrink, of values of nodes since this one."""
-    before: dict[str, Index] = gm.meta.get("fxprune.kept", {})
+    before: dict[str, Places] = gm.meta.get("fxprune.kept", {})
     now = {name: _of_those(before[name], index) if name in before else index for name, index in indices.items()}
     gm.meta["fxprune.kept"] = before | now
     for node in gm.graph.nodes:
         node.meta.pop("fxprune_kept", None)  # of a round before
         value = deps.values.get(node.name)
-        if node.op in ("placeholder", "output") or not any(
-            isinstance(leaf, Label) and kept.shrinks(leaf) for leaf in pytree.tree_leaves(value)
-        ):
+        if node.op in ("placeholder", "output") or not kept.shrinks_any(value):
             continue
         node.meta.pop("val", None)
-        node.meta["fxprune_kept"] = pytree.tree_map(lambda leaf: _index(leaf, kept) if isinstance(leaf, Label) else None, value)
+        node.meta["fxprune_kept"] = (
+            kept.places_of(value)
+            if isinstance(value, Label)
+            else pytree.tree_map(lambda leaf: kept.places_of(leaf) if isinstance(leaf, Label) else None, value)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fxprune.corrections import Correction, Fill, Impossible, Rescale, Restrict,
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PlanError
 from fxprune.kept import Flags, Kept
-from fxprune.modules import MASK, clone
+from fxprune.modules import MASK, clone_below
 from fxprune.passes.compensate import erase_corrections, has_places, insert_corrections, update_keeps
 from fxprune.passes.lower import lower
 from fxprune.passes.mask import drop_masks, put_mask
@@ -161,10 +161,7 @@ def strip(gm: fx.GraphModule) -> None:
 def shared_copy(gm: _Graph) -> _Graph:
     """Return a copy of a graph with modules of its own that holds the same parameters and buffers."""
     known: dict[int, Any] = {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())}
-    # Most of the modules are leaves, which need no deep copy: passes replace their attributes, and write into none.
-    known |= {
-        id(module): clone(module) for module in gm.modules() if not (module._modules or isinstance(module, fx.GraphModule))
-    }
+    clone_below(gm, known)  # which needs no deep copy: passes replace attributes of modules, and write into none
     return copy.deepcopy(gm, known)
 
 
