@@ -20,19 +20,24 @@ class Census:
 
     Args:
         units: what is known about the units.
-        axes: the axes; one that comes twice is laid out once.
+        axes: the axes; those with the same units at the same positions are laid out once.
     """
 
     def __init__(self, units: Units, axes: Iterable[Axis]) -> None:
         self._slots: dict[int, int] = {}
         self._axes: list[Axis] = []  # kept, so that no other array can take the identity of one of these
         self.rows: list[Index] = []
+        by_content: dict[tuple[tuple[int, ...], bytes], int] = {}
         for axis in axes:
-            if id(axis.rows) not in self._slots:
-                self._slots[id(axis.rows)] = len(self._axes)
-                self._axes.append(axis)
-                self.rows.append((axis.rows if axis.is_whole else units.resolve(axis)).astype(np.intp))
-        self.sizes = np.array([axis.size for axis in self._axes], np.intp)
+            if id(axis.rows) in self._slots:
+                continue
+            self._axes.append(axis)
+            rows = axis.rows if axis.is_whole else units.resolve(axis)
+            slot = by_content.setdefault((rows.shape, rows.tobytes()), len(self.rows))
+            if slot == len(self.rows):
+                self.rows.append(rows.astype(np.intp))
+            self._slots[id(axis.rows)] = slot
+        self.sizes = np.array([len(rows) for rows in self.rows], np.intp)
         self.blocks = list(self._side_by_side())
 
     def _side_by_side(self) -> Iterator[tuple[Index, Index, Index]]:
@@ -49,10 +54,10 @@ class Census:
 
     def gone(self, removed: Flags) -> list[Flags]:
         """Return for every axis which of its positions go with the units flagged in ``removed``."""
-        found = [np.zeros(axis.size, bool) for axis in self._axes]
+        found = [np.zeros(len(rows), bool) for rows in self.rows]
         for at, starts, gone in self._gone(removed):
-            for slot, flags in zip(at.tolist(), np.split(gone, starts[1:]), strict=True):
-                found[slot] = flags
+            for slot, start in zip(at.tolist(), starts.tolist(), strict=True):
+                found[slot] = gone[start : start + len(self.rows[slot])]
         return found
 
     def kept(self, removed: Flags) -> Index:
@@ -116,7 +121,7 @@ def kept_parameters(deps: Dependencies, removed: Flags) -> int:
         >>> kept_parameters(deps, plan.removed(deps)) == plan.params_after
         True
     """
-    return Costs(deps).parameters(removed)
+    return deps.costs.parameters(removed)
 
 
 def kept_flops(deps: Dependencies, removed: Flags) -> float:
@@ -133,4 +138,4 @@ def kept_flops(deps: Dependencies, removed: Flags) -> float:
         >>> kept_flops(deps, plan.removed(deps)) == plan.flops_after
         True
     """
-    return Costs(deps).flops(removed)
+    return deps.costs.flops(removed)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -24,6 +24,9 @@ from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.sources import Tracked
 from fxprune.units import Units
+
+if TYPE_CHECKING:
+    from fxprune.budget import Costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +272,13 @@ class Dependencies:
         return tuple(groups)
 
     @cached_property
+    def costs(self) -> Costs:
+        """What counts positions, parameters and operations that are left when units go."""
+        from fxprune.budget import Costs
+
+        return Costs(self)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A sha256 digest, in hex, of what a plan depends on: names and shapes of the parameters, and the groups on them.
 
@@ -395,7 +405,9 @@ def _digest(group: Group) -> str:
     """Return a digest of a group's places on parameters, in which the order of members and of units makes no difference."""
     members = sorted((m for m in group.members if not m.is_buffer), key=lambda m: (m.parameter, m.dim))
     positions = np.concatenate([np.empty((group.size, 0), np.int64), *(m.positions for m in members)], 1)
-    ordered = positions[np.lexsort(positions.T[::-1])].astype("<i8")
+    if not (positions[1:, :1] > positions[:-1, :1]).all():  # in order already if the first column is
+        positions = positions[np.lexsort(positions.T[::-1])]
+    ordered = positions.astype("<i8")
     digest = hashlib.sha256(" ".join(f"{m.parameter} {m.dim} {m.positions.shape[1]}" for m in members).encode())
     digest.update(ordered.tobytes())
     return f"{group.size} {digest.hexdigest()}"

@@ -84,7 +84,7 @@ def plan(
         raise PlanError(f"round_to must be a number of units of at least 1, not {round_to!r}")
     budgets = _budgets(amount, overrides, max_params, max_flops)
     _check_present(deps)
-    names, costs = Names(deps), Costs(deps)
+    names, costs = Names(deps), deps.costs
     by_pattern = {what: _amount(value, f"overrides[{what!r}]") for what, value in (overrides or {}).items()}
     special = {index: value for what, value in by_pattern.items() for index in names.groups(what, "overrides")}
     groups = uncrossed(deps, costs.census, ignored_groups(names, ignore), choose)
@@ -100,7 +100,7 @@ def plan(
 
 def _check_present(deps: Dependencies) -> None:
     """Raise PlanError if the parameters of the graph are not those that were analysed any more."""
-    present = dict(deps.gm.named_parameters(remove_duplicate=False))
+    present = state.parameters_by_name(deps.gm)
     present |= {name: masked.orig for masked in state.all_masked(deps.gm) for name in masked.names}
     for tracked in deps.tracked:
         then, now = tracked.label.shape, present.get(tracked.name)

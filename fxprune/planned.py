@@ -12,7 +12,7 @@ import numpy as np
 from tabulate import tabulate
 
 from fxprune.axes import Index
-from fxprune.budget import Census, Costs, Flags
+from fxprune.budget import Costs, Flags
 from fxprune.dependencies import Dependencies, Group
 from fxprune.errors import PlanError
 from fxprune.selection import Ranking, Scores
@@ -136,24 +136,36 @@ class Plan:
                 "the plan was made for another graph, or the graph changed since, as it does when it is shrunk: make a new one "
                 "from fxprune.analyze(gm)"
             )
-        axes = {(t.name, dim): axis for t in deps.tracked for dim, axis in enumerate(t.label.axes) if t.is_parameter}
-        sizes = {place: axis.size for place, axis in axes.items()}
-        missing = {place: self._missing(place, size) for place, size in sizes.items()}
+        census = deps.costs.census
+        # What is missing of an axis, by what stands on it and the array that says what is kept: axes of one group share both.
+        missing: dict[tuple[int, int], Flags] = {}
+        at: dict[tuple[str, int], tuple[int, int]] = {}
+        for tracked in deps.tracked:
+            for dim, axis in enumerate(tracked.label.axes) if tracked.is_parameter else ():
+                place = tracked.name, dim
+                at[place] = census.slot(axis), id(self.kept.get(place))
+                if at[place] not in missing:
+                    missing[at[place]] = self._missing(place, axis.size)
         removed = np.zeros(deps.units.count, bool)
         for group in deps.groups:
             gone = np.ones(group.size, bool)
+            seen: set[tuple[int, int]] = set()
             for member in group.members:
-                if not member.is_buffer:
-                    gone &= missing[member.parameter, member.dim][member.positions].all(1)
+                if member.is_buffer:
+                    continue
+                flags = missing[at[member.parameter, member.dim]]
+                if (id(flags), id(member.positions)) not in seen:
+                    seen.add((id(flags), id(member.positions)))
+                    gone &= flags[member.positions].all(1)
             removed[group.units] = gone
-        census = Census(deps.units, axes.values())
         expected_gone = census.gone(removed)
-        for (name, dim), axis in axes.items():
-            expected = expected_gone[census.slot(axis)]
-            if not np.array_equal(expected, missing[name, dim]):
-                at = np.flatnonzero(expected != missing[name, dim])[:5].tolist()
+        wrong = {key for key, flags in missing.items() if not np.array_equal(expected_gone[key[0]], flags)}
+        for (name, dim), key in at.items():
+            if key in wrong:
+                places = np.flatnonzero(expected_gone[key[0]] != missing[key])[:5].tolist()
                 raise PlanError(
-                    f"the plan keeps indices of {name}[{dim}] that are not those left by whole units, at {at}: make a new one"
+                    f"the plan keeps indices of {name}[{dim}] that are not those left by whole units, at {places}: make a "
+                    "new one"
                 )
         return removed
 
@@ -237,11 +249,14 @@ def _choice(group: Group, scores: Scores, gone: Flags, shapes: Mapping[str, tupl
 def _alone(group: Group, gone: Flags, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return how many elements of parameters go with units of a group, were it the only one that is pruned."""
     left: dict[str, list[int]] = {}
+    counts: dict[int, int] = {}  # by the array of positions, which members share
     for member in group.members:
         if not member.is_buffer and gone.any():
-            lost = member.positions[gone]
-            # Units may share positions.
-            count = lost.size if lost.shape[1] == 1 else len(np.unique(lost))
+            count = counts.get(id(member.positions))
+            if count is None:
+                lost = member.positions[gone]
+                # Units may share positions.
+                count = counts[id(member.positions)] = lost.size if lost.shape[1] == 1 else len(np.unique(lost))
             left.setdefault(member.parameter, list(shapes[member.parameter]))[member.dim] -= count
     return sum(math.prod(shapes[name]) - math.prod(kept) for name, kept in left.items())
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from fxprune import state
 from fxprune.axes import NONE, Index
 from fxprune.budget import Census, Flags
 from fxprune.corrections import degrees_lost
@@ -34,7 +35,7 @@ class Names:
     """
 
     def __init__(self, deps: Dependencies) -> None:
-        self._objects = dict(deps.gm.named_parameters(remove_duplicate=False))
+        self._objects = state.parameters_by_name(deps.gm)
         self._parameters = [t for t in deps.tracked if t.is_parameter]
         self._groups: dict[str, list[int]] = {}
         for group in deps.groups:
@@ -134,6 +135,8 @@ def _crossings(deps: Dependencies, census: Census) -> list[set[int]]:
         group_of[group.units] = group.index
     found: list[set[int]] = [set() for _ in range(total)]
     for slot in {census.slot(axis) for tracked in deps.tracked for axis in tracked.label.axes}:
+        if census.rows[slot].shape[1] < 2:
+            continue
         groups = group_of[census.rows[slot]]
         for i in range(groups.shape[1]):
             for j in range(i):
@@ -239,9 +242,11 @@ def _places(scores: Sequence[Scores], first: Sequence[Flags]) -> Index:
 def _fewest(deps: Dependencies, census: Census) -> Index:
     """Return for each axis how many of its positions have to stay."""
     fewest = np.ones(len(census.sizes), np.intp)
-    for point in deps.mixing_points:
+    for point in deps.points:
+        if point.kind != "var" or not deps.units.resolve(point.axis).size:
+            continue
         call = deps.steps[point.step].call
-        if point.kind == "var" and call is not None and (lost := degrees_lost(call)):
+        if call is not None and (lost := degrees_lost(call)):
             slot = census.slot(point.axis)
             fewest[slot] = max(fewest[slot], lost + 1)
     return np.minimum(fewest, census.sizes)

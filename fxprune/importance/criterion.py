@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxprune.dependencies import Dependencies, Group, Member
 from fxprune.errors import PlanError
+from fxprune.importance.weights import Sums
 
 Reduction = Literal["mean", "sum", "max", "first"]
 Normalizer = Literal["mean", "max", "sum", "none"]
@@ -39,22 +40,39 @@ def over_members(score: Callable[[Member], Tensor], reduction: Reduction, normal
     """Return a scorer that combines what ``score`` gives for each parameter axis of a group, a number a unit."""
 
     def scorer(group: Group) -> Tensor:
-        members = [m for m in group.members if not m.is_buffer]
-        return normalized(
-            combined([score(m) for m in (members[:1] if reduction == "first" else members)], reduction), normalizer
-        )
+        return normalized(combined([score(m) for m in _members(group, reduction)], reduction), normalizer)
 
     return scorer
+
+
+def over_sums(sums: Sums, finish: Callable[[Tensor], Tensor], reduction: Reduction, normalizer: Normalizer) -> Scorer:
+    """Return a scorer that combines what ``finish`` makes, number by number, of the sums on each parameter axis of a group."""
+
+    def scorer(group: Group) -> Tensor:
+        return normalized(reduced(sums.of(_members(group, reduction), finish), reduction), normalizer)
+
+    return scorer
+
+
+def _members(group: Group, reduction: Reduction) -> list[Member]:
+    members = [m for m in group.members if not m.is_buffer]
+    return members[:1] if reduction == "first" else members
 
 
 def combined(scores: Sequence[Tensor], reduction: Reduction) -> Tensor:
     """Return one number a unit from those of several members, each of shape (units,)."""
     if len(scores) == 1 or reduction == "first":
         return scores[0]
-    stacked = torch.stack([score.to(scores[0]) for score in scores])
+    return reduced(torch.stack([score.to(scores[0]) for score in scores]), reduction)
+
+
+def reduced(scores: Tensor, reduction: Reduction) -> Tensor:
+    """Return one number a unit from those of several members, of shape (members, units)."""
+    if len(scores) == 1 or reduction == "first":
+        return scores[0]
     if reduction == "max":
-        return stacked.amax(0)
-    return stacked.sum(0) if reduction == "sum" else stacked.mean(0)
+        return scores.amax(0)
+    return scores.sum(0) if reduction == "sum" else scores.mean(0)
 
 
 def normalized(scores: Tensor, normalizer: Normalizer) -> Tensor:

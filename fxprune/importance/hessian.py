@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PlanError
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_members
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_sums
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
@@ -62,7 +62,7 @@ class Hessian(Criterion):
         # With a mask the chain rule puts its square into the Hessian, so that the product is that of the masked weight.
         products = {name: diagonal[p] * accurate(p.detach()) ** 2 / 2 for name, p in parameters.items()}
         sums = Sums(weights, products.__getitem__, lambda product: product)
-        return over_members(lambda member: sums.of(member).abs(), self.reduction, self.normalizer)
+        return over_sums(sums, Tensor.abs, self.reduction, self.normalizer)
 
     def _diagonal(self, first: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Return the estimate of the diagonal, given differentiable gradients."""

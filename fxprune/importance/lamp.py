@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxprune.dependencies import Dependencies, Group
-from fxprune.importance.criterion import Criterion, Reduction, Scorer, checked, over_members
+from fxprune.importance.criterion import Criterion, Reduction, Scorer, checked, over_sums
 from fxprune.importance.magnitude import powers
 from fxprune.importance.weights import Weights
 
@@ -41,7 +41,7 @@ class LAMP(Criterion):
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return what scores the groups of a graph by its weights as they are now."""
         sums = powers(Weights(deps), 2)
-        squares = over_members(sums.of, self.reduction, "none")
+        squares = over_sums(sums, lambda squares: squares, self.reduction, "none")
         return lambda group: _share_of_rest(squares(group), group)
 
 

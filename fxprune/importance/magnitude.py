@@ -9,7 +9,7 @@ import torch
 
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PlanError
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_members
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_sums
 from fxprune.importance.weights import Sums, Weights
 
 
@@ -46,7 +46,7 @@ class Magnitude(Criterion):
         """Return what scores the groups of a graph by its weights as they are now."""
         sums = powers(Weights(deps), self.p)
         root = 1 / self.p
-        return over_members(lambda member: sums.of(member) ** root, self.reduction, self.normalizer)
+        return over_sums(sums, lambda powers: powers**root, self.reduction, self.normalizer)
 
 
 def check_order(p: object) -> None:

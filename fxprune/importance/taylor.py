@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxprune.dependencies import Dependencies
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_members
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_sums
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
@@ -50,7 +50,7 @@ class Taylor(Criterion):
         # With a mask the chain rule puts it into the gradient, so that the product is that of the masked weight.
         products = {name: _real_product(found[p], p.detach()) for name, p in parameters.items()}
         sums = Sums(weights, products.__getitem__, lambda product: product)
-        return over_members(lambda member: sums.of(member) ** 2, self.reduction, self.normalizer)
+        return over_sums(sums, Tensor.square, self.reduction, self.normalizer)
 
 
 def _real_product(gradient: Tensor, weight: Tensor) -> Tensor:

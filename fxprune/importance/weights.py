@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Weights:
                 if not member.is_buffer and member.dim not in self.dims.setdefault(member.parameter, []):
                     self.dims[member.parameter].append(member.dim)
         self._gm = deps.gm
-        self._own = dict(deps.gm.named_parameters(remove_duplicate=False))
+        self._own = state.parameters_by_name(deps.gm)
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return a parameter itself; of a masked one what is stored, without its mask."""
@@ -74,12 +74,28 @@ class Sums:
         self._element = element
         self._known: dict[str, dict[int, Tensor]] = {}
 
-    def of(self, member: Member) -> Tensor:
-        """Return the sums over the positions of each unit, shape (units,)."""
+    def of(self, members: Sequence[Member], finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what ``finish`` makes of the sums over the positions of each unit, shape (members, units).
+
+        Args:
+            members: parameter axes of one group.
+            finish: gives a tensor of numbers for one of sums, each for its own.
+        """
+        sums = [self._along(member) for member in members]
+        alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
+        for i, (member, along) in enumerate(zip(members, sums, strict=True)):
+            alike.setdefault((id(member.positions), along.dtype, along.device), []).append(i)
+        found = [finish(_by_unit(torch.stack([sums[i] for i in at]), members[at[0]].positions)) for at in alike.values()]
+        if len(found) == 1:
+            return found[0]
+        order = torch.tensor([i for at in alike.values() for i in at], device=found[0].device)
+        return torch.cat([rows.to(found[0]) for rows in found])[order.argsort()]
+
+    def _along(self, member: Member) -> Tensor:
         name = member.parameter
         if name not in self._known:
             self._known[name] = _sums_along(self._values(name), self._dims[name], self._element)
-        return by_unit(self._known[name][member.dim], member.positions)
+        return self._known[name][member.dim]
 
 
 def _sums_along(value: Tensor, dims: list[int], element: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
@@ -91,14 +107,15 @@ def _sums_along(value: Tensor, dims: list[int], element: Callable[[Tensor], Tens
     step = max(1, _PIECE // max(1, math.prod(inner))) if value.device.type == "cpu" else len(value)
     outermost: list[Tensor] = []
     rest: Tensor | None = None
-    for part in value.split(step):
-        elements = element(accurate(part)).flatten(1)
+    for part in value.split(step) if step < len(value) else (value,):
+        elements = element(accurate(part))
+        elements = elements if elements.dim() == 2 else elements.flatten(1)
         if 0 in dims:
             outermost.append(elements.sum(1))
         if dims != [0]:
             summed = elements.sum(0)
             rest = summed if rest is None else rest + summed
-    found = {0: torch.cat(outermost)} if outermost else {}
+    found = {0: outermost[0] if len(outermost) == 1 else torch.cat(outermost)} if outermost else {}
     for dim in dims:
         if dim and rest is not None:
             others = [d for d in range(len(inner)) if d != dim - 1]
@@ -108,5 +125,10 @@ def _sums_along(value: Tensor, dims: list[int], element: Callable[[Tensor], Tens
 
 def by_unit(by_position: Tensor, positions: Index) -> Tensor:
     """Return the sums of a vector over the positions of each unit, given as an array of shape (units, p)."""
+    return _by_unit(by_position[None], positions)[0]
+
+
+def _by_unit(by_position: Tensor, positions: Index) -> Tensor:
+    """Return the sums of each row over the positions of each unit."""
     index = torch.from_numpy(positions).to(by_position.device)
-    return by_position[index[:, 0]] if index.shape[1] == 1 else by_position[index].sum(1)
+    return by_position.index_select(1, index[:, 0]) if index.shape[1] == 1 else by_position[:, index].sum(2)
