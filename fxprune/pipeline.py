@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,11 +16,10 @@ from fxprune.capture import Frontend, capture
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PruneWarning, PruningValueError
 from fxprune.importance import Importance
-from fxprune.kept import Flags
 from fxprune.modules import CapturedModule
 from fxprune.passes.shrink import adopt, baked_copy, shrink_units, shrunk_copy
 from fxprune.passes.structured import mask_units
-from fxprune.plan import Scope, plan
+from fxprune.plan import Plan, Scope, plan
 from fxprune.samples import Inputs, given, in_order
 from fxprune.selection import Choose
 from fxprune.uncollected import uncollected
@@ -146,37 +146,47 @@ def prune(
         gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
         if state.all_masked(gm):
             gm = baked_copy(gm)
-        deps = analyze(gm)
-        chosen = plan(
-            deps,
-            amount,
-            importance=importance,
-            scope=scope,
-            round_to=round_to,
-            ignore=ignore,
-            overrides=overrides,
-            max_params=max_params,
-            max_flops=max_flops,
-            choose=choose,
-        )
-        removed = chosen.removed(deps)
         inputs = _inputs(gm, None, None) if verify else None
-        if removed.any() and inputs is None:
-            shrink_units(gm, deps, removed)
-    if not removed.any() and amount != 0:
-        warnings.warn(_nothing(deps), PruneWarning, stacklevel=2)
-    return gm if inputs is None or not removed.any() else _masked_and_shrunk(gm, deps, removed, inputs)
+        # In a function of its own, so that the analysis is gone when the collector is on again.
+        masked, small, why = _pruned(
+            gm,
+            partial(
+                plan,
+                amount=amount,
+                importance=importance,
+                scope=scope,
+                round_to=round_to,
+                ignore=ignore,
+                overrides=overrides,
+                max_params=max_params,
+                max_flops=max_flops,
+                choose=choose,
+            ),
+            masked_too=inputs is not None,
+        )
+    if why and amount != 0:
+        warnings.warn(why, PruneWarning, stacklevel=2)
+    if masked is not None and inputs is not None:
+        check(masked, small, *inputs)
+    return small
 
 
-def _masked_and_shrunk(
-    gm: CapturedModule, deps: Dependencies, removed: Flags, inputs: tuple[Any, Mapping[str, Any] | None]
-) -> CapturedModule:
+def _pruned(
+    gm: CapturedModule, planned: Callable[[Dependencies], Plan], *, masked_too: bool
+) -> tuple[CapturedModule | None, CapturedModule, str]:
+    """Return a graph as masked, None unless asked for, and as shrunk; and why nothing was removed, if that is so."""
+    deps = analyze(gm)
+    removed = planned(deps).removed(deps)
+    if not removed.any():
+        return None, gm, _nothing(deps)
+    if not masked_too:
+        shrink_units(gm, deps, removed)
+        return None, gm, ""
     mask_units(gm, deps, removed)
     gm.recompile()
     small = baked_copy(gm)
     shrink_units(small, deps, removed)
-    check(gm, small, *inputs)
-    return small
+    return gm, small, ""
 
 
 def _nothing(deps: Dependencies, most: int = 5) -> str:
