@@ -23,6 +23,8 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.graph import PythonCode
 from torch.fx.node import Node
 
+from fxprune.uncompiled import uncompiled_forward
+
 ORIG = "_orig"
 MASK = "_mask"
 
@@ -212,6 +214,7 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         if not _COMPILES_LATER.get():
             return super().recompile()
         vars(self).pop("_code", None)
+        type(self).forward = uncompiled_forward(self._graph)
         return _NO_CODE
 
     __jit_ignored_attributes__ = ("example",)  # TorchScript wants to know the type of what is annotated
@@ -241,7 +244,7 @@ _NO_CODE = PythonCode("", {}, None)
 
 @contextlib.contextmanager
 def compiled_later() -> Iterator[None]:
-    """Make no code for graphs that are set within the context; none of them may be called before it is recompiled."""
+    """Make no code for graphs that are set within the context until they are called, or :func:`compile_all` is."""
     token = _COMPILES_LATER.set(True)
     try:
         yield
@@ -252,6 +255,13 @@ def compiled_later() -> Iterator[None]:
 def is_compiled(gm: fx.GraphModule) -> bool:
     """Tell whether there is code of the graph that was set last."""
     return "_code" in vars(gm)
+
+
+def compile_all(gm: fx.GraphModule) -> None:
+    """Make the code of a graph, and of those in its modules, where that was left for later."""
+    for module in gm.modules():
+        if isinstance(module, CapturedModule) and not is_compiled(module):
+            module.recompile()
 
 
 # What recompile() makes of the graph; and the example, which is of no use elsewhere.

@@ -16,7 +16,7 @@ from fxprune.capture import Frontend, capture
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PruneWarning, PruningValueError
 from fxprune.importance import Importance
-from fxprune.modules import CapturedModule
+from fxprune.modules import CapturedModule, compile_all, compiled_later
 from fxprune.passes.shrink import adopt, baked_copy, shrink_units, shrunk_copy
 from fxprune.passes.structured import mask_units
 from fxprune.plan import Plan, Scope, plan
@@ -143,9 +143,12 @@ def prune(
         >>> fxprune.summary(model, slim)
     """
     with uncollected():
-        gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
+        with compiled_later():  # most graphs are never called as they were captured
+            gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
         if state.all_masked(gm):
             gm = baked_copy(gm)
+        if importance is not None:  # which may do anything with it
+            compile_all(gm)
         inputs = _inputs(gm, None, None) if verify else None
         # In a function of its own, so that the analysis is gone when the collector is on again.
         masked, small, why = _pruned(
@@ -164,6 +167,7 @@ def prune(
             ),
             masked_too=inputs is not None,
         )
+    compile_all(small)
     if why and amount != 0:
         warnings.warn(why, PruneWarning, stacklevel=2)
     if masked is not None and inputs is not None:
