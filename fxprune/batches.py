@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.fakes import Fakes
+
+
+class _Standing(TorchDispatchMode):
+    """Gives fake tensors for what operators make of tensors."""
+
+    def __init__(self, fakes: Fakes) -> None:
+        super().__init__()
+        self.fakes = fakes
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.fakes.call(func, args, kwargs or {})
 
 
 class _Shapes(fx.Interpreter):
@@ -25,7 +42,7 @@ class _Shapes(fx.Interpreter):
 
 def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
     """Return what every node gives, as fake tensors, for inputs whose first dimension is ``batch`` times the example's."""
-    mode, run = FakeTensorMode(allow_non_fake_inputs=True), _Shapes(gm)
+    fakes, run = Fakes(), _Shapes(gm)
 
     def larger(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -33,9 +50,10 @@ def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
         shape = [int(getattr(getattr(n, "node", None), "hint", n)) for n in leaf.shape]
         return torch.empty([batch * n if d == 0 else n for d, n in enumerate(shape)], dtype=leaf.dtype)
 
-    with torch.no_grad(), mode:
+    with torch.no_grad(), fakes.mode:
         inputs = [pytree.tree_map(larger, n.meta["val"]) for n in gm.graph.find_nodes(op="placeholder")]
-        run.run(*inputs, enable_io_processing=False)
+        with _Standing(fakes):
+            run.run(*inputs, enable_io_processing=False)
     return {node.name: value for node, value in run.found.items()}
 
 

@@ -16,6 +16,7 @@ from fxprune import functional
 from fxprune.batches import shapes_of_batch
 from fxprune.dependencies import Dependencies
 from fxprune.errors import FxpruneError
+from fxprune.modules import compiled_later
 from fxprune.passes.lower import lower
 from fxprune.rules.labels import Label
 
@@ -113,7 +114,7 @@ def inline(
 def _captured(call: nn.Module, examples: list[Tensor]) -> fx.GraphModule:
     from fxprune.capture import capture  # which itself uses passes
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), compiled_later():
         warnings.simplefilter("ignore")
         return capture(call, tuple(examples))
 
