@@ -311,14 +311,19 @@ class _Watch(TorchDispatchMode):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             for tensor in tensors_in(value):
-                memory = self.fakes.of(tensor).untyped_storage()._cdata if tensor is not None else None
-                for reference in self.aliases.get(memory, ()) if memory is not None else ():
-                    if (alias := reference()) is not None and alias is not tensor:
-                        _forget_values(alias)
-                for stepping in self.stepping.pop(memory, ()) if memory is not None else ():
-                    stepping.couple(self.units, replace(self.here, text="is written to through a slice with a step"))
-                if memory is not None and (origin := self.fakes.origin(memory)) is not None:
-                    self.sources.forget_values(origin)
+                if tensor is not None:
+                    self.forget(tensor)
+
+    def forget(self, tensor: Tensor) -> None:
+        """Expect no zeros and no known values of whatever shares the memory of a tensor that is written to."""
+        memory = self.fakes.of(tensor).untyped_storage()._cdata
+        for reference in self.aliases.get(memory, ()):
+            if (alias := reference()) is not None and alias is not tensor:
+                _forget_values(alias)
+        for stepping in self.stepping.pop(memory, ()):
+            stepping.couple(self.units, replace(self.here, text="is written to through a slice with a step"))
+        if (origin := self.fakes.origin(memory)) is not None:
+            self.sources.forget_values(origin)
 
     def _count(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Follow what is written into a counter, such as that of the batches that a batch norm has seen."""

@@ -35,6 +35,16 @@ def invert(training: bool) -> bool:
 
 
 @has_side_effect
+def add_if_(input: Tensor, number: int | float, condition: bool) -> None:
+    """Add ``number`` to ``input`` in place if ``condition`` holds, and write nothing else.
+
+    For counters that the model moves on in one mode only: ``add_if_(num_batches_tracked, 1, self.bn.training)``.
+    """
+    if condition:
+        input.add_(number)
+
+
+@has_side_effect
 def check_none(value: Tensor | None, message: str) -> None:
     """Raise RuntimeError with ``message`` unless ``value`` is None; the graph was captured with None there."""
     if value is not None:
@@ -402,6 +412,7 @@ ALL = (
     select_float,
     select_int,
     invert,
+    add_if_,
     check_none,
     check_shape,
     output_padding,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 from typing import Any, Protocol
 
-from torch import fx
+from torch import Tensor, fx
 
+from fxprune import functional
 from fxprune.errors import AnalysisError, FxpruneError
 from fxprune.modules import ByMode
 
@@ -22,6 +23,9 @@ class Watch(Protocol):
 
     def finish(self, node: fx.Node, value: Any, inside: str) -> None:
         """Take note of a node's value."""
+
+    def forget(self, tensor: Tensor) -> None:
+        """Expect no zeros and no known values of whatever shares the memory of a tensor that is written to."""
 
     def couple(self, one: Any, other: Any) -> None:
         """Say that two results, of the two modes, stand for the same."""
@@ -50,6 +54,12 @@ class Run(fx.Interpreter):
             ) from error
         self.watch.finish(n, value, self.inside)
         return value
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function."""
+        if target is functional.add_if_:
+            self.watch.forget(args[0])  # it is written to in the other mode, if not in this one
+        return super().call_function(target, args, kwargs)
 
     def fetch_attr(self, target: str) -> Any:
         """Return what the graph's module has under a dotted name."""

@@ -57,6 +57,16 @@ def test_invert_is_the_opposite_mode(compiled: Any) -> None:
 
 
 @both_ways
+@pytest.mark.parametrize("number", [2, 0.5])
+def test_add_if_writes_under_its_condition_only(number: float, compiled: Any) -> None:
+    add, total = compiled(functional.add_if_), torch.tensor(1 if isinstance(number, int) else 1.0)
+    add(total, number, False)
+    assert (total.item(), total._version) == (1, 0)
+    add(total, number, True)
+    assert total.item() == 1 + number
+
+
+@both_ways
 def test_check_none_lets_none_pass_and_refuses_a_tensor(compiled: Any) -> None:
     check = compiled(functional.check_none)
     check(None, "a mask was not expected")
@@ -87,7 +97,9 @@ def test_check_shape_refuses_another_shape_than_the_captured_one(compiled: Any, 
             check(torch.ones(2, 3), shape, "x")
 
 
-@pytest.mark.parametrize("function", [functional.check_none, functional.check_shape, functional.batch_norm_momentum])
+@pytest.mark.parametrize(
+    "function", [functional.add_if_, functional.check_none, functional.check_shape, functional.batch_norm_momentum]
+)
 def test_function_with_an_effect_survives_dead_code_elimination(function: Function) -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
@@ -378,7 +390,7 @@ def test_every_function_is_tested_here() -> None:
     """A new function needs a test that names it."""
     public = {n for n, f in vars(functional).items() if getattr(f, "__module__", "") == functional.__name__}
     tested = {
-        "select_float", "select_int", "invert", "check_none", "check_shape", "output_padding", "batch_norm_momentum",
+        "select_float", "select_int", "invert", "add_if_", "check_none", "check_shape", "output_padding", "batch_norm_momentum",
         "instance_norm", "multi_head_attention", "lstm", "gru", "lstm_cell", "rnn_cell",
     }  # fmt: skip
     assert {n for n in public if not n.startswith("_")} == tested

@@ -63,6 +63,7 @@ class Alignment:
     def __init__(self, gm: fx.GraphModule, other: fx.Graph, constants: dict[str, Any]) -> None:
         self.gm, self.graph, self.constants = gm, gm.graph, constants
         self.twin: dict[fx.Node, fx.Node] = {}  # node of the other graph -> the same node of the base graph
+        self.reads: dict[fx.Node, list[fx.Node]] = {}  # get_attr node of the base graph -> those of the other that are the same
         self.hunk_of: dict[fx.Node, Hunk] = {}
         self.hunks: list[Hunk] = []
         self.sizes: set[fx.Node] = set()  # base nodes whose values are sizes, besides those with an example value
@@ -85,12 +86,18 @@ class Alignment:
     # -- who is who --------------------------------------------------------------------------------------------------
 
     def _align_body(self, a: list[fx.Node], b: list[fx.Node], end: fx.Node) -> None:
-        matcher = difflib.SequenceMatcher(None, [_key(n) for n in a], [_key(n) for n in b], autojunk=False)
+        matcher = difflib.SequenceMatcher(None, [self._key(n) for n in a], [self._key(n) for n in b], autojunk=False)
         for tag, a0, a1, b0, b1 in matcher.get_opcodes():
             if tag == "equal":
                 self.twin.update(zip(b[b0:b1], a[a0:a1], strict=True))
             else:
                 self._add(Hunk(a[a0:a1], b[b0:b1], a[a1] if a1 < len(a) else end), len(self.hunks))
+
+    def _key(self, node: fx.Node) -> tuple[Any, ...]:
+        """Return what nodes that are the same share: what they call for which module, and if nobody uses that, on what."""
+        first = node.args[0] if node.args and not node.users else None
+        read = self.twin.get(first, first) if isinstance(first, fx.Node) and first.op == "get_attr" else None
+        return node.op, node.target, node.meta.get("fxprune_module"), read
 
     def _add(self, hunk: Hunk, index: int) -> None:
         self.hunks.insert(index, hunk)
@@ -102,6 +109,7 @@ class Alignment:
             twin = self._read_like(reads, str(node.target))
             if twin is not None:
                 self.twin[node] = twin
+                self.reads.setdefault(twin, []).append(node)
 
     def _read_like(self, reads: dict[str, fx.Node], target: str) -> fx.Node | None:
         """Return the base node that reads what ``target`` is in the other graph, making it if there is none."""
@@ -222,10 +230,6 @@ class Alignment:
 def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
     """Return the leaves and the structure of a node's arguments."""
     return pytree.tree_flatten((node.args, node.kwargs))
-
-
-def _key(node: fx.Node) -> tuple[Any, ...]:
-    return node.op, node.target, node.meta.get("fxprune_module")
 
 
 def _spell_out_defaults(node: fx.Node, like: fx.Node) -> None:

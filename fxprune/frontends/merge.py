@@ -2,7 +2,8 @@
 
 Both graphs are aligned node by node. Where an aligned pair differs in a flag or a number, the graph reads the live
 ``training`` flag of the module that made the node. Where one mode has nodes that the other has not, both versions go into a
-:class:`fxprune.modules.ByMode`. What fits neither stays as in the mode of the capture and is reported.
+:class:`fxprune.modules.ByMode`; what only counts needs no more than a flag. What fits neither stays as in the mode of the
+capture and is reported.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fxprune.frontends.assemble import ensure_module
 from fxprune.frontends.effects import body_of, may_write
 from fxprune.frontends.modes import ModeReads
 from fxprune.modules import ByMode, CapturedModule, clone, compiled_later
-from fxprune.state import join
+from fxprune.state import join, value_at
 
 # Each is the identity in eval mode, and takes its mode as the third argument or by the keyword "training".
 _DROPOUTS = frozenset(
@@ -34,6 +35,10 @@ _DROPOUTS = frozenset(
         torch.ops.aten.feature_dropout.default, torch.ops.aten.feature_alpha_dropout.default,
     }
 )  # fmt: skip
+
+
+# A counter moves on by a plain number.
+_ADDITIONS = frozenset({"add_", operator.iadd, torch.ops.aten.add_.Tensor, torch.ops.aten.add_.Scalar})
 
 
 class _CannotMergeError(Exception):
@@ -80,6 +85,7 @@ class _Merge:
         self.reads = reads
         self.aligned = alignment
         self.lost: dict[str, None] = {}
+        self.flags: dict[str, fx.Node] = {}  # the last read of each mode that counters go by
 
     def run(self) -> list[str]:
         differences = self.aligned.differences()
@@ -139,11 +145,18 @@ class _Merge:
 
     def _flag(self, node: fx.Node) -> fx.Node:
         """Read, at the insertion point, the mode of the module that made ``node``."""
-        path = self.reads.owner_for(node.meta.get("fxprune_module", ""))
+        path = self._owner(node)
         if path is None:
             raise _CannotMergeError
+        target = join(path, "training")
+        if (flag := self.flags.get(target)) is not None and node.graph is self.graph and flag < node:
+            return flag
         ensure_module(self.gm, self.model, path)
-        return self.graph.create_node("get_attr", join(path, "training"))
+        return self.graph.create_node("get_attr", target)
+
+    def _owner(self, node: fx.Node) -> str | None:
+        """Return the module whose mode decides on ``node``; None if several may."""
+        return self.reads.owner_for(node.meta.get("fxprune_module", ""))
 
     def _lose(self, node: fx.Node) -> None:
         self.lost.setdefault(node.meta.get("fxprune_module", ""))
@@ -152,8 +165,52 @@ class _Merge:
         hunk = choice.hunk
         if not choice.pairs and not self._may_write(hunk):
             return  # dead code of one mode
-        if not self._settle_dropout(choice):
+        if not (self._settle_counters(choice) or self._settle_dropout(choice)):
             self._settle_by_mode(choice)
+
+    def _settle_counters(self, choice: _Choice) -> bool:
+        """Let counters that move on in one mode only do so by a live flag, each in one node."""
+        hunk, twin = choice.hunk, self.aligned.twin
+        counters: dict[fx.Node, fx.Node] = {}
+        for node in (*hunk.base, *hunk.other):
+            if (counter := self._counter(node)) is None:
+                return False
+            counters[node] = counter
+        if not counters:
+            return False
+        for ours, theirs in choice.pairs:  # what is written in place is its own result
+            if (same := counters.get(ours, ours)) is not counters.get(theirs, twin.get(theirs)):
+                return False
+            choice.results[ours, theirs] = same
+        for node, counter in counters.items():
+            if not counter < hunk.at or self._is_only_read_by(node, counter):
+                hunk.at.prepend(counter)
+            with self.graph.inserting_before(hunk.at):
+                condition = flag = self._flag(node)
+                if (node.graph is self.graph) is not self.training:
+                    condition = self.graph.call_function(functional.invert, (flag,))
+                counting = self.graph.call_function(functional.add_if_, (counter, node.args[1], condition))
+            counting.meta.update((k, v) for k, v in node.meta.items() if k != "val")
+            self.flags[str(flag.target)] = flag
+        return True
+
+    def _is_only_read_by(self, node: fx.Node, read: fx.Node) -> bool:
+        """Tell whether nothing but ``node``, of the other graph, uses what ``read`` reads in either."""
+        users = [user for theirs in self.aligned.reads.get(read, ()) for user in theirs.users]
+        return users == [node] and not read.users
+
+    def _counter(self, node: fx.Node) -> fx.Node | None:
+        """Return the base node that reads the single number that ``node`` only adds a plain one to; None if it does more."""
+        if node.target not in _ADDITIONS or node.kwargs or len(node.args) != 2:
+            return None
+        counter, number = node.args
+        if type(number) not in (int, float) or not isinstance(counter, fx.Node):
+            return None
+        counter = counter if counter.graph is self.graph else self.aligned.twin.get(counter)
+        if counter is None or counter.op != "get_attr" or self._owner(node) is None:
+            return None
+        value = value_at(self.gm, str(counter.target))
+        return counter if isinstance(value, Tensor) and value.dim() == 0 else None
 
     def _settle_dropout(self, choice: _Choice) -> bool:
         """Keep a dropout that the model skips in eval mode as one node with a live flag."""
@@ -195,8 +252,7 @@ class _Merge:
         at = self._place(choice, inputs)
         base = self._branch(self.gm, hunk.base, results, ours, tensors, sizes)
         other = self._branch(self.model, hunk.other, their_results, theirs, tensors, sizes)
-        asked_in = (hunk.base or hunk.other or [at])[0].meta.get("fxprune_module", "")
-        made_by = self.reads.owner_for(asked_in)
+        made_by = self._owner((hunk.base or hunk.other or [at])[0])
         if made_by is None:
             raise _CannotMergeError
         owner = ensure_module(self.gm, self.model, made_by)

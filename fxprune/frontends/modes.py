@@ -33,13 +33,16 @@ class ModeReads:
     def __init__(self, model: nn.Module) -> None:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._seen: dict[Read, None] = {}
+        self._asked: dict[str, set[str]] = {}  # by the module that reads flags those that it reads them of
 
     def note(self, module: nn.Module, frame: FrameType) -> None:
         """Record that the code of ``frame`` asked ``module`` for its mode."""
         owner = self._paths.get(id(module))
         if owner is not None:
             line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            self._seen.setdefault(Read(owner, self._reader(frame, owner), line))
+            reader = self._reader(frame, owner)
+            self._seen.setdefault(Read(owner, reader, line))
+            self._asked.setdefault(reader, set()).add(owner)
 
     def _reader(self, frame: FrameType | None, default: str) -> str:
         """Return the path of the module whose method the code belongs to, or was called from."""
@@ -59,9 +62,8 @@ class ModeReads:
         A module that asks nobody goes by what the modules around it ask, which pass it their answer.
         """
         while True:
-            owners = {read.owner for read in self._seen if read.reader == path}
-            if owners:
-                return path if path in owners else owners.pop() if len(owners) == 1 else None
+            if owners := self._asked.get(path):
+                return path if path in owners else next(iter(owners)) if len(owners) == 1 else None
             if not path:
                 return ""
             path = path.rpartition(".")[0]
