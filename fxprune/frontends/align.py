@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,7 +67,8 @@ class Alignment:
         self.hunk_of: dict[fx.Node, Hunk] = {}
         self.hunks: list[Hunk] = []
         self.sizes: set[fx.Node] = set()  # base nodes whose values are sizes, besides those with an example value
-        self.odd: list[fx.Node] = []  # base nodes whose arguments differ in structure
+        self._differing: dict[fx.Node, list[Difference] | None] = {}  # by base node; None where the structure differs
+        self._changed: dict[fx.Node, fx.Node] | None = None  # pairs to compare anew; at first all
         end = self.graph.output_node()
         self.twin[other.output_node()] = end
         self.twin.update(zip(other.find_nodes(op="placeholder"), self.graph.find_nodes(op="placeholder"), strict=True))
@@ -80,8 +81,13 @@ class Alignment:
 
     def differences(self) -> list[Difference]:
         """Return what differs between nodes that are the same otherwise, in the order of the base graph."""
-        self.odd = []
-        return [d for theirs, ours in sorted(self.twin.items(), key=lambda pair: pair[1]) for d in self._compare(ours, theirs)]
+        self._compare_changed()
+        return [d for _, found in sorted(self._differing.items()) for d in found or ()]
+
+    def odd(self) -> list[fx.Node]:
+        """Return the base nodes whose arguments differ in structure, in order."""
+        self._compare_changed()
+        return sorted(node for node, found in self._differing.items() if found is None)
 
     # -- who is who --------------------------------------------------------------------------------------------------
 
@@ -169,13 +175,12 @@ class Alignment:
 
     def _part_unlike(self) -> bool:
         """Make a hunk of each pair of nodes that share no form; returns whether there were such."""
-        differences = self.differences()
-        unlike = [*self.odd, *(d.user for d in differences if not d.is_value and not d.is_number)]
+        unlike = [*self.odd(), *(d.user for d in self.differences() if not d.is_value and not d.is_number)]
         unlike = [node for node in unlike if node.op in _BODY]
-        others = {ours: theirs for theirs, ours in self.twin.items()}
+        others = {ours: theirs for theirs, ours in self.twin.items()} if unlike else {}
         for ours in dict.fromkeys(unlike):
             theirs = others[ours]
-            del self.twin[theirs]
+            self._part(theirs)
             at = ours.next
             self._add(Hunk([ours], [theirs], at), sum(hunk.at <= ours for hunk in self.hunks))
         return bool(unlike)
@@ -204,27 +209,51 @@ class Alignment:
         between = {ours: theirs for theirs, ours in self.twin.items() if start <= ours < end and ours.op in _BODY}
         between = {ours: theirs for ours, theirs in between.items() if ours not in self.sizes}
         for theirs in between.values():
-            del self.twin[theirs]
+            self._part(theirs)
         del self.hunks[first : last + 1]
         self._add(Hunk(sorted([*base, *between]), sorted([*other, *between.values()]), end), first)
 
     # -- differences -------------------------------------------------------------------------------------------------
 
-    def _compare(self, ours: fx.Node, theirs: fx.Node) -> Iterator[Difference]:
+    def _part(self, theirs: fx.Node) -> None:
+        """Let a node of the other graph have no twin any more; what uses it is compared anew."""
+        assert self._changed is not None  # only what was compared is found to be unlike
+        self._differing.pop(self.twin.pop(theirs), None)
+        self._changed.pop(theirs, None)
+        self._changed.update((user, self.twin[user]) for user in theirs.users if user in self.twin)
+
+    def _compare_changed(self) -> None:
+        for theirs, ours in (self.twin if self._changed is None else self._changed).items():
+            self._differing.pop(ours, None)
+            found = self._compare(ours, theirs)
+            if found != []:
+                self._differing[ours] = found
+        self._changed = {}
+
+    def _compare(self, ours: fx.Node, theirs: fx.Node) -> list[Difference] | None:
+        """Return the arguments in which two nodes differ; None if their structure does."""
+        if self._is_same(ours.args, theirs.args) and self._is_same(ours.kwargs, theirs.kwargs):
+            return []
         _spell_out_defaults(ours, theirs)
         _spell_out_defaults(theirs, ours)
         a, spec_a = flatten(ours)
         b, spec_b = flatten(theirs)
         if spec_a != spec_b:
-            self.odd.append(ours)
-            return
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            if isinstance(y, fx.Node) and y in self.twin:
-                same = x is self.twin[y]
-            else:
-                same = type(x) is type(y) and not isinstance(x, fx.Node) and bool(x == y)
-            if not same:
-                yield Difference(ours, index, x, y)
+            return None
+        pairs = enumerate(zip(a, b, strict=True))
+        return [Difference(ours, index, x, y) for index, (x, y) in pairs if not self._is_same(x, y)]
+
+    def _is_same(self, x: Any, y: Any) -> bool:
+        """Tell whether arguments of the base graph and of the other are the same, aggregates with all that is in them."""
+        if isinstance(y, fx.Node):
+            return isinstance(x, fx.Node) and self.twin.get(y) is x
+        if type(x) is not type(y):
+            return False
+        if isinstance(x, tuple | list):
+            return len(x) == len(y) and all(map(self._is_same, x, y))
+        if isinstance(x, dict):
+            return list(x) == list(y) and all(map(self._is_same, x.values(), y.values()))
+        return bool(x == y)
 
 
 def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:

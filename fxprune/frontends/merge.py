@@ -89,7 +89,7 @@ class _Merge:
 
     def run(self) -> list[str]:
         differences = self.aligned.differences()
-        for node in self.aligned.odd:
+        for node in self.aligned.odd():
             self._lose(node)
         choices = {hunk: _Choice(hunk) for hunk in self.aligned.hunks}
         chosen = {d: self._choice(d, choices) for d in differences if d.is_value}
