@@ -20,7 +20,7 @@ from fxprune.frontends.modes import in_mode, switching_changes
 from fxprune.frontends.program import Programs
 from fxprune.frontends.trace import bind
 from fxprune.frontends.untouched import own_random_numbers
-from fxprune.modules import CapturedModule
+from fxprune.modules import CapturedModule, compile_all, compiled_later
 from fxprune.passes.mask import insert_masks
 from fxprune.uncollected import uncollected
 
@@ -67,7 +67,7 @@ def capture(
     model = _as_written(model)
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
     check_hooks(model)
-    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), uncollected():
+    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
         with without_prune_hooks(model) as pruned, own_random_numbers(model) as other_generators:
             attempt = _first_that_works(Example(model, args, kwargs, Programs(model)), frontend)
         for entry in pruned:
@@ -76,6 +76,7 @@ def capture(
             attempt.gm.recompile()
         attempt.gm.example = (args, kwargs)
         notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(model), *_unsynchronised(model)]
+    compile_all(attempt.gm)
     for note in dict.fromkeys(notes):
         warnings.warn(note, CaptureWarning, stacklevel=2)
     return attempt.gm

@@ -23,8 +23,6 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.graph import PythonCode
 from torch.fx.node import Node
 
-from fxprune.uncompiled import uncompiled_forward
-
 ORIG = "_orig"
 MASK = "_mask"
 
@@ -210,14 +208,26 @@ class CapturedModule(MaskLoading, fx.GraphModule):
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def recompile(self) -> PythonCode:
-        """Make the code of ``forward`` anew from the graph."""
+        """Make the code of ``forward`` anew from the graph; within :func:`compiled_later`, when it is asked for."""
         if not _COMPILES_LATER.get():
             return super().recompile()
         vars(self).pop("_code", None)
-        type(self).forward = uncompiled_forward(self._graph)
+        type(self).forward = _Forward()  # type: ignore[assignment] # each graph has a class of its own
         return _NO_CODE
 
+    def compile_put_off(self) -> None:
+        """Make the code if there is none for the graph yet."""
+        if not is_compiled(self):
+            super().recompile()
+
+    @property
+    def code(self) -> str:
+        """The code of ``forward``."""
+        self.compile_put_off()
+        return super().code
+
     __jit_ignored_attributes__ = ("example",)  # TorchScript wants to know the type of what is annotated
+    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "code"]  # noqa: RUF012
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the state and a flat list of the nodes."""
@@ -238,13 +248,23 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         return copied
 
 
+class _Forward:
+    """Stands for the ``forward`` of a graph without code, and makes it when somebody asks for it."""
+
+    def __get__(self, gm: CapturedModule | None, owner: type[CapturedModule]) -> Any:
+        if gm is None:
+            return self
+        gm.compile_put_off()
+        return gm.forward
+
+
 _COMPILES_LATER: contextvars.ContextVar[bool] = contextvars.ContextVar("fxprune_compiles_later", default=False)
 _NO_CODE = PythonCode("", {}, None)
 
 
 @contextlib.contextmanager
 def compiled_later() -> Iterator[None]:
-    """Make no code for graphs that are set within the context until they are called, or :func:`compile_all` is."""
+    """Make no code for graphs that are set within the context before somebody calls them."""
     token = _COMPILES_LATER.set(True)
     try:
         yield
@@ -258,10 +278,10 @@ def is_compiled(gm: fx.GraphModule) -> bool:
 
 
 def compile_all(gm: fx.GraphModule) -> None:
-    """Make the code of a graph, and of those in its modules, where that was left for later."""
-    for module in gm.modules():
-        if isinstance(module, CapturedModule) and not is_compiled(module):
-            module.recompile()
+    """Make the code that was put off, of a graph and of those in it, unless it still is to be made later."""
+    for module in gm.modules() if not _COMPILES_LATER.get() else ():
+        if isinstance(module, CapturedModule):
+            module.compile_put_off()
 
 
 # What recompile() makes of the graph; and the example, which is of no use elsewhere.

@@ -147,8 +147,6 @@ def prune(
             gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
         if state.all_masked(gm):
             gm = baked_copy(gm)
-        if importance is not None:  # which may do anything with it
-            compile_all(gm)
         inputs = _inputs(gm, None, None) if verify else None
         # In a function of its own, so that the analysis is gone when the collector is on again.
         masked, small, why = _pruned(

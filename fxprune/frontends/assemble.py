@@ -30,7 +30,8 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     _copy_tree(model, gm, called, wanted, {})
     for node in graph.find_nodes(op="get_attr"):
         _provide(gm, model, str(node.target), constants)
-    gm.graph = graph
+    with compiled_later():
+        gm.graph = graph
     return gm
 
 

@@ -58,13 +58,20 @@ class _Run(nn.Module):
         self.recorder = _Recorder(gm, look)
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs: list[Any] = list(inspect.signature(self.gm.forward).bind(*args, **kwargs).arguments.values())
-        if isinstance(self.gm.graph._codegen, _PyTreeCodeGen):
-            inputs = pytree.tree_leaves(inputs)
+        inputs = _in_order(self.gm, args, kwargs)
         try:
             return self.gm.graph.process_outputs(self.recorder.run(*inputs, enable_io_processing=False))
         finally:
             self.recorder.env, self.recorder.args_iter = {}, iter(())  # keeps no tensor alive
+
+
+def _in_order(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return one value for each input node of the graph."""
+    if isinstance(gm.graph._codegen, _PyTreeCodeGen):
+        return pytree.tree_leaves(list(inspect.signature(gm.forward).bind(*args, **kwargs).arguments.values()))
+    # The graph may have no code yet, and does not need any.
+    names = [str(node.target) for node in gm.graph.find_nodes(op="placeholder")]
+    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
 
 
 def check_against_model(
