@@ -22,6 +22,7 @@ from fxprune.frontends.trace import bind
 from fxprune.frontends.untouched import own_random_numbers
 from fxprune.modules import CapturedModule, compile_all, compiled_later
 from fxprune.passes.mask import insert_masks
+from fxprune.tree import all_modules
 from fxprune.uncollected import uncollected
 
 Frontend = Literal["auto", "trace", "export"]
@@ -93,7 +94,7 @@ def _as_written(model: Any) -> Any:
 
 
 def _unsynchronised(model: nn.Module) -> list[str]:
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    paths = [path for path, module in all_modules(model) if isinstance(module, nn.SyncBatchNorm)]
     if not paths:
         return []
     return [f"{', '.join(paths)}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does"]
@@ -110,7 +111,7 @@ def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[
         raise CaptureError(f'frontend must be "auto", "trace" or "export", not {frontend!r}')
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
-    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    scripted = [path for path, module in all_modules(model) if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         raise CaptureError(f"module {scripted[0] or '(the model itself)'!r} is TorchScript, which no front end looks into")
     args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)

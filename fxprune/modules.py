@@ -23,6 +23,8 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.graph import PythonCode
 from torch.fx.node import Node
 
+from fxprune.tree import all_modules
+
 ORIG = "_orig"
 MASK = "_mask"
 
@@ -279,7 +281,7 @@ def is_compiled(gm: fx.GraphModule) -> bool:
 
 def compile_all(gm: fx.GraphModule) -> None:
     """Make the code that was put off, of a graph and of those in it, unless it still is to be made later."""
-    for module in gm.modules() if not _COMPILES_LATER.get() else ():
+    for _, module in all_modules(gm) if not _COMPILES_LATER.get() else ():
         if isinstance(module, CapturedModule):
             module.compile_put_off()
 

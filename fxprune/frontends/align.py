@@ -32,10 +32,13 @@ class Hunk:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """An argument of the base node ``user``, number ``index`` when flattened, that is ``ours`` there and ``theirs`` else."""
+    """An argument of the base node ``user`` that is ``ours`` there and ``theirs`` else.
+
+    ``place`` leads to it: into ``(args, kwargs)``, then into one aggregate after the other.
+    """
 
     user: fx.Node
-    index: int
+    place: tuple[Any, ...]
     ours: Any
     theirs: Any
 
@@ -236,12 +239,20 @@ class Alignment:
             return []
         _spell_out_defaults(ours, theirs)
         _spell_out_defaults(theirs, ours)
-        a, spec_a = flatten(ours)
-        b, spec_b = flatten(theirs)
-        if spec_a != spec_b:
-            return None
-        pairs = enumerate(zip(a, b, strict=True))
-        return [Difference(ours, index, x, y) for index, (x, y) in pairs if not self._is_same(x, y)]
+        found: list[Difference] = []
+        alike = self._compare_parts(ours, (ours.args, ours.kwargs), (theirs.args, theirs.kwargs), (), found)
+        return found if alike else None
+
+    def _compare_parts(self, user: fx.Node, x: Any, y: Any, place: tuple[Any, ...], found: list[Difference]) -> bool:
+        """Add the differences between two arguments to ``found``; returns whether their structure is the same."""
+        keys = _keys(x)
+        if keys is None and _keys(y) is None:
+            if not self._is_same(x, y):
+                found.append(Difference(user, place, x, y))
+            return True
+        if keys is None or type(x) is not type(y) or keys != _keys(y):
+            return False
+        return all(self._compare_parts(user, x[key], y[key], (*place, key), found) for key in keys)
 
     def _is_same(self, x: Any, y: Any) -> bool:
         """Tell whether arguments of the base graph and of the other are the same, aggregates with all that is in them."""
@@ -254,6 +265,25 @@ class Alignment:
         if isinstance(x, dict):
             return list(x) == list(y) and all(map(self._is_same, x.values(), y.values()))
         return bool(x == y)
+
+
+def _keys(value: Any) -> list[Any] | None:
+    """Return what leads to the parts of an aggregate, None for any other value."""
+    if isinstance(value, dict):
+        return list(value)
+    return list(range(len(value))) if isinstance(value, tuple | list) else None
+
+
+def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """Return arguments with another one at a place that a :class:`Difference` has."""
+    if not place:
+        return new
+    key, *rest = place
+    part = replaced(value[key], tuple(rest), new)
+    if isinstance(value, dict):
+        return {**value, key: part}
+    items = [*value[:key], part, *value[key + 1 :]]
+    return items if isinstance(value, list) else type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.modules import CapturedModule, Container, clone, compiled_later
-from fxprune.state import ensure_container, split, value_at
+from fxprune.state import ensure_container, join, split, value_at
 
 
 def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> CapturedModule:
@@ -24,10 +24,10 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     with compiled_later():
         gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
     gm.training = model.training
-    called = {id(model.get_submodule(target)) for target in {str(n.target) for n in graph.find_nodes(op="call_module")}}
-    wanted: dict[int, bool] = {}
-    _is_wanted(model, called, wanted)
-    _copy_tree(model, gm, called, wanted, {})
+    called = {id(model.get_submodule(str(node.target))) for node in graph.find_nodes(op="call_module")}
+    needed: set[int] = set()
+    _mark_needed(model, called, needed, set())
+    _copy_tree(model, gm, called, needed, {})
     for node in graph.find_nodes(op="get_attr"):
         _provide(gm, model, str(node.target), constants)
     with compiled_later():
@@ -35,16 +35,24 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     return gm
 
 
-def _copy_tree(
-    source: nn.Module, target: nn.Module, called: set[int], wanted: dict[int, bool], done: dict[int, nn.Module]
-) -> None:
+def _mark_needed(module: nn.Module, called: set[int], needed: set[int], seen: set[int]) -> None:
+    """Add the modules with tensors, those that are called, and all around them to ``needed``."""
+    seen.add(id(module))
+    for child in module._modules.values():
+        if child is not None and id(child) not in seen:
+            _mark_needed(child, called, needed, seen)
+    if module._parameters or module._buffers or id(module) in called or any(id(c) in needed for c in module._modules.values()):
+        needed.add(id(module))
+
+
+def _copy_tree(source: nn.Module, target: nn.Module, called: set[int], needed: set[int], done: dict[int, nn.Module]) -> None:
     """Fill ``target`` with the tensors of ``source`` and its submodules; a module met twice stays one."""
     for name, parameter in source._parameters.items():
         target.register_parameter(name, parameter)
     for name, buffer in source._buffers.items():
         target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
     for name, child in source._modules.items():
-        if child is None or not wanted[id(child)]:
+        if child is None or id(child) not in needed:
             continue
         if id(child) not in done:
             if id(child) in called:
@@ -52,27 +60,21 @@ def _copy_tree(
             else:
                 done[id(child)] = container = Container()
                 container.training = child.training
-                _copy_tree(child, container, called, wanted, done)
+                _copy_tree(child, container, called, needed, done)
         target.add_module(name, done[id(child)])
-
-
-def _is_wanted(module: nn.Module, called: set[int], known: dict[int, bool]) -> bool:
-    """Tell whether a module is called or holds tensors, or has one inside that does; all of them are ``known`` afterwards."""
-    if id(module) not in known:
-        inside = [_is_wanted(child, called, known) for child in module._modules.values() if child is not None]
-        known[id(module)] = id(module) in called or bool(module._parameters or module._buffers) or any(inside)
-    return known[id(module)]
 
 
 def ensure_module(gm: fx.GraphModule, model: nn.Module, path: str) -> nn.Module:
     """Return the module of ``gm`` at ``path``, making it with the mode of the model's module there if it is missing."""
-    for end in [i for i, c in enumerate(path) if c == "."] + [len(path)]:
-        part = path[:end]
-        try:
-            gm.get_submodule(part)
-        except AttributeError:
-            ensure_container(gm, part).training = _mode(model, part)
-    return gm.get_submodule(path)
+    module: nn.Module = gm
+    reached = ""
+    for name in path.split(".") if path else ():
+        reached = join(reached, name)
+        if (child := module._modules.get(name)) is None:
+            child = ensure_container(gm, reached)
+            child.training = _mode(model, reached)
+        module = child
+    return module
 
 
 def _mode(model: nn.Module, path: str) -> bool:

@@ -12,6 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from fxprune.errors import HookError
 from fxprune.modules import MASK, ORIG
 from fxprune.state import join
+from fxprune.tree import all_modules
 
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -33,7 +34,7 @@ def check_hooks(model: nn.Module) -> None:
     """
     found = [
         f"{path or '(the model itself)'} ({type(module).__name__}): {kind.strip('_')[:-1].replace('_', ' ')} {_name(hook)}"
-        for path, module in model.named_modules()
+        for path, module in all_modules(model)
         for kind in _KINDS
         for hook in getattr(module, kind).values()
         if not isinstance(hook, torch_prune.BasePruningMethod)
@@ -59,14 +60,14 @@ def without_prune_hooks(model: nn.Module) -> Iterator[list[Pruned]]:
     found: list[Pruned] = []
     saved: list[tuple[nn.Module, dict[str, object]]] = []
     try:
-        for path, module in model.named_modules():
+        for path, module in all_modules(model):
             hooks = {k: h for k, h in module._forward_pre_hooks.items() if isinstance(h, torch_prune.BasePruningMethod)}
             if not hooks:
                 continue
             saved.append((module, _snapshot(module)))
             for key, hook in hooks.items():
                 name = hook._tensor_name
-                found.append(Pruned(join(path, name), module._buffers[name + MASK], hook))
+                found.append(Pruned(join(path, name), module.get_buffer(name + MASK), hook))
                 del module._forward_pre_hooks[key]
                 _undress(module, name)
         yield found

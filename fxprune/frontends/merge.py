@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from fxprune import functional
-from fxprune.frontends.align import Alignment, Difference, Hunk, flatten
+from fxprune.frontends.align import Alignment, Difference, Hunk, replaced
 from fxprune.frontends.assemble import ensure_module
 from fxprune.frontends.effects import body_of, may_write
 from fxprune.frontends.modes import ModeReads
@@ -124,9 +123,7 @@ class _Merge:
             in_train, in_eval = (ours, theirs) if self.training else (theirs, ours)
             with self.graph.inserting_before(user):
                 new = self._choose(user, in_train, in_eval)
-        leaves, spec = flatten(user)
-        leaves[difference.index] = new
-        user.args, user.kwargs = pytree.tree_unflatten(leaves, spec)
+        user.args, user.kwargs = replaced((user.args, user.kwargs), difference.place, new)
 
     def _choose(self, user: fx.Node, in_train: Any, in_eval: Any) -> fx.Node:
         kinds = {type(in_train), type(in_eval)}

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.state import join
+from fxprune.tree import all_modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ModeReads:
     """The reads of ``module.training`` seen during a capture, in order, each once."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._paths = {id(module): path for path, module in all_modules(model)}
         self._seen: dict[Read, None] = {}
         self._asked: dict[str, set[str]] = {}  # by the module that reads flags those that it reads them of
 
@@ -124,25 +125,26 @@ def unnoted() -> Iterator[None]:
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put every module of ``model`` in train or eval mode within the context."""
-    before = {module: module.__dict__["training"] for module in model.modules()}
-    for module in before:
-        module.__dict__["training"] = training
+    attributes = [vars(module) for _, module in all_modules(model)]
+    before = [found["training"] for found in attributes]
+    for found in attributes:
+        found["training"] = training
     try:
         yield
     finally:
-        for module, flag in before.items():
-            module.__dict__["training"] = flag
+        for found, flag in zip(attributes, before, strict=True):
+            found["training"] = flag
 
 
 def is_mixed(model: nn.Module) -> bool:
     """Tell whether some modules are in train mode and others in eval mode."""
-    return len({module.training for module in model.modules()}) > 1
+    return len({module.training for _, module in all_modules(model)}) > 1
 
 
 def switching_changes(model: nn.Module) -> list[str]:
     """Describe each module whose own ``train`` or ``eval`` does more than to set the flag, found out on a copy."""
     notes = []
-    for path, module in model.named_modules():
+    for path, module in all_modules(model):
         if type(module).train is nn.Module.train and type(module).eval is nn.Module.eval:
             continue
         changed = _changed_by_switching(module)

@@ -12,6 +12,7 @@ from torch import fx
 from fxprune import functional
 from fxprune.modules import ByMode
 from fxprune.state import value_at
+from fxprune.tree import all_modules
 
 # A counter moves on by a plain number.
 ADDITIONS = frozenset({"add_", operator.iadd, torch.ops.aten.add_.Tensor, torch.ops.aten.add_.Scalar})
@@ -60,7 +61,7 @@ class _Listing:
         """List the calls of a graph, this one or one inside, and return what it gives."""
         values: dict[fx.Node, Any] = {}
         given = iter(inputs or ())
-        by_mode = {name: module for name, module in gm.named_modules() if isinstance(module, ByMode)}
+        by_mode = {name: module for name, module in all_modules(gm) if isinstance(module, ByMode)}
         for node in gm.graph.nodes:
             if node.op == "placeholder":
                 values[node] = _Value(node.target) if inputs is None else next(given)
