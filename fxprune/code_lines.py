@@ -6,7 +6,6 @@ import functools
 import linecache
 import os
 import re
-import sys
 from types import CodeType, FrameType
 
 import torch
@@ -33,13 +32,16 @@ def _last_line(trace: str) -> str:
     return ""
 
 
-def calling_lines() -> str:
-    """Return the lines of the model's code that the caller was called from, the outermost first, as a traceback has them.
+def calling_lines(frame: FrameType | None, around: str = "") -> str:
+    """Return the lines of the model's code that a frame was called from, the outermost first, as a traceback has them.
 
     What ``fx.Tracer.record_stack_traces`` gives, without the lines of torch itself, and in a tenth of the time.
+
+    Args:
+        frame: the frame, included.
+        around: the lines around the innermost frame of a function called ``inside_module``, which are not looked at again.
     """
     lines: list[str] = []
-    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         at = id(frame.f_code), frame.f_lasti
         known = _LINES.get(at)
@@ -52,13 +54,13 @@ def calling_lines() -> str:
             break
         lines.append(line)
         frame = frame.f_back
-    return "".join(reversed(lines)).strip()
+    return around + "".join(reversed(lines))
 
 
 _MOST = 1 << 15  # lines to know at a time
 # By the identity of the code, which is kept so that no other takes it: Python hashes all of a code object each time.
 _LINES: dict[tuple[int, int], tuple[CodeType, str]] = {}
-_END = "what is around a trace called for the capture"
+_END = "what is around a trace called for the capture; what is around a call of a module is known"
 
 
 def _line(frame: FrameType) -> str:
@@ -67,4 +69,5 @@ def _line(frame: FrameType) -> str:
         number = frame.f_lineno
         text = f'  File "{file}", line {number}, in {frame.f_code.co_name}\n'
         return f"{text}    {linecache.getline(file, number).strip()}\n"
-    return _END if file.startswith(_TRACER) and frame.f_code.co_name == "trace" else ""
+    is_end = frame.f_code.co_name == "trace" if file.startswith(_TRACER) else frame.f_code.co_name == "inside_module"
+    return _END if is_end else ""

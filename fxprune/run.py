@@ -31,7 +31,23 @@ class Watch(Protocol):
         """Say that two results, of the two modes, stand for the same."""
 
 
-class Run(fx.Interpreter):
+class Steps(fx.Interpreter):
+    """Runs a graph node by node, with less around each node than torch's own, which keeps notes for tracers inside."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+    def fetch_attr(self, target: str) -> Any:
+        """Return what the graph's module has under a dotted name."""
+        try:
+            return operator.attrgetter(target)(self.module)
+        except AttributeError:
+            return super().fetch_attr(target)  # which names the part that is missing
+
+
+class Run(Steps):
     """Runs the graph under a watch, which it tells where it is."""
 
     def __init__(self, gm: fx.GraphModule, watch: Watch, inside: str = "") -> None:
@@ -44,8 +60,7 @@ class Run(fx.Interpreter):
         """Run one node."""
         self.watch.at(n, self.inside)
         try:
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            value = self._branches(n, args, kwargs) if n.op == "call_module" else getattr(self, n.op)(n.target, args, kwargs)
+            value = self._branches(n) if n.op == "call_module" else super().run_node(n)
         except FxpruneError:
             raise
         except Exception as error:
@@ -61,15 +76,9 @@ class Run(fx.Interpreter):
             self.watch.forget(args[0])  # it is written to in the other mode, if not in this one
         return super().call_function(target, args, kwargs)
 
-    def fetch_attr(self, target: str) -> Any:
-        """Return what the graph's module has under a dotted name."""
-        try:
-            return operator.attrgetter(target)(self.module)
-        except AttributeError:
-            return super().fetch_attr(target)  # which names the part that is missing
-
-    def _branches(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _branches(self, node: fx.Node) -> Any:
         """Call a module; of one that differs by mode both versions, since dependencies have to hold in either."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
         module = self.fetch_attr(str(node.target))
         if not isinstance(module, ByMode):
             return module(*args, **kwargs)

@@ -23,11 +23,12 @@ from fxprune.frontends.effects import writes_to_parameters
 from fxprune.frontends.program import Programs, described
 from fxprune.frontends.standins import Form
 from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
+from fxprune.run import Steps
 
 Look = Callable[[Tensor], Any]
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Steps):
     """Runs a graph and notes on each node what its value looks like: ``look`` of each tensor."""
 
     def __init__(self, gm: fx.GraphModule, look: Look | None) -> None:

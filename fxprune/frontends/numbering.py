@@ -60,7 +60,7 @@ class Execution(TorchDispatchMode):
         super().__init__()
         self._numbering = numbering
         self._values = OfTensors()  # of stand-ins
-        self._leaves: dict[int, Value] = {}  # of the tensors that they stand for, which code may still hold
+        self._leaves: dict[int, Value] = {}  # of real tensors that are without values here, maybe since others stand for them
         self._constants = OfTensors()
         self._memories: dict[int, Memory] = {}  # of real tensors
         self._fresh: dict[int, torch.UntypedStorage] = {}  # made by computed calls
@@ -70,18 +70,24 @@ class Execution(TorchDispatchMode):
         self._tape: list[Step] = []
         self._inside = False  # a call of a module that is being noted
 
-    def stand_in(self, real: Tensor, *name: Any) -> Tensor:
-        """Return a stand-in for ``real``, a tensor that ``name`` tells from all others."""
+    def leaf(self, real: Tensor, *name: Any) -> Value:
+        """Take ``real``, a tensor that ``name`` tells from all others, for one without values; return what is known of it."""
         if type(real) not in (Tensor, nn.Parameter):
             raise IncomparableError(f"a tensor of type {type(real).__name__}")
         form, memory = Form.of(real), self._memory_of(real)
         value = Value(self._numbering.of("leaf", name, form, real.storage_offset()), form, memory, 0, real)
-        tensor = form.stand_in().requires_grad_(real.requires_grad)
+        self._leaves[id(real)] = value
+        self._devices.setdefault(real.device)
+        return value
+
+    def stand_in(self, real: Tensor, *name: Any) -> Tensor:
+        """Return a stand-in for ``real``, a tensor that ``name`` tells from all others."""
+        value = self.leaf(real, *name)
+        tensor = value.form.stand_in().requires_grad_(real.requires_grad)
         if isinstance(real, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=real.requires_grad)
         value.address = storage(tensor)
-        self._values[tensor] = self._leaves[id(real)] = value
-        self._devices.setdefault(real.device)
+        self._values[tensor] = value
         return tensor
 
     @contextlib.contextmanager

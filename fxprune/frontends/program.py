@@ -13,7 +13,6 @@ are locked.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from torch.utils import _pytree as pytree
 from fxprune.frontends.numbering import Execution, Numbering
 from fxprune.frontends.standins import PROPAGATION, Form, IncomparableError
 from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
+from fxprune.tree import all_modules
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
@@ -44,11 +44,11 @@ def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What a run came to, by numbers: the results, the inputs as it left them, and the state."""
+    """What a run came to, by numbers: the results, the inputs as it left them, and the tensors of the model, by their place."""
 
     results: Any
     inputs: Any
-    state: dict[str, int]
+    state: dict[int, int]
 
 
 class Programs:
@@ -56,17 +56,16 @@ class Programs:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        tensors = [*model.parameters(), *model.buffers()]
-        self._place = {id(tensor): index for index, tensor in enumerate(tensors)}
-        self._kinds = accelerators(tensors)
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._kinds = accelerators(self._tensors)
         self._numbering = Numbering(PROPAGATION)
         self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
 
-    def same(self, run: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes | None:
+    def same(self, run: Callable[[Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes | None:
         """Tell whether a graph and its model are the same program on inputs of these forms; neither changes, nor do the inputs.
 
         Args:
-            run: runs the graph when called with ``args`` and ``kwargs``, as two arguments; shares the model's tensors.
+            run: runs the graph when called with ``args`` and ``kwargs``, as two arguments; it has the model's tensors.
             args: positional inputs.
             kwargs: keyword inputs.
 
@@ -76,30 +75,29 @@ class Programs:
         known = self._of_model((args, kwargs))
         if known is None:
             return None
-        (theirs, changes), (ours, _) = known, self._run(run, (args, kwargs)) or (None, None)
-        if ours is None or (ours.results, ours.inputs) != (theirs.results, theirs.inputs):
-            return None
-        return changes if all(ours.state[f"gm.{name}"] == number for name, number in theirs.state.items()) else None
+        theirs, changes = known
+        return changes if self._run(self._of_graph, run, (args, kwargs)) == theirs else None
 
     def _of_model(self, inputs: Any) -> tuple[_Outcome, Changes] | None:
         try:
             forms = described(inputs, lambda tensor: (Form.of(tensor), tensor.storage_offset()))
         except IncomparableError:
             return None
-        key = [module.__dict__["training"] for module in self._model.modules()], forms
-        for known, outcome in self._runs:
+        key = [module.__dict__["training"] for _, module in all_modules(self._model)], forms
+        for known, found in self._runs:
             if known == key:
-                return outcome
-        outcome = self._run(self._model, inputs)
-        self._runs.append((key, outcome))
-        return outcome
+                return found
+        changes = Changes()
+        outcome = self._run(self._of_code, changes, inputs)
+        self._runs.append((key, None if outcome is None else (outcome, changes)))
+        return self._runs[-1][1]
 
-    def _run(self, module: nn.Module, inputs: Any) -> tuple[_Outcome, Changes] | None:
-        """Run the model, or a graph of it, on stand-ins; None if that fails."""
+    def _run(self, run: Callable[[Execution, Any, Any], _Outcome], what: Any, inputs: Any) -> _Outcome | None:
+        """Run the model, or a graph of it, without values; None if that fails."""
         execution = Execution(self._numbering)
-        found: tuple[_Outcome, Changes] | None
+        found: _Outcome | None
         try:
-            found = self._outcome(execution, module, inputs)
+            found = run(execution, what, inputs)
         except Exception:  # code fails on stand-ins as it likes; if it does on tensors as well, a real run will say so
             found = None
         if execution.leaks():
@@ -107,21 +105,26 @@ class Programs:
                 execution.mend_leaks()
         return found
 
-    def _outcome(self, execution: Execution, module: nn.Module, inputs: Any) -> tuple[_Outcome, Changes]:
-        state, stood_for = self._state(execution, module), _inputs(execution, inputs)
-        is_model = module is self._model
-        watch = untouched(module) if is_model else contextlib.nullcontext(Changes())
-        called = stood_for if is_model else (stood_for, {})
-        with fixed_seed(self._kinds), watch as changes, execution.running():
-            result = functional_call(module, state, *called)
-        number = execution.number
-        numbers = {name: number(tensor) for name, tensor in state.items()}
-        return _Outcome(described(result, number), described(stood_for, number), numbers), changes
+    def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> _Outcome:
+        """Run the model's code, which may do anything with its tensors: so others stand for them."""
+        model, places = self._model, {id(tensor): place for place, tensor in enumerate(self._tensors)}
+        named = {name: places[id(t)] for name, t in itertools.chain(model.named_parameters(), model.named_buffers())}
+        state = {name: execution.stand_in(self._tensors[place], "state", place) for name, place in named.items()}
+        stood_for = _inputs(execution, inputs)
+        with fixed_seed(self._kinds), untouched(model, changes), execution.running():
+            result = functional_call(model, state, *stood_for)
+        numbers = {place: execution.number(state[name]) for name, place in named.items()}
+        return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 
-    def _state(self, execution: Execution, module: nn.Module) -> dict[str, Tensor]:
-        """Return stand-ins for parameters and buffers; the graph's own constants stay what they are."""
-        place, tensors = self._place, itertools.chain(module.named_parameters(), module.named_buffers())
-        return {name: execution.stand_in(t, "state", place[id(t)]) for name, t in tensors if id(t) in place}
+    def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> _Outcome:
+        """Run a graph, which does with the model's tensors what its nodes say; its own constants stay what they are."""
+        for place, tensor in enumerate(self._tensors):
+            execution.leaf(tensor, "state", place)
+        stood_for = _inputs(execution, inputs)
+        with fixed_seed(self._kinds), execution.running():
+            result = run(*stood_for)
+        numbers = {place: execution.number(tensor) for place, tensor in enumerate(self._tensors)}
+        return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 
 
 def _inputs(execution: Execution, inputs: Any) -> Any:

@@ -124,6 +124,7 @@ class Tracer(fx.Tracer):
         self._fixed_numbers = fixed_numbers
         self._decisions = decisions
         self._deciding = False
+        self._lines_around = ""
         self._names: dict[int, tuple[str, Any]] = {}  # of the parameters and buffers, by identity
         self._trainable: set[str] = set()  # parameters, modules and inputs that may ask for gradients
 
@@ -161,7 +162,17 @@ class Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Trace a call of a module, unless it is one of those that find a decision."""
-        return forward(*args, **kwargs) if self._deciding else super().call_module(m, forward, args, kwargs)
+        if self._deciding:
+            return forward(*args, **kwargs)
+
+        def inside_module(*args: Any, **kwargs: Any) -> Any:
+            around, self._lines_around = self._lines_around, calling_lines(sys._getframe(1), self._lines_around)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._lines_around = around
+
+        return super().call_module(m, inside_module, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return what the model's code gets for a parameter or buffer; torch.fx would look for its name among all of them."""
@@ -193,7 +204,7 @@ class Tracer(fx.Tracer):
         if context != self._context and self._may_have_gradient(node):
             raise CaptureError(_SWITCHES)
         node.meta["fxprune_module"] = self.scope.module_path
-        node.stack_trace = calling_lines()
+        node.stack_trace = calling_lines(sys._getframe(), self._lines_around).strip()
         return node
 
     def _may_have_gradient(self, node: fx.Node) -> bool:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune.tree import all_modules
+
 _REGISTRIES = frozenset(vars(nn.Module()))
 
 
@@ -27,9 +29,14 @@ class _Snapshot:
     def __init__(self, path: str, module: nn.Module) -> None:
         self.path, self.module = path, module
         self.attributes = dict(module.__dict__)
-        # Most modules have none but empty registries, which need no copy.
-        self.contents = {k: v.copy() if v else () for k, v in self.attributes.items() if isinstance(v, dict | list | set)}
-        self.tensors = {k: (v, v.clone()) for k, v in self.attributes.items() if isinstance(v, Tensor) and not v.is_meta}
+        self.contents: dict[str, Any] = {}
+        self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, value in self.attributes.items():
+            if isinstance(value, dict | list | set):
+                # Most modules have none but empty registries, which need no copy.
+                self.contents[name] = value.copy() if value else ()
+            elif isinstance(value, Tensor) and not value.is_meta:
+                self.tensors[name] = value, value.clone()
 
     def empty_caches(self) -> None:
         for name, content in self.contents.items():
@@ -71,14 +78,18 @@ def _are_same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[Changes]:
+def untouched(model: nn.Module, changes: Changes | None = None) -> Iterator[Changes]:
     """Give every module its attributes back after the context, however the model's code changed them.
 
     Within the context, plain dicts of tensors start empty: they are caches of what ``forward`` computed before, and a
     cached tensor would enter the graph as a constant. Values of parameters and buffers are not covered.
+
+    Args:
+        model: the model.
+        changes: where to note what the code tried to change; a new one unless given.
     """
-    changes = Changes()
-    snapshots = [_Snapshot(path, module) for path, module in model.named_modules()]
+    changes = Changes() if changes is None else changes
+    snapshots = [_Snapshot(path, module) for path, module in all_modules(model)]
     for snapshot in snapshots:
         snapshot.empty_caches()
     try:
