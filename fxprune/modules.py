@@ -158,11 +158,14 @@ def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> n
     return copied
 
 
+_CONTAINERS = (dict, set, list)
+
+
 def _shell(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
     """Return the module's state as for pickling, with registries of its own and every submodule converted."""
     shell = dict(module.__getstate__())
     for key, value in shell.items():
-        if key.startswith("_") and isinstance(value, dict | set | list):
+        if isinstance(value, _CONTAINERS) and key.startswith("_"):
             shell[key] = value.copy()
     shell["_modules"] = {name: None if child is None else convert(child) for name, child in module._modules.items()}
     return shell

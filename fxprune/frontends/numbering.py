@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import unittest.mock
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,11 +103,7 @@ class Execution(TorchDispatchMode):
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return self._call_module(called, module, args, kwargs)
 
-        with (
-            torch.no_grad(),
-            unittest.mock.patch.object(Tensor, "tolist", tolist),
-            unittest.mock.patch.object(nn.Module, "__call__", call),
-        ):
+        with torch.no_grad(), _replaced(Tensor, "tolist", tolist), _replaced(nn.Module, "__call__", call):
             for device in {torch.device("cpu"): None, **self._devices}:
                 torch.rand((), device=device)  # now no seed gives the state that the generator is in
             self._generators = self._random_states()
@@ -327,3 +322,17 @@ def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:
     if size is None or stride is None or tuple(size) != tuple(tensor.shape) or offset not in (None, tensor.storage_offset()):
         return False
     return all(n == 1 or old == new for n, old, new in zip(size, tensor.stride(), stride, strict=True))
+
+
+@contextlib.contextmanager
+def _replaced(owner: type, name: str, method: Any) -> Iterator[None]:
+    """Give a class another method within the context."""
+    own = vars(owner).get(name)  # one that it inherits comes back when the other goes
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)

@@ -14,7 +14,6 @@ are locked.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch.utils import _pytree as pytree
 from fxprune.frontends.numbering import Execution, Numbering
 from fxprune.frontends.standins import PROPAGATION, Form, IncomparableError
 from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
-from fxprune.tree import all_modules
+from fxprune.tree import all_modules, all_tensors
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
@@ -44,11 +43,11 @@ def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What a run came to, by numbers: the results, the inputs as it left them, and the tensors of the model, by their place."""
+    """What a run came to, by numbers: the results, the inputs as it left them, and the tensors of the model."""
 
     results: Any
     inputs: Any
-    state: dict[int, int]
+    state: list[int]
 
 
 class Programs:
@@ -56,7 +55,8 @@ class Programs:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._tensors = [*model.parameters(), *model.buffers()]
+        state = all_tensors(model)
+        self._names, self._tensors = list(state), list(state.values())
         self._kinds = accelerators(self._tensors)
         self._numbering = Numbering(PROPAGATION)
         self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
@@ -107,13 +107,12 @@ class Programs:
 
     def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> _Outcome:
         """Run the model's code, which may do anything with its tensors: so others stand for them."""
-        model, places = self._model, {id(tensor): place for place, tensor in enumerate(self._tensors)}
-        named = {name: places[id(t)] for name, t in itertools.chain(model.named_parameters(), model.named_buffers())}
-        state = {name: execution.stand_in(self._tensors[place], "state", place) for name, place in named.items()}
+        named = list(zip(self._names, self._tensors, strict=True))
+        state = {name: execution.stand_in(tensor, "state", place) for place, (name, tensor) in enumerate(named)}
         stood_for = _inputs(execution, inputs)
-        with fixed_seed(self._kinds), untouched(model, changes), execution.running():
-            result = functional_call(model, state, *stood_for)
-        numbers = {place: execution.number(state[name]) for name, place in named.items()}
+        with fixed_seed(self._kinds), untouched(self._model, changes), execution.running():
+            result = functional_call(self._model, state, *stood_for)
+        numbers = list(map(execution.number, state.values()))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 
     def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> _Outcome:
@@ -123,7 +122,7 @@ class Programs:
         stood_for = _inputs(execution, inputs)
         with fixed_seed(self._kinds), execution.running():
             result = run(*stood_for)
-        numbers = {place: execution.number(tensor) for place, tensor in enumerate(self._tensors)}
+        numbers = list(map(execution.number, self._tensors))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 
 

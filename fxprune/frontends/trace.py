@@ -31,6 +31,7 @@ from fxprune.errors import CaptureError, InputError
 from fxprune.forms import is_opaque
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.untouched import untouched
+from fxprune.tree import all_tensors
 
 
 def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
@@ -229,8 +230,7 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Make one placeholder for each input of the example, and call the model with them as the example does."""
         call = self._call
-        for name, tensor in (*self.root.named_parameters(), *self.root.named_buffers()):
-            self._names.setdefault(id(tensor), (name, tensor))
+        self._names = {id(tensor): (name, tensor) for name, tensor in all_tensors(self.root).items()}
         for parameter, _ in self.root.named_parameters(remove_duplicate=False):
             self._trainable.update(itertools.accumulate(parameter.split("."), "{}.{}".format))
         arguments: dict[str, Any] = {}

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.tree import all_modules
+from fxprune.tree import all_modules, all_tensors
 
 _REGISTRIES = frozenset(vars(nn.Module()))
+_CONTAINERS = (dict, list, set)  # a union would be made anew for each of the many questions
 
 
 class Changes:
@@ -32,7 +33,7 @@ class _Snapshot:
         self.contents: dict[str, Any] = {}
         self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
         for name, value in self.attributes.items():
-            if isinstance(value, dict | list | set):
+            if isinstance(value, _CONTAINERS):
                 # Most modules have none but empty registries, which need no copy.
                 self.contents[name] = value.copy() if value else ()
             elif isinstance(value, Tensor) and not value.is_meta:
@@ -109,7 +110,7 @@ def own_random_numbers(model: nn.Module) -> Iterator[list[str]]:
     """Leave all random states as they were; yields a list that names, afterwards, those besides torch's that were used."""
     used: list[str] = []
     python, numpy = random.getstate(), np.random.get_state()
-    with fixed_seed(accelerators((*model.parameters(), *model.buffers()))):
+    with fixed_seed(accelerators(all_tensors(model).values())):
         try:
             yield used
         finally:
