@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.differences import node_error
+from fxprune.dumps import map_aggregate
 from fxprune.errors import FxpruneError
-from fxprune.modules import map_aggregate
 from fxprune.samples import Inputs
 from fxprune.subject import NodeByNode, Subject, Watch
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.modules import map_aggregate
+from fxprune.dumps import map_aggregate
 
 aten = torch.ops.aten
 Arguments = dict[str, Any]

@@ -11,9 +11,10 @@ from torch import fx
 from fxprune import kept_statistics
 from fxprune.corrections import Clear, Correction, Fill, Impossible, Place, Rescale, Restrict
 from fxprune.dependencies import Dependencies
+from fxprune.dumps import found, map_aggregate, picklable
 from fxprune.errors import PlanError
 from fxprune.kept import Kept
-from fxprune.modules import Slot, found, map_aggregate, picklable
+from fxprune.modules import Slot
 from fxprune.rules.labels import Label
 
 # Vectors of flags at the root of a graph; in gm.meta for each the places that it is for.

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune import forms, state
-from fxprune.modules import Lowered, Slot, map_aggregate
+from fxprune.dumps import map_aggregate
+from fxprune.modules import Lowered, Slot
 from fxprune.passes.lower import take_over
 
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from fxprune.modules import map_aggregate
+from fxprune.dumps import map_aggregate
 
 
 class IncomparableError(Exception):

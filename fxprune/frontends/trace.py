@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import dis
 import functools
 import inspect
 import itertools
@@ -16,7 +15,6 @@ import operator
 import sys
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
-from types import CodeType
 from typing import Any
 
 import torch
@@ -30,80 +28,9 @@ from fxprune.code_lines import calling_lines
 from fxprune.errors import CaptureError, InputError
 from fxprune.forms import is_opaque
 from fxprune.frontends.decisions import Decisions
+from fxprune.frontends.proxies import Proxy
 from fxprune.frontends.untouched import untouched
 from fxprune.tree import all_tensors
-
-
-def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
-    def record(self: fx.Proxy, other: Any) -> Any:
-        result = operation(self, other)
-        if isinstance(result, fx.Proxy):
-            result.node.meta["fxprune_in_place"] = True
-        return result
-
-    return record
-
-
-class _Asking(fx.Proxy):
-    """A symbolic value that leaves to its tracer what it does not know."""
-
-    def __getattr__(self, name: str) -> Any:
-        tracer: Any = self.tracer
-        found = _Attribute(self, name)
-        # Functions such as torch.finfo take no symbolic dtype.
-        return tracer.decide(found, lambda value: value) if name == "dtype" and tracer.decides else found
-
-    def __len__(self) -> int:
-        return self.tracer.decide(self, len)  # type: ignore[attr-defined, no-any-return]
-
-    def __index__(self) -> int:
-        return self.tracer.decide(self, operator.index)  # type: ignore[attr-defined, no-any-return]
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        """Return the parts, as many as the asking code has names for; torch.fx would read all of that code each time."""
-        asking = sys._getframe(1)
-        count = _names_unpacked_to(asking.f_code, asking.f_lasti)
-        if count is None:
-            return self.tracer.iter(self)
-        parts: Any = self
-        return (parts[i] for i in range(count))
-
-
-@functools.lru_cache(maxsize=1 << 10)
-def _names_unpacked_to(code: CodeType, at: int) -> int | None:
-    """Return how many names an instruction has for what it iterates over; None if it is no assignment to names."""
-    instruction = next((i for i in dis.get_instructions(code) if i.offset == at), None)
-    if instruction is None or instruction.opname != "UNPACK_SEQUENCE":
-        return None
-    return instruction.arg
-
-
-class _Attribute(_Asking, fx.proxy.Attribute):
-    """An attribute of a symbolic value, or a method of it."""
-
-
-class _Proxy(_Asking):
-    """A symbolic value that notes where the model's code writes ``x += y``, which the graph has as ``x = x + y``.
-
-    Python falls back to the latter for an object without the former. Which of the two it is makes no difference to the
-    result, or the graph would not have passed its check, but the former needs less memory: see :mod:`fxprune.passes.in_place`.
-    """
-
-    __iadd__ = _augmented(operator.add)
-    __isub__ = _augmented(operator.sub)
-    __imul__ = _augmented(operator.mul)
-    __itruediv__ = _augmented(operator.truediv)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        """Write into the part that an index shows, which for anything but an index of tensors is a view."""
-        parts = index if isinstance(index, tuple) else (index,)
-        if not all(part is None or part is ... or (isinstance(part, int | slice) and type(part) is not bool) for part in parts):
-            raise TraceError(f"the code assigns to {self.node.format_node()} by an index of tensors")
-        part: Any = operator.getitem(self, index)
-        if isinstance(value, int | float):
-            part.fill_(value)
-        else:
-            part.copy_(value)
 
 
 class Tracer(fx.Tracer):
@@ -131,7 +58,7 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what the model's code gets for the value of a node."""
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     @property
     def decides(self) -> bool:
