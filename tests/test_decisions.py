@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fxprune
 import fxprune.functional
+from fxprune.frontends.decisions import _Calls
 from tests.compare import relative_error
 
 Code = Callable[[nn.Module, Tensor], Tensor]
@@ -85,13 +86,18 @@ def more_than_one(net: Any, x: Tensor) -> Tensor:
     return x + net.table[places]
 
 
+def padded(net: Any, x: Tensor) -> Tensor:
+    places, width = x.size()[-2:]
+    return F.pad(x, (0, max(width % 3, 0), 0, max(places % 3, 0)))[:, :places, :width]
+
+
 def other_shape(net: Any, x: Tensor) -> Tensor:
     return x if x.shape == (7, 9, 9) else x * 3
 
 
 DECIDED = [
     by_width, by_layer, loop_over_parts, loop_over_places, length, star, limits_of_a_dtype, shapes_of_a_buffer, equal_batches,
-    more_than_one, other_shape,
+    more_than_one, padded, other_shape,
 ]  # fmt: skip
 
 
@@ -104,6 +110,13 @@ def test_decided_by_what_is_the_same_for_every_batch(code: Code) -> None:
     for batch, training in itertools.product((1, 2, 3, 9), (False, True)):
         x = torch.randn(batch, 4, 6, dtype=torch.float64)
         assert relative_error(gm.train(training)(x), model.train(training)(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("code", DECIDED)
+def test_what_one_capture_found_out_leaves_the_next_as_it_is(code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Calls, "_known", {})
+    graphs = [fxprune.capture(Net(code), torch.randn(2, 4, 6), frontend="trace") for _ in range(3)]
+    assert graphs[0].code == graphs[1].code == graphs[2].code
 
 
 @pytest.mark.parametrize("code", DECIDED)

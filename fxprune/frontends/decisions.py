@@ -49,10 +49,20 @@ class _Empty(NamedTuple):
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
 
 
+class _Plain(NamedTuple):
+    """A result that is no tensor."""
+
+    value: Any
+
+
 class _Operand(NamedTuple):
     """One of the tensors that a call was given."""
 
     place: int
+
+
+# Results without tensors that nobody can change. Of others only tensors are known, and tuples and lists of them.
+_PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 
 
 class _Calls:
@@ -61,7 +71,7 @@ class _Calls:
     Many layers of a network are alike, and what one trace has found out is known to all others.
     """
 
-    _known: ClassVar[dict[Any, tuple[list[Any], pytree.TreeSpec]]] = {}
+    _known: ClassVar[dict[Any, Any]] = {}
 
     @classmethod
     def result(cls, what: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
@@ -71,25 +81,17 @@ class _Calls:
         """
         tensors: list[Tensor] = []
         key = cls._key(what, args, kwargs, tensors)
-        if key is None:
-            with torch.device("meta"):
-                return run()
-        known = cls._known.get(key)
-        if known is None:
-            with torch.device("meta"):
-                result = run()
-            leaves, spec = pytree.tree_flatten(result)
-            operands = {id(tensor): _Operand(place) for place, tensor in enumerate(tensors)}
-            forms = [operands.get(id(leaf)) or (_Empty.of(leaf) if isinstance(leaf, Tensor) else leaf) for leaf in leaves]
-            # An operand may have another form by now; and code may make tensors of its own.
-            if key == cls._key(what, args, kwargs, []) and all(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
-                if len(cls._known) >= _MOST:
-                    cls._known.clear()
-                cls._known[key] = forms, spec
-            return result
-        forms, spec = known
-        leaves = [form.made() if isinstance(form, _Empty) else form for form in forms]
-        return pytree.tree_unflatten([tensors[leaf.place] if isinstance(leaf, _Operand) else leaf for leaf in leaves], spec)
+        if key in cls._known:
+            return _made(cls._known[key], tensors)
+        with torch.device("meta"):
+            result = run()
+        form = _form(result, {id(tensor): _Operand(place) for place, tensor in enumerate(tensors)})
+        # An operand may have another form by now.
+        if key is not None and form is not None and key == cls._key(what, args, kwargs, []):
+            if len(cls._known) >= _MOST:
+                cls._known.clear()
+            cls._known[key] = form
+        return result
 
     @staticmethod
     def _key(what: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
@@ -105,6 +107,26 @@ class _Calls:
         if what is None or given is None or not tensors:
             return None
         return type(what) if isinstance(what, nn.Module) else what, given, *map(_Empty.of, tensors)
+
+
+def _form(result: Any, operands: dict[int, _Operand]) -> Any:
+    """Return what :func:`_made` makes a result like this from; None if it has to be computed each time."""
+    if isinstance(result, Tensor):
+        return operands.get(id(result)) or (_Empty.of(result) if result.is_meta else None)
+    if type(result) in _PLAIN:
+        return _Plain(result)
+    if type(result) in (tuple, list) and all(isinstance(part, Tensor) for part in result):
+        parts = [_form(part, operands) for part in result]
+        return None if None in parts else type(result)(parts)
+    return None
+
+
+def _made(form: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(form, _Empty):
+        return form.made()
+    if isinstance(form, _Operand):
+        return tensors[form.place]
+    return form.value if isinstance(form, _Plain) else type(form)([_made(part, tensors) for part in form])
 
 
 class Decisions:
