@@ -72,6 +72,16 @@ def test_arguments_order_and_number_of_calls_count() -> None:
     assert not same_calls(calls((operator.iadd, 1)), calls())
 
 
+def test_arguments_by_name_count_for_sizes() -> None:
+    def calls(dim: int) -> Any:
+        graph = torch.fx.Graph()
+        graph.output(graph.call_method("size", (graph.placeholder("x"),), {"dim": dim}))
+        return calls_in_mode(torch.fx.GraphModule(nn.Module(), graph), True)
+
+    assert same_calls(calls(0), calls(0))
+    assert not same_calls(calls(0), calls(1))
+
+
 class Moving(nn.Module):
     def __init__(self) -> None:
         super().__init__()

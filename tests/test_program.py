@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import operator
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +13,14 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 import fxprune
 from fxprune.frontends import check
 from fxprune.frontends.check import check_against_model
+from fxprune.frontends.numbering import Execution, Numbering
+from fxprune.frontends.standins import PROPAGATION
 from tests.compare import relative_error
 from tests.nets import ConvNet, SequenceNet
 
@@ -486,6 +491,35 @@ def test_results_of_layers_that_are_called_again_are_real_where_code_keeps_them(
     assert _SEEN
     for kept in _SEEN:
         torch.testing.assert_close(kept, model.norm(y))
+
+
+def test_a_function_of_the_model_is_not_kept_alive_and_may_change() -> None:
+    class Scale:
+        factor = 1.0
+
+    scale = Scale()
+
+    def activation(x: Tensor) -> Tensor:
+        return F.relu(x) if scale.factor == 1 else x
+
+    layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, activation, batch_first=True).eval()
+    numbering = Numbering(PROPAGATION)
+
+    def number() -> int:
+        execution = Execution(numbering)
+        y = execution.stand_in(torch.zeros(2, 3, 4), "x")
+        state = {name: execution.stand_in(t, name) for name, t in layer.named_parameters()}
+        with execution.running():
+            return execution.number(functional_call(layer, state, (y,)))
+
+    first = number()
+    assert number() == first
+    scale.factor = 2.0
+    assert number() != first
+    alive = weakref.ref(scale)
+    del scale, activation, layer, number
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.usefixtures("no_numbers")

@@ -101,7 +101,8 @@ class _Calls:
                 given: Any = identity(what, args, kwargs, tensors)
             else:
                 given = torch.get_default_dtype(), frozen((args, kwargs), tensors)
-                what = what if isinstance(what, str) or str(what.__module__).startswith(("torch", "_operator")) else None
+                is_known = isinstance(what, str) or str(what.__module__).partition(".")[0] in ("torch", "_operator")
+                what = what if is_known else None
         except (IncomparableError, AttributeError):
             return None
         if what is None or given is None or not tensors:

@@ -90,7 +90,7 @@ class _Listing:
         if target is operator.getitem and isinstance(args[0], list):
             return args[0][args[1]]
         if _is_size(node, args):
-            return _Size(f"{target}{args}")
+            return _Size(f"{target}{args}{kwargs}")
         if target is functional.add_if_ and type(args[2]) is bool:
             if args[2]:
                 self.calls.append(("add", *args[:2]))

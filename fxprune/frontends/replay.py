@@ -21,7 +21,8 @@ from fxprune.frontends.values import OfTensors, Step, Value
 
 _REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, types.FunctionType, types.BuiltinFunctionType)
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
 def is_plain_call() -> bool:
@@ -70,6 +71,11 @@ def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules.")
 
 
+def _is_torchs_function(what: Any) -> bool:
+    """Tell whether something is a function of torch: what a user's own does may change, and it may hold anything alive."""
+    return type(what) in _FUNCTIONS and str(what.__module__).partition(".")[0] == "torch"
+
+
 def _settings(module: nn.Module) -> tuple[Any, ...] | None:
     found: list[Any] = []
     for name, value in vars(module).items():
@@ -80,7 +86,7 @@ def _settings(module: nn.Module) -> tuple[Any, ...] | None:
                 found.append((name, *[key for key, tensor in value.items() if tensor is not None]))
             continue
         parts = value if type(value) is tuple else (value,)
-        if not all(type(part) in _PLAIN for part in parts):
+        if not all(type(part) in _PLAIN or _is_torchs_function(part) for part in parts):
             return None
         found.append((name, *map(type, parts), *parts))
     return tuple(found)
