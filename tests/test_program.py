@@ -493,33 +493,44 @@ def test_results_of_layers_that_are_called_again_are_real_where_code_keeps_them(
         torch.testing.assert_close(kept, model.norm(y))
 
 
-def test_a_function_of_the_model_is_not_kept_alive_and_may_change() -> None:
-    class Scale:
-        factor = 1.0
+def _number(layer: nn.Module, numbering: Numbering) -> int:
+    """Return the number of what a layer gives."""
+    execution = Execution(numbering)
+    y = execution.stand_in(torch.zeros(2, 3, 4), "x")
+    state = {name: execution.stand_in(t, name) for name, t in layer.named_parameters()}
+    with execution.running():
+        return execution.number(functional_call(layer, state, (y,)))
 
-    scale = Scale()
 
-    def activation(x: Tensor) -> Tensor:
-        return F.relu(x) if scale.factor == 1 else x
+class _Scale:
+    factor = 1.0
 
-    layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, activation, batch_first=True).eval()
-    numbering = Numbering(PROPAGATION)
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        return lambda x: F.relu(x) if self.factor == 1 else x
 
-    def number() -> int:
-        execution = Execution(numbering)
-        y = execution.stand_in(torch.zeros(2, 3, 4), "x")
-        state = {name: execution.stand_in(t, name) for name, t in layer.named_parameters()}
-        with execution.running():
-            return execution.number(functional_call(layer, state, (y,)))
 
-    first = number()
-    assert number() == first
+def _number_of_changing_function() -> weakref.ref[_Scale]:
+    scale, numbering = _Scale(), Numbering(PROPAGATION)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, scale.activation(), batch_first=True).eval()
+    first = _number(layer, numbering)
+    assert _number(layer, numbering) == first
     scale.factor = 2.0
-    assert number() != first
-    alive = weakref.ref(scale)
-    del scale, activation, layer, number
+    assert _number(layer, numbering) != first
+    return weakref.ref(scale)
+
+
+def test_a_function_of_the_model_is_not_kept_alive_and_may_change() -> None:
+    scale = _number_of_changing_function()
     gc.collect()
-    assert alive() is None
+    assert scale() is None
+
+
+def test_a_method_of_a_layer_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, numbering = nn.Conv1d(3, 2, 1), Numbering(PROPAGATION)
+    first = _number(layer, numbering)
+    assert _number(layer, numbering) == first
+    monkeypatch.setattr(nn.Conv1d, "_conv_forward", lambda self, x, weight, bias: F.conv1d(x, weight, bias).sin())
+    assert _number(layer, numbering) != first
 
 
 @pytest.mark.usefixtures("no_numbers")

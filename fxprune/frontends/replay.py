@@ -57,7 +57,7 @@ def identity(module: nn.Module, args: Any, kwargs: Any, tensors: list[Tensor]) -
         settings = _settings(part) if part is module or _is_torchs(part) else None
         if settings is None:
             return None
-        found += [name, type(part), type(part).forward, settings]
+        found += [name, type(part), type(part).forward, *_methods(type(part)), settings]
         for registry in (part._parameters, part._buffers):
             tensors += [tensor for tensor in registry.values() if tensor is not None]
     try:
@@ -65,6 +65,12 @@ def identity(module: nn.Module, args: Any, kwargs: Any, tensors: list[Tensor]) -
     except IncomparableError:
         return None
     return (*found, *[tensor.requires_grad for tensor in tensors])
+
+
+def _methods(kind: type[nn.Module]) -> list[Any]:
+    """Return the methods of a class, which somebody may have replaced; those of nn.Module are the same for all."""
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    return [method for base in bases for method in vars(base).values() if type(method) is types.FunctionType]
 
 
 def _is_torchs(module: nn.Module) -> bool:
