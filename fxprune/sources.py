@@ -45,22 +45,29 @@ class Tracked:
 
 
 class _Layout(NamedTuple):
-    """Which elements of a storage a tensor is, in which order."""
+    """Which bytes of a storage a tensor is, as what and in which order."""
 
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    dtype: torch.dtype
 
     @staticmethod
     def of(tensor: Tensor) -> _Layout:
         if tensor.layout is not torch.strided:
-            return _Layout(0, tuple(tensor.shape), ())
-        return _Layout(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+            return _Layout(0, tuple(tensor.shape), (), tensor.dtype)
+        return _Layout(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    @property
+    def start(self) -> int:
+        """The first byte."""
+        return self.offset * self.dtype.itemsize
 
     @property
     def end(self) -> int:
-        """The place behind the last element."""
-        return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=False))
+        """The place behind the last byte."""
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=False))
+        return (last + 1) * self.dtype.itemsize
 
 
 class Sources:
@@ -119,7 +126,7 @@ class Sources:
     def _overlapping(self, tensor: Tensor) -> Iterator[Tracked]:
         mine = _Layout.of(tensor)
         for layout, tracked in self._by_storage.get(_storage(tensor), {}).items():
-            if layout.offset < mine.end and mine.offset < layout.end:
+            if layout.start < mine.end and mine.start < layout.end:
                 yield tracked
 
     def _freeze(self, tracked: Tracked, why: Reason) -> None:

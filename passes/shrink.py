@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -150,16 +152,22 @@ def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> dict[s
                 continue
             index = kept.places_of(tracked.label)
             indices |= dict.fromkeys(tracked.names, index)
-            owner, _, last = tracked.name.rpartition(".")
-            old = getattr(modules[owner], last)
-            new = slice_tensor(old.detach(), index)
-            new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-            for module, attribute in held[id(old)]:
-                put_tensor(module, attribute, new)
-                sliced[module] = None
+            tensors = {id(old): old for old in map(partial(_at, modules), tracked.names)}
+            left = slice_tensor(tensors[next(iter(tensors))].detach(), index)
+            for old in tensors.values():  # which share their memory
+                new = nn.Parameter(left, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else left.detach()
+                for module, attribute in held[id(old)]:
+                    put_tensor(module, attribute, new)
+                    sliced[module] = None
     for module in sliced:
         update_sizes(module)
     return indices
+
+
+def _at(modules: Mapping[str, nn.Module], name: str) -> Tensor:
+    owner, _, last = name.rpartition(".")
+    found: Tensor = getattr(modules[owner], last)
+    return found
 
 
 def _of_those(before: Places, index: Places) -> Places:

@@ -312,6 +312,28 @@ def test_parameters_that_share_memory_in_another_layout_stay_whole() -> None:
     assert "shares its memory with" in str(deps.explain("down.weight", 0))
 
 
+class OfOtherType(nn.Module):
+    """Two buffers in one memory, one of them read as integers."""
+
+    scale: Tensor
+    bits: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.register_buffer("scale", torch.rand(6))
+        self.register_buffer("bits", self.scale.view(torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.one(x) * self.scale) * (self.bits > 0))
+
+
+def test_buffers_that_share_memory_as_other_types_stay_whole() -> None:
+    deps = fxprune.analyze(fxprune.capture(OfOtherType().eval(), torch.randn(2, 4)))
+    assert not deps.groups
+    assert "shares its memory with" in str(deps.explain("one.weight", 0))
+
+
 class Permuted(nn.Module):
     """Orders channels by a buffer, and by a list."""
 

@@ -52,6 +52,32 @@ def test_modules_print_their_sizes() -> None:
     ]
 
 
+class SameMemory(nn.Module):
+    """Two parameters in one memory, and two buffers."""
+
+    scale: Tensor
+    gain: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(3, 8).double(), nn.Linear(3, 8).double(), nn.Linear(8, 2).double()
+        self.two.weight = nn.Parameter(self.one.weight.detach())
+        self.register_buffer("scale", torch.rand(8).double())
+        self.register_buffer("gain", self.scale.view(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.one(x) * self.scale) + self.two(x) * self.gain)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tensors_in_one_memory_shrink_together(training: bool) -> None:
+    small = fxprune.prune(SameMemory().train(training), X, 0.5)
+    one, two = small.get_parameter("one.weight"), small.get_parameter("two.weight")
+    assert one.shape == (4, 3)
+    assert one.data_ptr() == two.data_ptr()
+    assert small.get_buffer("scale").data_ptr() == small.get_buffer("gain").data_ptr()
+
+
 def test_index_tables_name_the_places_of_what_is_left() -> None:
     small = pruned(Places(), (X,)).small
     assert small.get_buffer("index_table_0").tolist() == [2, 3, 0, 1]
