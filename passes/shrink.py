@@ -222,8 +222,17 @@ def baked_copy(gm: _Graph) -> _Graph:
     erase_corrections(copy)
     remove_masks(copy, state.all_masked(copy))
     state.forget_methods(copy)
+    _free_names(copy.graph)
     copy.recompile()
     return copy
+
+
+def _free_names(graph: fx.Graph) -> None:
+    """Let new nodes take the names of those that were erased."""
+    names = graph._graph_namespace = type(graph._graph_namespace)()
+    for node in graph.nodes:
+        names.associate_name_with_obj(node.name, node)
+        names._used_names.add(node.name)
 
 
 def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:

@@ -47,6 +47,24 @@ def test_one_call_is_the_calls_one_by_one(frontend: Any) -> None:
     assert all(torch.equal(value, small.state_dict()[key]) for key, value in slim.state_dict().items())
 
 
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend, self.last = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.attend(x, x, x, need_weights=False)[0])
+
+
+def test_what_was_masked_reads_as_what_was_not() -> None:
+    model, x = Attending().eval(), torch.randn(2, 5, 16)
+    slim = fxprune.prune(model, x, 0.5, verify=False)
+    assert "attend_in_proj_weight = self.attend.in_proj_weight" in slim.code
+    assert fxprune.prune(model, x, 0.5).code == slim.code
+    gm = fxprune.capture(model, x)
+    assert fxprune.shrink(fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5))).code == slim.code
+
+
 @pytest.mark.parametrize("build", [convnet, lambda: NETS["vit"].build(), lambda: NETS["lstm"].build()])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_model_is_left_as_it_is(build: Callable[[], nn.Module], training: bool) -> None:
