@@ -108,7 +108,9 @@ class _Watch(TorchDispatchMode):
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
         self.stepping: dict[int, list[_Stepping]] = {}  # by memory
         self.sources = Sources(self.units)
-        for name, tensor in named_tensors(gm):
+        named = named_tensors(gm)
+        self.units.reserve(sum(size for _, tensor in named for size in tensor.shape))
+        for name, tensor in named:
             self._track(name, tensor)
 
     # Where the run is.

@@ -71,7 +71,7 @@ class Equations:
         start, kind = self.count, len(self._kinds)
         self.count = start + size
         if self.count >= len(self._parent):
-            self._grow(max(self.count, 2 * len(self._parent)))
+            self._grow(max(self.count, len(self._parent) + len(self._parent) // 4))
         self._kind[start : self.count] = kind
         rows = np.arange(start, self.count, dtype=np.int32)[:, None]
         rows.flags.writeable = False
@@ -81,6 +81,11 @@ class Equations:
         self._given.append(rows)
         self._learnt.append(0)
         return Axis(rows, None, kind)
+
+    def reserve(self, more: int) -> None:
+        """Make room for so many more units at once."""
+        if self.count + more >= len(self._parent):
+            self._grow(self.count + more)
 
     def _grow(self, capacity: int) -> None:
         old = len(self._parent) - 1

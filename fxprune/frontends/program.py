@@ -57,6 +57,8 @@ class Programs:
         self._model = model
         state = all_tensors(model)
         self._names, self._tensors = list(state), list(state.values())
+        held = [t for _, m in all_modules(model) for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+        self._are_tied = len(held) > len(state)
         self._kinds = accelerators(self._tensors)
         self._numbering = Numbering(PROPAGATION)
         self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
@@ -111,7 +113,8 @@ class Programs:
         state = {name: execution.stand_in(tensor, "state", place) for place, (name, tensor) in enumerate(named)}
         stood_for = _inputs(execution, inputs)
         with fixed_seed(self._kinds), untouched(self._model, changes), execution.running():
-            result = functional_call(self._model, state, *stood_for)
+            # To look for what is tied takes as long as all else here.
+            result = functional_call(self._model, state, *stood_for, tie_weights=self._are_tied)
         numbers = list(map(execution.number, state.values()))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 

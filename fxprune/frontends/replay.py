@@ -21,7 +21,7 @@ from fxprune.frontends.values import OfTensors, Step, Value
 
 _REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
@@ -85,13 +85,17 @@ def _is_torchs_function(what: Any) -> bool:
 def _settings(module: nn.Module) -> tuple[Any, ...] | None:
     found: list[Any] = []
     for name, value in vars(module).items():
+        kind = type(value)
+        if kind in _PLAIN:  # as most are
+            found.append((name, kind, value))
+            continue
         if name in _REGISTRIES:
             if name not in _TENSORS and value:  # hooks
                 return None
             if name in ("_parameters", "_buffers"):
                 found.append((name, *[key for key, tensor in value.items() if tensor is not None]))
             continue
-        parts = value if type(value) is tuple else (value,)
+        parts = value if kind is tuple else (value,)
         if not all(type(part) in _PLAIN or _is_torchs_function(part) for part in parts):
             return None
         found.append((name, *map(type, parts), *parts))

@@ -61,7 +61,7 @@ class Hessian(Criterion):
             diagonal = self._diagonal(first)
         # With a mask the chain rule puts its square into the Hessian, so that the product is that of the masked weight.
         products = {name: diagonal[p] * accurate(p.detach()) ** 2 / 2 for name, p in parameters.items()}
-        sums = Sums(weights, products.__getitem__, lambda product: product)
+        sums = Sums(weights, products.__getitem__, lambda product, _: product)
         return over_sums(sums, Tensor.abs, self.reduction, self.normalizer)
 
     def _diagonal(self, first: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fxprune.dependencies import Dependencies
 from fxprune.errors import PlanError
@@ -57,4 +58,11 @@ def check_order(p: object) -> None:
 
 def powers(weights: Weights, p: float) -> Sums:
     """Return the sums of ``|w| ** p``."""
-    return Sums(weights, weights.value, torch.square if p == 2 else torch.abs if p == 1 else lambda value: value.abs() ** p)
+
+    def power(value: Tensor, out: Tensor | None) -> Tensor:
+        if p == 2:
+            return torch.square(value, out=out)
+        absolute = torch.abs(value, out=out)
+        return absolute if p == 1 else torch.pow(absolute, p, out=out)
+
+    return Sums(weights, weights.value, power)

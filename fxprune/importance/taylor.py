@@ -49,7 +49,7 @@ class Taylor(Criterion):
             found = gradients(deps.gm, self.loss, parameters.values())
         # With a mask the chain rule puts it into the gradient, so that the product is that of the masked weight.
         products = {name: _real_product(found[p], p.detach()) for name, p in parameters.items()}
-        sums = Sums(weights, products.__getitem__, lambda product: product)
+        sums = Sums(weights, products.__getitem__, lambda product, _: product)
         return over_sums(sums, Tensor.square, self.reduction, self.normalizer)
 
 

@@ -59,20 +59,25 @@ def accurate(value: Tensor) -> Tensor:
     return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
+# What is summed, of a tensor's elements one by one; if a second tensor is given, it may be written into and returned.
+Element = Callable[[Tensor, Tensor | None], Tensor]
+
+
 class Sums:
     """Sums over all elements at one position of a parameter axis; each parameter is gone through once.
 
     Args:
         weights: the parameters.
         values: from a parameter's name to a tensor of its shape.
-        element: what is summed, of the tensor's elements one by one.
+        element: what is summed.
     """
 
-    def __init__(self, weights: Weights, values: Callable[[str], Tensor], element: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, weights: Weights, values: Callable[[str], Tensor], element: Element) -> None:
         self._dims = weights.dims
         self._values = values
         self._element = element
         self._known: dict[str, dict[int, Tensor]] = {}
+        self._buffer = torch.empty(0)
 
     def of(self, members: Sequence[Member], finish: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what ``finish`` makes of the sums over the positions of each unit, shape (members, units).
@@ -94,33 +99,42 @@ class Sums:
     def _along(self, member: Member) -> Tensor:
         name = member.parameter
         if name not in self._known:
-            self._known[name] = _sums_along(self._values(name), self._dims[name], self._element)
+            self._known[name] = self._sums_along(self._values(name), self._dims[name])
         return self._known[name][member.dim]
 
+    def _sums_along(self, value: Tensor, dims: list[int]) -> dict[int, Tensor]:
+        """Return for each of some dimensions the sums over all others, shape (size,)."""
+        if value.dim() == 1:
+            return {0: self._element(accurate(value), None)}
+        inner = value.shape[1:]
+        # On a CPU in pieces that stay in its cache; elsewhere each piece would be a kernel of its own.
+        step = max(1, _PIECE // max(1, math.prod(inner))) if value.device.type == "cpu" else len(value)
+        outermost: list[Tensor] = []
+        rest: Tensor | None = None
+        for part in value.split(step) if step < len(value) else (value,):
+            elements = self._elements(part)
+            elements = elements if elements.dim() == 2 else elements.flatten(1)
+            if 0 in dims:
+                outermost.append(elements.sum(1))
+            if dims != [0]:
+                summed = elements.sum(0)
+                rest = summed if rest is None else rest + summed
+        found = {0: outermost[0] if len(outermost) == 1 else torch.cat(outermost)} if outermost else {}
+        for dim in dims:
+            if dim and rest is not None:
+                others = [d for d in range(len(inner)) if d != dim - 1]
+                found[dim] = rest.view(inner).sum(others) if others else rest
+        return found
 
-def _sums_along(value: Tensor, dims: list[int], element: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
-    """Return for each of some dimensions the sums over all others, shape (size,)."""
-    if value.dim() == 1:
-        return {0: element(accurate(value))}
-    inner = value.shape[1:]
-    # On a CPU in pieces that stay in its cache; elsewhere each piece would be a kernel of its own.
-    step = max(1, _PIECE // max(1, math.prod(inner))) if value.device.type == "cpu" else len(value)
-    outermost: list[Tensor] = []
-    rest: Tensor | None = None
-    for part in value.split(step) if step < len(value) else (value,):
-        elements = element(accurate(part))
-        elements = elements if elements.dim() == 2 else elements.flatten(1)
-        if 0 in dims:
-            outermost.append(elements.sum(1))
-        if dims != [0]:
-            summed = elements.sum(0)
-            rest = summed if rest is None else rest + summed
-    found = {0: outermost[0] if len(outermost) == 1 else torch.cat(outermost)} if outermost else {}
-    for dim in dims:
-        if dim and rest is not None:
-            others = [d for d in range(len(inner)) if d != dim - 1]
-            found[dim] = rest.view(inner).sum(others) if others else rest
-    return found
+    def _elements(self, part: Tensor) -> Tensor:
+        """Return what is summed of a piece, on a CPU in memory that is used again: freed pieces of other sizes leave holes."""
+        if part.device.type != "cpu" or part.is_complex():
+            return self._element(accurate(part), None)
+        dtype = torch.float64 if part.dtype == torch.float64 else torch.float32
+        if self._buffer.dtype != dtype or len(self._buffer) < part.numel():
+            self._buffer = torch.empty(max(part.numel(), _PIECE), dtype=dtype)
+        out = self._buffer[: part.numel()].view(part.shape)
+        return self._element(part if part.dtype == dtype else out.copy_(part), out)
 
 
 def by_unit(by_position: Tensor, positions: Index) -> Tensor:
