@@ -96,7 +96,8 @@ def check_shrink(program: Program) -> Outcome:
     plan = random_plan(program, deps)
     masked = fxprune.mask(gm, plan)
     small = fxprune.shrink(copy.deepcopy(masked), verify=False)
-    outcome = dataclasses.replace(outcome, removed=1 - _size(small) / before)
+    # A program may have no parameters at all.
+    outcome = dataclasses.replace(outcome, removed=(before - _size(small)) / max(before, 1))
     if not removes(plan) and (small.code != text or _size(small) != before):
         return dataclasses.replace(outcome, error="a plan that removes nothing changes the graph")
     if removes(plan) and not outcome.removed > 0:

@@ -30,7 +30,7 @@ def test_masked_is_shrunk(seed: int) -> None:
     assert not error, f"{error}; see python -m tests.properties --programs 1 --seed {seed}\n{program.text}"
 
 
-@pytest.mark.parametrize("seed", [147, 335, 481, 20183, 20188, 20297, 20328, 20361, 30073, 30098, 30361])
+@pytest.mark.parametrize("seed", [147, 335, 481, 20183, 20188, 20297, 20328, 20361, 30073, 30098, 30361, 4712077])
 def test_programs_that_failed_once(seed: int) -> None:
     program = network(seed)
     error = outcome_of("shrink", program).error
