@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxprune.dependencies import Step
 from fxprune.passes.numbers import Numbers, differ
@@ -83,9 +83,7 @@ def comes_out_right(gm: fx.GraphModule, node: fx.Node, steps: Sequence[Step], nu
             if node.op == "call_module":
                 module = gm.get_submodule(str(node.target))
                 # Fake tensors in place of its own: a module in train mode counts its calls.
-                held: dict[str, Tensor] = {
-                    n: mode.from_tensor(t) for n, t in (*module.named_parameters(), *module.named_buffers())
-                }
+                held = {n: _stand_in(mode, t) for n, t in (*module.named_parameters(), *module.named_buffers())}
                 functional_call(module, held, args, kwargs)
             elif node.op == "call_method":
                 getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -99,6 +97,15 @@ def comes_out_right(gm: fx.GraphModule, node: fx.Node, steps: Sequence[Step], nu
     return len(record.calls) == len(steps) and all(
         _is_right(step, found, numbers) for step, found in zip(steps, record.calls, strict=True)
     )
+
+
+def _stand_in(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """Return a fake tensor in place of a module's own; a counter has its value, which the module may ask for."""
+    if tensor.numel() != 1 or tensor.is_floating_point() or tensor.is_meta:
+        return mode.from_tensor(tensor)
+    with _disable_current_modes():
+        value = tensor.clone()
+    return mode.fake_tensor_converter.from_real_tensor(mode, value, make_constant=True)
 
 
 def _is_right(step: Step, found: tuple[OpOverload, dict[str, Any], list[tuple[int, ...]]], numbers: Numbers) -> bool:

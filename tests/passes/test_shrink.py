@@ -78,6 +78,27 @@ def test_tensors_in_one_memory_shrink_together(training: bool) -> None:
     assert small.get_buffer("scale").data_ptr() == small.get_buffer("gain").data_ptr()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_running_statistics_that_average_over_all_batches(training: bool) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model = nn.Sequential(*layers, nn.BatchNorm2d(4, momentum=None)).double()
+    images = [torch.randn(batch, 3, 7, 7).double() for batch in (2, 3, 4)]
+    for image in images[:2]:  # so that the next batch counts for a third
+        model(image)
+    found = pruned(model.train(training), images[:1])
+    assert found.small.get_parameter("0.weight").shape[0] == 4
+    assert_equal(found, *([image] for image in images))
+    theirs, ours = (gm.train() for gm in (copy.deepcopy(found.masked), copy.deepcopy(found.small)))
+    for image in images:
+        assert relative_error(ours(image), theirs(image)) < 1e-12
+    kept = found.plan.provenance("1.running_var", 0)
+    assert relative_error(ours.get_buffer("1.running_var"), theirs.get_buffer("1.running_var")[kept]) < 1e-12
+    assert ours.get_buffer("1.num_batches_tracked") == theirs.get_buffer("1.num_batches_tracked") == 5
+    assert relative_error(ours.eval()(images[0]), theirs.eval()(images[0])) < 1e-12
+    assert fxprune.prune(model, images[0], 0.5).code == found.small.code
+
+
 def test_index_tables_name_the_places_of_what_is_left() -> None:
     small = pruned(Places(), (X,)).small
     assert small.get_buffer("index_table_0").tolist() == [2, 3, 0, 1]
