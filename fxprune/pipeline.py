@@ -40,7 +40,7 @@ def shrink(
 
     Which units go is read from the masks, whoever made them: those of a plan, or masks of ``torch.nn.utils.prune``, of which
     what is zero throughout can go where nothing else depends on it. All masks are baked, and no multiplication is left.
-    Parameters that lose something are new objects; the others stay.
+    Parameters that lose something are new objects; the others stay. All buffers are new.
 
     Args:
         gm: the graph.
@@ -128,7 +128,7 @@ def prune(
         verify: compare the small graph with the masked one; see :func:`fxprune.verify`.
 
     Returns:
-        A graph with parameters of its own; those that lost nothing are the model's.
+        A graph with parameters and buffers of its own; of the parameters those that lost nothing are the model's.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -147,7 +147,7 @@ def prune(
             gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
         if state.all_masked(gm):
             gm = baked_copy(gm)
-        inputs = _inputs(gm, None, None) if verify else None
+        inputs, shared = _inputs(gm, None, None) if verify else None, state.buffers_of(gm)
         # In a function of its own, so that the analysis is gone when the collector is on again.
         masked, small, why = _pruned(
             gm,
@@ -165,6 +165,7 @@ def prune(
             ),
             masked_too=inputs is not None,
         )
+        state.own_buffers(small, shared)
     compile_all(small)
     if why and amount != 0:
         warnings.warn(why, PruneWarning, stacklevel=2)

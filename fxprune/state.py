@@ -6,10 +6,12 @@ parameter ``w`` is stored as the parameter ``w_orig`` and the buffer ``w_mask``.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import PruningTypeError, UnknownParameterError
 from fxprune.modules import MASK, ORIG, Container, MaskLoading, widen_masks
+from fxprune.tree import all_modules
 
 
 def join(path: str, name: str) -> str:
@@ -142,6 +145,36 @@ def holders(root: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
         for attribute, value in (*module._parameters.items(), *module._buffers.items()):
             found.setdefault(id(value), []).append((module, attribute))
     return found
+
+
+def buffers_of(root: nn.Module) -> list[Tensor]:
+    """Return every buffer, as often as it is held."""
+    return [buffer for _, module in all_modules(root) for buffer in module._buffers.values() if buffer is not None]
+
+
+def own_buffers(root: nn.Module, shared: Iterable[Tensor]) -> None:
+    """Put copies in place of buffers that are ``shared`` with others.
+
+    Buffers in one memory stay so; one in the memory of a parameter stays as it is.
+    """
+    foreign = {id(tensor) for tensor in shared}
+    modules = [module for _, module in all_modules(root)]
+    found = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and id(b) in foreign]
+    taken = {_memory(parameter) for module in modules for parameter in module._parameters.values() if parameter is not None}
+    users = Counter(map(_memory, {id(buffer): buffer for _, _, buffer in found}.values()))
+    copies: dict[int, Any] = {}
+    with torch.inference_mode(False), torch.no_grad():
+        for module, attribute, buffer in found:
+            if (memory := _memory(buffer)) in taken:
+                continue
+            if id(buffer) not in copies:
+                alone = users[memory] == 1 and buffer.layout is torch.strided and buffer.is_contiguous()
+                copies[id(buffer)] = buffer.detach().clone() if alone else copy.deepcopy(buffer.detach(), copies)
+            module._buffers[attribute] = copies[id(buffer)]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def find_masked(root: nn.Module, name: str) -> Masked | None:

@@ -247,6 +247,7 @@ def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
     if removed.any():
         shrink_units(copy, deps, removed)
         fold_into_biases(copy, folds, amounts)
+    state.own_buffers(copy, state.buffers_of(gm))
     return copy, bool(removed.any())
 
 

@@ -85,6 +85,53 @@ def test_the_model_is_left_as_it_is(build: Callable[[], nn.Module], training: bo
         assert all(p.shape == model.get_parameter(n).shape for n, p in slim.named_parameters() if id(p) in shared)
 
 
+class SameBuffers(nn.Module):
+    """Buffers of which nothing can go: one twice, two in one memory, one that repeats a number, one in a parameter's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.last = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        self.whole = nn.BatchNorm1d(4)
+        self.register_buffer("once", torch.rand(2, 4))
+        self.register_buffer("again", self.once)
+        self.register_buffer("row", self.get_buffer("once")[1], persistent=False)
+        self.register_buffer("wide", torch.rand(1).expand(4))
+        self.register_buffer("bias", self.last.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.whole(self.last(self.norm(self.up(x)).relu()))
+        return y * self.once[0] + self.again[1] * self.row + self.wide + self.bias
+
+
+@pytest.mark.parametrize("way", ["prune", "unverified", "nothing to remove", "shrink"])
+def test_the_small_graph_has_buffers_of_its_own(way: str) -> None:
+    torch.manual_seed(0)
+    model, x = SameBuffers().train(), torch.randn(5, 3)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if way == "shrink":
+        gm = fxprune.capture(model, x)
+        small = fxprune.shrink(fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5)))
+    else:
+        small = fxprune.prune(model, x, 0 if way == "nothing to remove" else 0.5, verify=way == "prune")
+    small(x)
+    assert small.get_buffer("whole.num_batches_tracked") == small.get_buffer("norm.num_batches_tracked") == 1
+    assert not torch.equal(small.get_buffer("whole.running_mean"), model.whole.running_mean)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    model(x)
+    model(x)
+    assert small.get_buffer("norm.num_batches_tracked") == 1
+    assert small.get_buffer("once") is small.get_buffer("again")
+    assert small.get_buffer("row").data_ptr() == small.get_buffer("once")[1].data_ptr()
+    assert small.get_buffer("wide").stride() == (0,)
+    assert small.get_buffer("bias").data_ptr() == small.get_parameter("last.bias").data_ptr()
+    assert small.get_parameter("last.bias") is model.last.bias
+    assert small.state_dict().keys() == model.state_dict().keys()
+    for name in ("once", "row", "wide"):
+        assert torch.equal(small.get_buffer(name), model.get_buffer(name))
+        assert small.get_buffer(name).data_ptr() != model.get_buffer(name).data_ptr()
+
+
 def test_options_reach_the_plan() -> None:
     torch.manual_seed(0)
     model = Net(6, 3, 5, 2)
