@@ -60,7 +60,7 @@ class Numbers:
         if not (self.reads_changed(node) or any(self.kept.shrinks_any(self._before(i)) for i in node.all_input_nodes)):
             return
         self._fixed[node] = self._is_fixed(node)
-        args, kwargs = (pytree.tree_map(self._stand_in, self.now(a)) for a in (node.args, node.kwargs))
+        args, kwargs = (fx.map_arg(given, self._stand_in) for given in (node.args, node.kwargs))
         call = node.target if callable(node.target) else getattr(args[0], node.target)
         try:
             now = call(*(args if callable(node.target) else args[1:]), **kwargs)
@@ -74,8 +74,14 @@ class Numbers:
         if differ(self._before(node), value):
             self._changed.add(node)
 
-    def _stand_in(self, leaf: Any) -> Any:
-        return torch.empty(self.kept.shape(leaf), device="meta") if isinstance(leaf, Label) else leaf
+    def _stand_in(self, node: fx.Node) -> Any:
+        """Return what a node comes out as now, a tensor without values in place of each."""
+
+        def empty(leaf: Any) -> Any:
+            return torch.empty(self.kept.shape(leaf), device="meta") if isinstance(leaf, Label) else leaf
+
+        value = self._now[node]
+        return empty(value) if isinstance(value, Label) or not holds_tensors(value) else pytree.tree_map(empty, value)
 
     def _is_fixed(self, node: fx.Node) -> Any:
         """Tell of a plain value whether it is the same for every batch; of a shape for each of its sizes."""

@@ -126,7 +126,9 @@ class _Repair:
                 self._rewrite_branches(node, module)
             elif steps is not None:
                 self._rewrite(node, steps)
-            elif node.op == "output" or node.is_impure() or holds_tensors(self.numbers.before(node)):
+            elif self.numbers.reads_changed(node) and (
+                node.op == "output" or node.is_impure() or holds_tensors(self.numbers.before(node))
+            ):
                 self._restore(node, frozenset())
             if not node._erased:
                 self.numbers.follow(node)
