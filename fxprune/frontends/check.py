@@ -28,6 +28,10 @@ from fxprune.run import Steps
 Look = Callable[[Tensor], Any]
 
 
+# What holds no tensors; pytree leaves ten objects behind at each call, which only the garbage collector finds.
+_PLAIN = frozenset([int, float, bool, str, type(None)])
+
+
 class _Recorder(Steps):
     """Runs a graph and notes on each node what its value looks like: ``look`` of each tensor."""
 
@@ -47,6 +51,8 @@ class _Recorder(Steps):
 def _map_tensors(look: Look, value: Any) -> Any:
     if type(value) is Tensor:  # nearly always
         return look(value)
+    if type(value) in _PLAIN:
+        return value
     return pytree.tree_map(lambda leaf: look(leaf) if type(leaf) in (Tensor, nn.Parameter) else leaf, value)
 
 
@@ -116,6 +122,8 @@ def check_against_model(
 def _with_fakes(mode: FakeTensorMode, value: Any) -> Any:
     if isinstance(value, Form):
         return value.fake(mode)
+    if type(value) in _PLAIN:
+        return value
     return pytree.tree_map(
         lambda leaf: leaf.fake(mode) if isinstance(leaf, Form) else leaf, value, is_leaf=lambda leaf: isinstance(leaf, Form)
     )
