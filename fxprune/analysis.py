@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fxprune import state
 from fxprune.axes import Axis, Reason
 from fxprune.code_lines import code_line
+from fxprune.counters import READS_VALUE, Counters, number
 from fxprune.dependencies import Dependencies, MixingPoint, Step
 from fxprune.errors import AnalysisError, RuleError
 from fxprune.fakes import Fakes, has_hints
@@ -104,7 +105,7 @@ class _Watch(TorchDispatchMode):
         self.counts = True  # whether what runs is work
         self.steps: list[Step] = []
         self.without_rule: dict[str, None] = {}
-        self.counters: dict[int, Tensor] = {}  # what buffers that count hold by now
+        self.counters = Counters()
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
         self.stepping: dict[int, list[_Stepping]] = {}  # by memory
         self.sources = Sources(self.units)
@@ -221,7 +222,7 @@ class _Watch(TorchDispatchMode):
             self.stepping.setdefault(storage._cdata, []).append(_Stepping(call.operand(0).axes[call.dim()], given, storage))
         if op.is_mutable:
             self._written(func, args)
-            self._count(func, args, kwargs)
+            self.counters.written(func, args, kwargs)
         return result
 
     def _call(self, op: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
@@ -299,13 +300,12 @@ class _Watch(TorchDispatchMode):
             return [r for r in pytree.tree_leaves(func(*real_args, **real_kwargs)) if isinstance(r, Tensor)]
 
     def _item(self, tensor: Tensor) -> Any:
-        constant = self.label(tensor).constant if isinstance(tensor, FakeTensor) else self.counters.get(id(tensor), tensor)
+        constant = self.label(tensor).constant if isinstance(tensor, FakeTensor) else self.counters.now(tensor)
         if constant is None or constant.is_meta:
             raise AnalysisError(
                 f"node {self.here.node!r} asks for the value of a tensor, which is not known before the graph runs"
             )
-        with _disable_current_modes():
-            return constant.item()
+        return number(constant)
 
     def _written(self, func: OpOverload, args: tuple[Any, ...]) -> None:
         """After a write in place, expect no zeros and no known values of whatever shares the memory."""
@@ -326,16 +326,6 @@ class _Watch(TorchDispatchMode):
             stepping.couple(self.units, replace(self.here, text="is written to through a slice with a step"))
         if (origin := self.fakes.origin(memory)) is not None:
             self.sources.forget_values(origin)
-
-    def _count(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Follow what is written into a counter, such as that of the batches that a batch norm has seen."""
-        counter, *others = args
-        if type(counter) is not Tensor or counter.numel() != 1 or counter.is_floating_point() or counter.is_meta:
-            return
-        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((others, kwargs))):
-            with _disable_current_modes():
-                value = self.counters.get(id(counter), counter).clone()
-                self.counters[id(counter)] = func(value, *others, **kwargs)
 
     def dependencies(self) -> Dependencies:
         """Return what was found."""
@@ -406,5 +396,5 @@ class _Operator:
             [(a.name, a.default_value, "Tensor" in str(a.type)) for a in func._schema.arguments],
             func._schema.is_mutable,
             func.namespace == "prim",
-            func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default),
+            func in READS_VALUE,
         )

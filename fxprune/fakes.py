@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch._prims_common import make_contiguous_strides_for
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 _MOST = 1 << 15  # results to know at a time: those of a hundred networks
@@ -41,6 +42,10 @@ class Fakes:
         # A dynamic batch size is analysed at the example's.
         sizes, strides = ([int(getattr(getattr(n, "node", None), "hint", n)) for n in ns] for ns in (leaf.shape, leaf.stride()))
         return self._make((leaf.dtype, torch.Size(sizes), tuple(strides), 0, leaf.device), inference=False)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> FakeTensor:
+        """Return a new fake tensor, contiguous."""
+        return self._make((dtype, torch.Size(shape), make_contiguous_strides_for(shape), 0, device), inference=False)
 
     def of(self, leaf: Any) -> Any:
         """Return fake tensors in place of real ones, the same for the same, and anything else as it is."""

@@ -7,10 +7,10 @@ rescaled; a number that was computed from a size and is no size itself keeps the
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from fxprune.modules import ByMode, is_compiled
 from fxprune.passes.attributes import update_sizes
 from fxprune.passes.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.places import pick_unevenly, renumber, rewrite_item
-from fxprune.passes.rerun import comes_out_right
+from fxprune.passes.rerun import Rerun
 from fxprune.rules.call import Call
 from fxprune.rules.shrinking import shrunk_arguments
 from fxprune.state import modules_by_path
@@ -112,6 +112,11 @@ class _Repair:
         self.values, self.steps = values, steps
         self.stuck: dict[str, str] = {}
 
+    @functools.cached_property
+    def rerun(self) -> Rerun:
+        """What nodes of several operators are checked with."""
+        return Rerun(self.gm, self.numbers)
+
     def run(self, arguments: Sequence[Any] | None = None) -> dict[str, str]:
         """Rewrite all nodes, and return those that cannot be rewritten, each with the reason.
 
@@ -156,7 +161,7 @@ class _Repair:
                 self._rewrite_call(node, step)
         else:
             self._restore(node, frozenset())
-        if may_be_stuck(steps) and not comes_out_right(self.gm, node, steps, self.numbers):
+        if may_be_stuck(steps) and not self.rerun.comes_out_right(node, steps):
             operators = ", ".join(sorted({step.op for step in steps}))
             self.stuck[self.inside + node.name] = (
                 f"node {node.name!r} ({node.op} {node.target}) runs several operators ({operators}), which need "
@@ -195,7 +200,7 @@ class _Repair:
             if differ(value, call.arguments[name]):
                 self._write_attribute(node, name, value)
             return
-        fitted, place = partial(self.numbers.fitted, is_size=name in _SIZES), _place(call, name)
+        fitted, place = functools.partial(self.numbers.fitted, is_size=name in _SIZES), _place(call, name)
         key = next((key for key in (name, *_ALIASES.get(name, ())) if key in node.kwargs), None)
         if key is not None:
             node.update_kwarg(key, fitted(node, node.kwargs[key], value))
