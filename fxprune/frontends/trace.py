@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import ParameterProxy, TraceError
+from torch.fx.proxy import ParameterProxy, Scope, TraceError
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -53,6 +53,7 @@ class Tracer(fx.Tracer):
         self._decisions = decisions
         self._deciding = False
         self._lines_around = ""
+        self._called: collections.OrderedDict[str, tuple[str, Any]] = collections.OrderedDict()  # that are being called
         self._names: dict[int, tuple[str, Any]] = {}  # of the parameters and buffers, by identity
         self._trainable: set[str] = set()  # parameters, modules and inputs that may ask for gradients
 
@@ -92,15 +93,21 @@ class Tracer(fx.Tracer):
         """Trace a call of a module, unless it is one of those that find a decision."""
         if self._deciding:
             return forward(*args, **kwargs)
-
-        def inside_module(*args: Any, **kwargs: Any) -> Any:
-            around, self._lines_around = self._lines_around, calling_lines(sys._getframe(1), self._lines_around)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self._lines_around = around
-
-        return super().call_module(m, inside_module, args, kwargs)
+        path, kind = self.path_of_module(m), type(m)
+        calls = self.num_calls.get(path, 0)
+        self.num_calls[path] = calls + 1
+        around = self.scope, self._called, self._lines_around
+        self.scope = Scope(path, kind)
+        # Nodes share it, where torch.fx would copy it for each.
+        self._called = collections.OrderedDict(self._called)
+        self._called[f"{path}@{calls}" if calls else path] = path, kind
+        try:
+            if self.is_leaf_module(m, path):
+                return self.create_proxy("call_module", path, args, kwargs)
+            self._lines_around = calling_lines(sys._getframe(1), self._lines_around)
+            return inside_module(forward, args, kwargs)
+        finally:
+            self.scope, self._called, self._lines_around = around
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return what the model's code gets for a parameter or buffer; torch.fx would look for its name among all of them."""
@@ -119,9 +126,8 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules whole, unless they hide parameters that no pass could reach."""
-        if nn.utils.parametrize.is_parametrized(m) or is_opaque(m):
-            return False
-        return super().is_leaf_module(m, module_qualified_name)
+        is_torchs = super().is_leaf_module(m, module_qualified_name)
+        return is_torchs and not (nn.utils.parametrize.is_parametrized(m) or is_opaque(m))
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node that remembers which module's ``forward`` made it."""
@@ -129,10 +135,12 @@ class Tracer(fx.Tracer):
         if context[1:] != self._context[1:] or (context[0] and not self._context[0]):
             raise CaptureError(_SWITCHES)
         node = super().create_node(*args, **kwargs)
+        if self._called:
+            node.meta["nn_module_stack"] = self._called
         if context != self._context and self._may_have_gradient(node):
             raise CaptureError(_SWITCHES)
         node.meta["fxprune_module"] = self.scope.module_path
-        node.stack_trace = calling_lines(sys._getframe(), self._lines_around).strip()
+        node.meta["stack_trace"] = calling_lines(sys._getframe(), self._lines_around).strip()
         return node
 
     def _may_have_gradient(self, node: fx.Node) -> bool:
@@ -150,6 +158,16 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Refuse a tensor that was computed from parameters before: in the graph it would be a constant."""
+        kind = type(a)
+        # Most are of a few types, which torch.fx would come to at last.
+        if kind is Proxy:
+            return a.node
+        if kind in _PLAIN:
+            return a
+        if kind is tuple or kind is list:
+            return kind([self.create_arg(part) for part in a])
+        if kind is dict and all(type(key) is str for key in a):
+            return {key: self.create_arg(part) for key, part in a.items()}
         if isinstance(a, Tensor) and a.grad_fn is not None:
             raise CaptureError(f"the model reads a tensor of shape {tuple(a.shape)} that it computed outside this call")
         return super().create_arg(a)
@@ -203,6 +221,11 @@ class Tracer(fx.Tracer):
         return proxy
 
 
+def inside_module(forward: Any, args: Any, kwargs: Any) -> Any:
+    """Call what is inside a module; the lines around this are known, see :func:`fxprune.code_lines.calling_lines`."""
+    return forward(*args, **kwargs)
+
+
 def _of_known_shape(tracer: fx.Tracer, name: str, parameter: Any, node: fx.Node) -> fx.Proxy:
     return ParameterProxy(tracer, node, name, parameter)
 
@@ -240,6 +263,7 @@ def _is_integral(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype})
 _SWITCHES = "the model switches gradients or autocast within forward, which a traced graph cannot keep"
 # What is asked of the form of a tensor; its values have no part in the answer.
 _OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")
