@@ -7,6 +7,7 @@ stay so. A question about values, such as ``if (x > 0).all()``, has no answer he
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections.abc import Callable
@@ -65,6 +66,10 @@ class _Operand(NamedTuple):
 _PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 
 
+# Stands for operands where the rest of a call is looked at.
+_OPERAND = torch.empty(0)
+
+
 class _Calls:
     """What calls of torch's functions, methods and modules give for operands of some forms, all without values.
 
@@ -74,28 +79,34 @@ class _Calls:
     _known: ClassVar[dict[Any, Any]] = {}
 
     @classmethod
-    def result(cls, what: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
-        """Return what ``run`` gives, which calls ``what`` with these arguments, or what it gave for such arguments before.
+    def result(cls, call: Any, operands: list[Any], run: Callable[[], Any]) -> Any:
+        """Return what ``run`` gives, which makes a call with these operands, or what it gave for such operands before.
 
         It makes its tensors without values, which every call within would be asked for: so nothing else is within.
+
+        Args:
+            call: what :meth:`but_for_operands` says about the call.
+            operands: the values in it that differ from one batch size to another, in order.
+            run: makes it.
         """
         tensors: list[Tensor] = []
-        key = cls._key(what, args, kwargs, tensors)
+        key = cls._key(call, operands, tensors)
         if key in cls._known:
             return _made(cls._known[key], tensors)
         with torch.device("meta"):
             result = run()
         form = _form(result, {id(tensor): _Operand(place) for place, tensor in enumerate(tensors)})
         # An operand may have another form by now.
-        if key is not None and form is not None and key == cls._key(what, args, kwargs, []):
+        if key is not None and form is not None and key == cls._key(call, operands, []):
             if len(cls._known) >= _MOST:
                 cls._known.clear()
             cls._known[key] = form
         return result
 
     @staticmethod
-    def _key(what: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        """Return what decides on the form of a result; None if there are no tensors, or if that cannot be said."""
+    def but_for_operands(what: Any, args: Any, kwargs: Any) -> Any:
+        """Return what decides on the form of a result besides the operands; None if that cannot be said."""
+        tensors: list[Tensor] = []
         try:
             if isinstance(what, nn.Module):
                 given: Any = identity(what, args, kwargs, tensors)
@@ -105,9 +116,18 @@ class _Calls:
                 what = what if is_known else None
         except (IncomparableError, AttributeError):
             return None
-        if what is None or given is None or not tensors:
+        if what is None or given is None:
             return None
         return type(what) if isinstance(what, nn.Module) else what, given, *map(_Empty.of, tensors)
+
+    @staticmethod
+    def _key(call: Any, operands: list[Any], tensors: list[Tensor]) -> Any:
+        """Return what decides on the form of a result; None if there are no tensors, or if that cannot be said."""
+        try:
+            given = [frozen(operand, tensors) for operand in operands]
+        except IncomparableError:
+            return None
+        return None if call is None or not tensors else (call, *given, *map(_Empty.of, tensors))
 
 
 def _form(result: Any, operands: dict[int, _Operand]) -> Any:
@@ -168,8 +188,8 @@ class Decisions:
         try:
             with _disable_current_modes(), unnoted(), torch.no_grad():
                 for one in _with_ancestors(node, self._runs[0]):
-                    for env, batch in zip(self._runs, self._batches, strict=True):
-                        env[one] = self._value(one, env, batch)
+                    for env, value in zip(self._runs, self._values(one), strict=True):
+                        env[one] = value
                 found = [ask(env[node]) for env in self._runs]
         except Exception as error:  # a value is needed, or the code takes no other batch size
             raise TraceError(f"{question}: {error}") from error
@@ -178,20 +198,32 @@ class Decisions:
         self.taken = True
         return found[0]
 
-    def _value(self, node: fx.Node, env: dict[fx.Node, Any], batch: int) -> Any:
+    def _values(self, node: fx.Node) -> list[Any]:
+        """Return the value of a node at each of the batch sizes."""
         if node.op == "placeholder":
-            return pytree.tree_map(lambda leaf: self._without_values(leaf, batch), self._given[str(node.target)])
+            given = self._given[str(node.target)]
+            return [pytree.tree_map(functools.partial(self._without_values, batch=batch), given) for batch in self._batches]
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self._root)
-            return self._state(value) if isinstance(value, Tensor) else value
+            return [self._state(value) if isinstance(value, Tensor) else value] * len(self._runs)
+        what: Any = self._root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        operands: list[fx.Node] = []
+
+        def operand(one: fx.Node) -> Any:
+            operands.append(one)
+            return _OPERAND
+
+        call = _Calls.but_for_operands(what, *fx.map_arg((node.args, node.kwargs), operand))
+        return [
+            _Calls.result(call, [env[one] for one in operands], functools.partial(self._run, what, node, env))
+            for env in self._runs
+        ]
+
+    def _run(self, what: Any, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
         if node.op == "call_module":
-            module = self._root.get_submodule(str(node.target))
-            return _Calls.result(module, args, kwargs, lambda: self._call(module, args, kwargs))
-        if node.op == "call_method":
-            return _Calls.result(node.target, args, kwargs, lambda: getattr(args[0], str(node.target))(*args[1:], **kwargs))
-        function: Any = node.target
-        return _Calls.result(function, args, kwargs, lambda: function(*args, **kwargs))
+            return self._call(what, args, kwargs)
+        return getattr(args[0], what)(*args[1:], **kwargs) if node.op == "call_method" else what(*args, **kwargs)
 
     def _call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
