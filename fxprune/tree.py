@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 def all_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return a module and all inside it with their paths, each once: as ``named_modules`` does, in a fraction of the time."""
-    found: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-    todo: list[tuple[str, nn.Module]] = [("", root)]
-    while todo:
-        path, module = todo.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        found.append((path, module))
-        start = f"{path}." if path else ""
-        todo += [(start + name, child) for name, child in reversed(module._modules.items()) if child is not None]
-    return found
+    found: dict[int, tuple[str, nn.Module]] = {id(root): ("", root)}
+
+    def visit(module: nn.Module, start: str) -> None:
+        for name, child in module._modules.items():
+            if child is not None and id(child) not in found:
+                path = start + name
+                found[id(child)] = path, child
+                if child._modules:  # most have none
+                    visit(child, f"{path}.")
+
+    visit(root, "")
+    return list(found.values())
 
 
 def all_tensors(root: nn.Module) -> dict[str, Tensor]:

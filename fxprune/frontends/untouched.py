@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxprune.tree import all_modules, all_tensors
 
 _REGISTRIES = frozenset(vars(nn.Module()))
+_PLAIN = frozenset({bool, int, float, str, type(None), tuple})
 _CONTAINERS = (dict, list, set)  # a union would be made anew for each of the many questions
 
 
@@ -31,51 +32,57 @@ class _Snapshot:
         self.path, self.module = path, module
         self.attributes = dict(module.__dict__)
         self.contents: dict[str, Any] = {}
-        self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
+        self.empty: list[Any] = []  # as most registries are
+        self.tensors: list[tuple[Tensor, Tensor]] = []
         for name, value in self.attributes.items():
+            if type(value) in _PLAIN:
+                continue
             if isinstance(value, _CONTAINERS):
-                # Most modules have none but empty registries, which need no copy.
-                self.contents[name] = value.copy() if value else ()
+                if value:
+                    self.contents[name] = value.copy()
+                else:
+                    self.empty.append(value)
             elif isinstance(value, Tensor) and not value.is_meta:
-                self.tensors[name] = value, value.clone()
+                self.tensors.append((value, value.clone()))
 
     def empty_caches(self) -> None:
         for name, content in self.contents.items():
-            if content and name not in _REGISTRIES and _is_tensor_cache(content):
+            if name not in _REGISTRIES and _is_tensor_cache(content):
                 self.attributes[name].clear()
 
-    def compare(self, changes: Changes) -> None:
+    def restore(self, changes: Changes) -> None:
+        """Give the module its attributes back, and note which the code changed."""
         plain = self.module.__dict__
+        is_same = _are_same(plain, self.attributes)
         names: list[str] = []
         for registry in ("_buffers", "_parameters"):
-            before: Any = self.contents[registry]
+            before: Any = self.contents.get(registry, {})
             names += [n for n in before if before[n] is not None and plain[registry].get(n) is not before[n]]
-        if not _are_same(plain, self.attributes):
+        if not is_same:
             names += [n for n, v in self.attributes.items() if isinstance(v, Tensor) and plain.get(n) is not v]
             numbers = {n: v for n, v in self.attributes.items() if n != "training" and type(v) in (int, float, bool, str)}
             changed = [n for n, v in numbers.items() if type(plain.get(n)) is not type(v) or plain[n] != v]
             changes.rebound_numbers += [f"{self.path}.{n}" if self.path else n for n in changed]
+            plain.clear()
+            plain.update(self.attributes)
         changes.rebound_tensors += [f"{self.path}.{n}" if self.path else n for n in names]
-
-    def restore(self) -> None:
-        if not _are_same(self.module.__dict__, self.attributes):
-            self.module.__dict__.clear()
-            self.module.__dict__.update(self.attributes)
         for name, content in self.contents.items():
             held = self.attributes[name]
-            if not (held or content):
-                continue
             held.clear()
             held.extend(content) if isinstance(held, list) else held.update(content)
-        for tensor, value in self.tensors.values():
+        if any(self.empty):
+            for held in self.empty:
+                held.clear()
+        for tensor, value in self.tensors:
             if not torch.equal(tensor, value):
                 tensor.detach().copy_(value)
 
 
 def _are_same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
     """Tell whether two dicts hold the same objects under the same names, in the same order."""
-    same_names = attributes.keys() == others.keys()
-    return same_names and all(map(operator.is_, attributes.values(), others.values()))
+    if len(attributes) != len(others) or not all(map(operator.is_, attributes, others)):
+        return False
+    return all(map(operator.is_, attributes.values(), others.values()))
 
 
 @contextlib.contextmanager
@@ -97,8 +104,7 @@ def untouched(model: nn.Module, changes: Changes | None = None) -> Iterator[Chan
         yield changes
     finally:
         for snapshot in snapshots:
-            snapshot.compare(changes)
-            snapshot.restore()
+            snapshot.restore(changes)
 
 
 def _is_tensor_cache(content: object) -> bool:
