@@ -109,9 +109,7 @@ class _Watch(TorchDispatchMode):
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
         self.stepping: dict[int, list[_Stepping]] = {}  # by memory
         self.sources = Sources(self.units)
-        named = named_tensors(gm)
-        self.units.reserve(sum(size for _, tensor in named for size in tensor.shape))
-        for name, tensor in named:
+        for name, tensor in named_tensors(gm):
             self._track(name, tensor)
 
     # Where the run is.

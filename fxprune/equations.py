@@ -15,6 +15,9 @@ import numpy as np
 from fxprune.axes import NONE, Axis, Index, Reason, Rows
 from fxprune.rows import distinct, without_empty
 
+_LEAST = 1 << 12  # units that there is room for once there are any
+_NO_ROWS: Rows = np.empty((0, 0), np.int32)
+
 
 @dataclass(eq=False)
 class Resolved:
@@ -43,6 +46,30 @@ class Resolved:
         return all(len(np.unique(column)) < len(column) for column in self.rows.T)
 
 
+class _Unread(Axis):
+    """An axis whose units have no numbers until somebody reads them."""
+
+    def __init__(self, units: Equations, size: int, block: int) -> None:
+        vars(self).update(_units=units, _size=size, why=None, block=block)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The units of each position: this axis's own, or those that they are the same as by now."""
+        rows: Rows = vars(self).pop("_units").given(self.block)
+        return rows
+
+    @property
+    def size(self) -> int:
+        """The number of positions."""
+        size: int = vars(self)["_size"]
+        return size
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the axis was made without units."""
+        return False
+
+
 @dataclass
 class Equations:
     """Units with what was learnt of them; every operation only ever adds something."""
@@ -63,29 +90,45 @@ class Equations:
     _block_rows: list[Rows | None] = field(default_factory=list)
     _given: list[Rows] = field(default_factory=list)
     _learnt: list[int] = field(default_factory=list)
+    _unread: dict[int, int] = field(default_factory=dict)  # the sizes of blocks whose units have no numbers
     _version: int = 0
     _resolved: dict[int, Resolved] = field(default_factory=dict)
 
     def fresh(self, size: int) -> Axis:
         """Return an axis of ``size`` new units of one new kind, one a position."""
-        start, kind = self.count, len(self._kinds)
-        self.count = start + size
+        block = self._new_block(size)
+        return Axis(self._number(block), None, block)
+
+    def unread(self, size: int) -> Axis:
+        """Return an axis as :meth:`fresh` does, whose units take up room only if they are read before they are others'."""
+        return _Unread(self, size, self._new_block(size))
+
+    def _new_block(self, size: int) -> int:
+        block = len(self._kinds)
+        self._kinds.append(block)
+        self._blocks.append(block)
+        self._block_rows.append(None)
+        self._given.append(_NO_ROWS)
+        self._learnt.append(0)
+        self._unread[block] = size
+        return block
+
+    def _number(self, block: int) -> Rows:
+        """Give the units of a block their numbers, and return its rows."""
+        start = self.count
+        self.count = start + self._unread.pop(block)
         if self.count >= len(self._parent):
-            self._grow(max(self.count, len(self._parent) + len(self._parent) // 4))
-        self._kind[start : self.count] = kind
+            self._grow(max(self.count, _LEAST, len(self._parent) + len(self._parent) // 4))
+        self._kind[start : self.count] = block
         rows = np.arange(start, self.count, dtype=np.int32)[:, None]
         rows.flags.writeable = False
-        self._kinds.append(kind)
-        self._blocks.append(kind)
-        self._block_rows.append(rows)
-        self._given.append(rows)
-        self._learnt.append(0)
-        return Axis(rows, None, kind)
+        self._block_rows[block] = self._given[block] = rows
+        return rows
 
-    def reserve(self, more: int) -> None:
-        """Make room for so many more units at once."""
-        if self.count + more >= len(self._parent):
-            self._grow(self.count + more)
+    def given(self, block: int) -> Rows:
+        """Return rows that always resolve to the same as those of a block."""
+        block = self._root(self._blocks, block)
+        return self._number(block) if block in self._unread else self._given[block]
 
     def _grow(self, capacity: int) -> None:
         old = len(self._parent) - 1
@@ -113,12 +156,14 @@ class Equations:
         Returns:
             int32 array of shape (positions, k), without empty columns; read only.
         """
-        if axis.block >= 0 and (rows := self._block_rows[self._root(self._blocks, axis.block)]) is not None:
-            return rows
+        if axis.block >= 0:
+            block = self._root(self._blocks, axis.block)
+            if (rows := self._number(block) if block in self._unread else self._block_rows[block]) is not None:
+                return rows
         return self._look_up(axis).rows
 
     def _look_up(self, axis: Axis) -> Resolved:
-        rows = axis.rows if axis.block < 0 else self._given[self._root(self._blocks, axis.block)]
+        rows = axis.rows if axis.block < 0 else self.given(axis.block)
         known = self._resolved.get(id(rows))
         if known is None or (
             known.version < self._version and any(self._learnt[block] > known.version for block in known.blocks)
@@ -211,19 +256,20 @@ class Equations:
         Returns:
             Whether the same positions of both go together now.
         """
-        if len(one.rows) != len(other.rows):
+        if one.size != other.size:
             return False
         if one.is_whole or other.is_whole:
             return one.is_whole and other.is_whole
         low, high = (self._root(self._blocks, axis.block) if axis.block >= 0 else -1 for axis in (one, other))
-        if low == high >= 0:
+        if low == high and (low >= 0 or one.rows is other.rows):
             return True
         if not self._is_free(low):
             return self._is_free(high) and self._follow(high, one)
         if not self._is_free(high):
             return self._follow(low, other)
         low, high = min(low, high), max(low, high)
-        self._parent[self._units_of(high)] = self._units_of(low)
+        if high not in self._unread:
+            self._parent[self._units_of(high)] = self._units_of(low)
         self._note([high])
         self._blocks[high] = low
         self._join_kinds(low, high)
@@ -231,20 +277,22 @@ class Equations:
 
     def _is_free(self, block: int) -> bool:
         """Tell whether nothing is known of a block's units."""
-        return block >= 0 and (rows := self._block_rows[block]) is not None and rows.size > 0
+        return block in self._unread or (block >= 0 and (rows := self._block_rows[block]) is not None and rows.size > 0)
 
     def _follow(self, block: int, axis: Axis) -> bool:
         """Couple a block of which nothing is known with an axis if that leaves the units of the axis as they are."""
         known = self._look_up(axis)
         if block in known.blocks or not known.is_full:
             return False
-        units, width = self._units_of(block), known.rows.shape[1]
+        width, is_read = known.rows.shape[1], block not in self._unread
         if width == 1 and block > max(known.blocks):  # of units that are the same the first is the representative
-            self._parent[units] = known.rows[:, 0]
+            if is_read:
+                self._parent[self._units_of(block)] = known.rows[:, 0]
             for kind in known.blocks:
                 self._join_kinds(kind, block)
         elif width == 2 and known.repeats:  # none of the units could be the same as one of the block
-            self._parts[:, units] = known.rows.T
+            if is_read:
+                self._parts[:, self._units_of(block)] = known.rows.T
         else:
             return False
         self._note([block])
@@ -256,9 +304,13 @@ class Equations:
         block = self._root(self._blocks, axis.block) if axis.block >= 0 else -1
         if not self._is_free(block):
             return None
-        units, inner = self._units_of(block), axis.size // outer
+        inner, is_read = axis.size // outer, block not in self._unread
         first, second = self.fresh(outer), self.fresh(inner)
-        self._parts[0, units], self._parts[1, units] = np.repeat(first.rows, inner), np.tile(second.rows[:, 0], outer)
+        pairs = np.stack([np.repeat(first.rows, inner), np.tile(second.rows[:, 0], outer)], 1)
+        if is_read:
+            self._parts[:, self._units_of(block)] = pairs.T
+        else:
+            self._given[block] = pairs
         self._note([block])
         return Axis(first.rows, axis.why, first.block), Axis(second.rows, axis.why, second.block)
 
@@ -273,7 +325,7 @@ class Equations:
 
     def _units_of(self, block: int) -> Rows:
         """Return the units of a block of which nothing is known."""
-        rows = self._block_rows[block]
+        rows = self._number(block) if block in self._unread else self._block_rows[block]
         assert rows is not None
         return rows[:, 0]
 
@@ -283,6 +335,7 @@ class Equations:
         for block in blocks:
             self._learnt[block] = self._version
             self._block_rows[block] = None
+            self._unread.pop(block, None)
 
     def _stand_for(self, units: Rows, parts: Rows) -> None:
         """Replace units by the pairs in ``parts``; ``NONE`` comes second in a pair, if at all."""

@@ -86,7 +86,7 @@ class Sources:
         tracked = self._by_identity.get(id(tensor)) or beside.get(layout)
         if is_new := tracked is None:
             is_parameter = isinstance(tensor, nn.Parameter)
-            axes = tuple([self.units.fresh(n) if n > 1 else Axis.whole(n, _SINGLE) for n in tensor.shape])
+            axes = tuple([self.units.unread(n) if n > 1 else Axis.whole(n, _SINGLE) for n in tensor.shape])
             zeros = (Zero.ZERO if is_parameter else Zero.FINITE,) * tensor.dim()
             tracked = Tracked([], is_parameter, Label(axes, zeros, exact_values(tensor), producer))
             for other in self._overlapping(tensor) if beside else ():

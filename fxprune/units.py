@@ -68,7 +68,7 @@ class Units(Equations):
         """
         if one.size != other.size:
             raise AnalysisError(f"axes of {one.size} and {other.size} positions cannot be coupled")
-        if one.rows is other.rows or self.join(one, other):
+        if one is other or self.join(one, other):
             return
         if one.is_whole or other.is_whole:
             live, whole = (other, one) if one.is_whole else (one, other)

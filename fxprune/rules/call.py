@@ -93,7 +93,7 @@ class Call:
 
     def couple(self, one: Axis, other: Axis) -> None:
         """Say that two axes meet element by element."""
-        if one.rows is not other.rows and not self.units.join(one, other):
+        if one is not other and not self.units.join(one, other):
             self.units.couple(one, other, self.why("meets an axis that stays whole"))
 
     def freeze(self, axis: Axis, text: str) -> None:

@@ -51,7 +51,7 @@ class Label:
     shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple([len(axis.rows) for axis in self.axes]))
+        object.__setattr__(self, "shape", tuple([axis.size for axis in self.axes]))
 
     @staticmethod
     def whole(shape: Iterable[int], why: Reason | None = None) -> Label:

@@ -27,6 +27,10 @@ class Program:
     axes: list[Axis] = field(default_factory=list)
     equations: list[tuple[Axis, Axis]] = field(default_factory=list)
 
+    def new(self, size: int, draw: st.DataObject) -> Axis:
+        """Return an axis of new units, which have their numbers now or get them later."""
+        return draw.draw(st.sampled_from([self.units.fresh, self.units.unread]))(size)
+
     def couple(self, one: Axis, other: Axis) -> None:
         self.units.couple(one, other, WHY)
         self.equations.append((one, other))
@@ -50,11 +54,11 @@ def _step(program: Program, draw: st.DataObject) -> None:
         st.sampled_from(["fresh", "couple", "split", "merge", "take", "concatenate", "freeze", "select", "shared"])
     )
     if kind == "fresh":
-        axes.append(program.units.fresh(draw.draw(st.integers(2, 6))))
+        axes.append(program.new(draw.draw(st.integers(2, 6)), draw))
     elif kind == "couple":
         program.couple(axis, draw.draw(st.sampled_from([a for a in axes if a.size == axis.size])))
     elif kind == "shared":
-        program.couple(axis, program.units.fresh(axis.size))
+        program.couple(axis, program.new(axis.size, draw))
     elif kind == "split":
         program.split(axis, draw.draw(st.sampled_from([k for k in range(1, axis.size + 1) if axis.size % k == 0])))
     elif kind == "merge":
@@ -74,11 +78,11 @@ def _step(program: Program, draw: st.DataObject) -> None:
 
 def run(draw: st.DataObject, steps: int) -> Program:
     program = Program()
-    program.axes.append(program.units.fresh(6))
+    program.axes.append(program.new(6, draw))
     program.axes.append(Axis.whole(4))
     for _ in range(steps):
         _step(program, draw)
-        if len(program.axes[-1].rows) > 36:
+        if program.axes[-1].size > 36:
             program.axes.pop()
     return program
 
@@ -185,3 +189,16 @@ def test_splitting_twice_gives_the_same(draw: st.DataObject) -> None:
     one = program.units.split(axis, 2, WHY)
     two = program.units.split(axis, 2, WHY)
     assert [sets(program.units, a) for a in one] == [sets(program.units, a) for a in two]
+
+
+def test_units_that_are_others_before_they_are_read_take_no_room() -> None:
+    units = Units()
+    first, second, third, fourth = (units.unread(6) for _ in range(4))
+    units.couple(first, second, WHY)
+    units.couple(third, second, WHY)
+    heads, dims = units.split(fourth, 2, WHY)
+    units.couple(second, heads.merge(dims), WHY)
+    assert units.count == 5
+    assert [row.tolist() for row in units.resolve(third)] == [[i, j] for i in (0, 1) for j in (2, 3, 4)]
+    assert np.array_equal(units.resolve(first), units.resolve(fourth))
+    assert units.count == 5
