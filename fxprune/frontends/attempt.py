@@ -199,7 +199,8 @@ def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) 
     """Check a fresh graph in the mode of the capture, on the example or a batch of two, whichever the model takes."""
     model, failure = example.model, None
     # Some layers need two samples to train on.
-    for tried in [example.doubled(), example] if example.training else [example, example.doubled()]:
+    for double in (example.training, not example.training):
+        tried = example.doubled() if double else example
         try:
             with in_mode(gm, model.training), in_mode(model, model.training):
                 return check_against_model(gm, model, tried.args, tried.kwargs, record=record, programs=example.programs)
