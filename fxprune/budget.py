@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes import NONE, Axis, Index
+from fxprune.axes import NONE, Axis, Index, Rows
 from fxprune.dependencies import Dependencies
 from fxprune.units import Units
 
@@ -26,7 +26,7 @@ class Census:
     def __init__(self, units: Units, axes: Iterable[Axis]) -> None:
         self._slots: dict[int, int] = {}
         self._axes: list[Axis] = []  # kept, so that no other array can take the identity of one of these
-        self.rows: list[Index] = []
+        self.rows: list[Index | Rows] = []
         by_content: dict[tuple[tuple[int, ...], bytes], int] = {}
         for axis in axes:
             if id(axis.rows) in self._slots:
@@ -35,7 +35,7 @@ class Census:
             rows = axis.rows if axis.is_whole else units.resolve(axis)
             slot = by_content.setdefault((rows.shape, rows.tobytes()), len(self.rows))
             if slot == len(self.rows):
-                self.rows.append(rows.astype(np.intp))
+                self.rows.append(rows)
             self._slots[id(axis.rows)] = slot
         self.sizes = np.array([len(rows) for rows in self.rows], np.intp)
         self.blocks = list(self._side_by_side())
@@ -46,7 +46,10 @@ class Census:
         for width in np.unique(widths[widths > 0]):
             at = np.flatnonzero(widths == width)
             starts = np.r_[0, np.cumsum(self.sizes[at])[:-1]].astype(np.intp)
-            yield at, starts, np.concatenate([self.rows[i] for i in at.tolist()])
+            beside = np.concatenate([self.rows[i] for i in at.tolist()], dtype=np.intp)
+            for i, start in zip(at.tolist(), starts.tolist(), strict=True):
+                self.rows[i] = beside[start : start + len(self.rows[i])]  # a view
+            yield at, starts, beside
 
     def slot(self, axis: Axis) -> int:
         """Return the place of an axis in ``rows``, ``sizes`` and what :meth:`kept` returns."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fxprune import state
-from fxprune.axes import NONE, Index
+from fxprune.axes import NONE, Index, Rows
 from fxprune.budget import Census, Flags
 from fxprune.corrections import degrees_lost
 from fxprune.dependencies import Dependencies, Group
@@ -219,7 +219,7 @@ def rank(deps: Dependencies, census: Census, groups: Sequence[Group], scores: Se
     units = np.concatenate([*(g.units for g in groups), np.empty(0, np.intp)]).astype(np.intp)
     owner = np.repeat(np.arange(len(groups)), sizes)
     place = _places(scores, [np.zeros(size, bool) for size in sizes])
-    place_of = np.zeros(total + 1, np.intp)  # 0 for all that never goes, NONE among them
+    place_of = np.zeros(total + 1, np.int32)  # 0 for all that never goes, NONE among them
     place_of[units] = place
     held = place_of[units] == 0
     if len(last := _last_held(census, place_of, _fewest(deps, census))):
@@ -252,7 +252,7 @@ def _fewest(deps: Dependencies, census: Census) -> Index:
     return np.minimum(fewest, census.sizes)
 
 
-def _last_held(census: Census, place_of: Index, fewest: Index) -> Index:
+def _last_held(census: Census, place_of: Index | Rows, fewest: Index) -> Index:
     """Return, for each axis with too few positions that have first units only, the units of those that stay longest."""
     found = [np.empty(0, np.intp)]
     for at, starts, rows in census.blocks:
