@@ -13,6 +13,7 @@ from tests.benchmarks import memory
 def test_memory() -> None:
     (row,) = memory.memory(("torchvision/resnet18",), rounds=1)
     assert row["extra %"] == pytest.approx(100 * row["extra MiB"] / row["parameters MiB"])
+    assert row["without library code %"] == pytest.approx(100 * row["without library code MiB"] / row["parameters MiB"])
     assert row["on meta, in a group %"] > 90
 
 
@@ -22,6 +23,13 @@ def test_the_peak_counts_what_is_freed_again() -> None:
     assert memory.status("VmHWM") - before > 60 << 20
     assert memory.peak_from_here() < before + (30 << 20)
     assert memory.status("VmHWM") < before + (30 << 20)
+
+
+def test_mapped_libraries_take_no_memory_of_the_process() -> None:
+    own, files = memory.status("RssAnon"), memory.status("RssFile")
+    memory.map_libraries()
+    assert memory.status("RssFile") >= files
+    assert memory.status("RssAnon") < own + (1 << 20)
 
 
 def test_a_real_tensor_is_seen() -> None:
