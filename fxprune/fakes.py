@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._prims_common import make_contiguous_strides_for
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fxprune.dumps import map_aggregate
+from fxprune.frontends.standins import PROPAGATION, Effect, Form, IncomparableError, Output, Traits, frozen
 
 _MOST = 1 << 15  # results to know at a time: those of a hundred networks
 # Type, sizes, strides, place in the memory, device.
@@ -20,14 +25,14 @@ class Fakes:
 
     The form of an operator's result depends on the forms of its operands and on nothing else. Layers repeat, and asking
     FakeTensorMode takes long even where it knows the answer: so it is asked once, and further results are made like the first,
-    in all runs.
+    in all runs. What a capture has asked it is not asked again.
     """
 
     # By operator and operands the form of the result, and which operand it is a view of; no form if it is that operand.
     _known: ClassVar[dict[Any, tuple[_Form | None, Any]]] = {}
 
     def __init__(self) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = _Mode(self.make)
         self.mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._origins: dict[int, Tensor] = {}  # the real tensor, by the memory of its twin
@@ -41,7 +46,7 @@ class Fakes:
             return leaf
         # A dynamic batch size is analysed at the example's.
         sizes, strides = ([int(getattr(getattr(n, "node", None), "hint", n)) for n in ns] for ns in (leaf.shape, leaf.stride()))
-        return self._make((leaf.dtype, torch.Size(sizes), tuple(strides), 0, leaf.device), inference=False)
+        return self.make((leaf.dtype, torch.Size(sizes), tuple(strides), 0, leaf.device), inference=False)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> FakeTensor:
         """Return a new fake tensor, contiguous."""
@@ -73,7 +78,7 @@ class Fakes:
             base = None if place is None else self.of(tensors[place])
             if form is None:
                 return base
-            return self._make(form, torch.is_inference_mode_enabled() if base is None else base.is_inference(), base)
+            return self.make(form, torch.is_inference_mode_enabled() if base is None else base.is_inference(), base)
         args, kwargs = self.of(args), {name: self.of(value) for name, value in kwargs.items()}
         result = func(*args, **kwargs)
         is_new = key is not None and isinstance(result, FakeTensor)
@@ -100,14 +105,14 @@ class Fakes:
             self._known.clear()
         self._known[key] = (None if place is not None and result is tensors[place] else form, place)
 
-    def _make(self, form: _Form, inference: bool, base: Tensor | None = None) -> FakeTensor:
+    def make(self, form: _Form, inference: bool, base: Tensor | None = None) -> FakeTensor:
         """Return a new fake tensor, in its own memory or in that of another.
 
         A parameter's stand-in is no inference tensor, as it is none, nor is a view of one.
         """
         if inference is not torch.is_inference_mode_enabled():
             with torch.inference_mode(inference):
-                return self._make(form, inference, base)
+                return self.make(form, inference, base)
         dtype, sizes, strides, offset, device = form
         guard = torch._C._DisableTorchDispatch()  # as no_dispatch() does
         tensor = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
@@ -128,6 +133,60 @@ class Fakes:
         torch._C._set_throw_on_mutable_data_ptr(fake)
         vars(fake).update(state)
         return fake
+
+
+_NOTHING: Mapping[str, Any] = {}
+_PLACEHOLDER = torch.empty(0)
+
+
+class _Mode(FakeTensorMode):
+    """FakeTensorMode, but for operators of which a capture in this process has found out what they give."""
+
+    def __init__(self, make: Callable[[_Form, bool, Tensor | None], FakeTensor]) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self._make = make
+
+    def dispatch(
+        self, func: OpOverload, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] = _NOTHING
+    ) -> Any:
+        """Return what an operator gives; operators are asked for that others consist of, too."""
+        tensors: list[FakeTensor] = []
+        effect = None if Traits.of(func).strided else _effect(func, args, kwargs, tensors)
+        if effect is None:
+            return super().dispatch(func, types, args, kwargs)
+        return pytree.tree_unflatten([self._made(output, tensors) for output in effect.outputs], effect.spec)
+
+    def _made(self, output: Output, tensors: list[FakeTensor]) -> Any:
+        """Return one of the results of an operator on ``tensors``."""
+        if output.argument is not None:
+            return tensors[output.argument]
+        if output.form is None:
+            return output.plain
+        base = None if output.shares is None else tensors[output.shares]
+        size, stride, dtype, device = output.form
+        if base is None:
+            return self._make((dtype, torch.Size(size), stride, 0, device), torch.is_inference_mode_enabled(), None)
+        offset = int(base.storage_offset()) + output.offset
+        return self._make((dtype, torch.Size(size), stride, offset, device), base.is_inference(), base)
+
+
+def _effect(func: OpOverload, args: Any, kwargs: Any, tensors: list[FakeTensor]) -> Effect | None:
+    """Return what a call on fake tensors, which are added to ``tensors``, does; None if no capture has found that out."""
+
+    def plain(leaf: Any) -> Any:
+        if not isinstance(leaf, FakeTensor):
+            return leaf
+        tensors.append(leaf)
+        return _PLACEHOLDER
+
+    try:
+        others = frozen(map_aggregate((tuple(args), dict(kwargs)), plain), places := list[Tensor]())
+    except IncomparableError:
+        return None
+    forms = [Form(*form[1:3], form[0], form[4]) for tensor in tensors if (form := _form(tensor)) is not None]
+    if not len(places) == len(tensors) == len(forms):  # there is more to one of them
+        return None
+    return PROPAGATION.known(func, others, list(zip(tensors, forms, strict=True)))
 
 
 def has_hints(tensor: Tensor) -> bool:

@@ -54,12 +54,16 @@ def alike(a: Form | None, b: Form) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """One output of an operator: one of its arguments; or of this form, maybe in the memory of one of them; or plain."""
+    """One output of an operator: one of its arguments; or of this form, maybe in the memory of one of them; or plain.
+
+    The ``offset`` is how far in memory it starts behind that argument.
+    """
 
     argument: int | None = None
     form: Form | None = None
     shares: int | None = None
     plain: Any = None
+    offset: int = 0
 
 
 _MOST = 1 << 15  # effects to know at a time: those of a hundred networks
@@ -116,18 +120,16 @@ class Propagation:
 
     def effect(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
         """Return what a call does; ``inputs`` are the tensors among its arguments, ``frozen`` stands for all else."""
-        first: dict[int, int] = {}
-        key = (
-            func,
-            torch.get_default_dtype(),
-            frozen,
-            *((first.setdefault(id(t), i), form) for i, (t, form) in enumerate(inputs)),
-        )
+        key = _key(func, frozen, inputs)
         if (known := self._known.get(key)) is None:
             if len(self._known) >= _MOST:
                 self._known.clear()
             known = self._known[key] = self._effect(func, frozen, inputs, args, kwargs)
         return known
+
+    def known(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]]) -> Effect | None:
+        """Return what a call does if it was found out already."""
+        return self._known.get(_key(func, frozen, inputs))
 
     def call(self, key: Any) -> Any:
         """Return what is known of a call of a module."""
@@ -173,11 +175,19 @@ class Propagation:
             if same:
                 outputs.append(Output(argument=same[0]))
             else:
-                outputs.append(Output(form=_form_of_fake(leaf), shares=shares[0] if shares else None))
+                form, offset = _form_of_fake(leaf), int(leaf.storage_offset())
+                outputs.append(Output(form=form, shares=shares[0] if shares else None, offset=offset))
         return outputs, spec
 
 
 PROPAGATION = Propagation()
+
+
+def _key(func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]]) -> Any:
+    """Return what decides what a call does."""
+    first: dict[int, int] = {}
+    forms = [(first.setdefault(id(t), i), form) for i, (t, form) in enumerate(inputs)]
+    return (func, torch.get_default_dtype(), frozen, *forms)
 
 
 def _source(func: Any, forms: list[Form], outputs: list[Output]) -> int | None:
