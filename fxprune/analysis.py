@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fxprune import state
 from fxprune.axes import Axis, Reason
 from fxprune.code_lines import code_line
-from fxprune.counters import READS_VALUE, Counters, number
+from fxprune.counters import Counters, number
 from fxprune.dependencies import Dependencies, MixingPoint, Step
 from fxprune.errors import AnalysisError, RuleError
 from fxprune.fakes import Fakes, has_hints
 from fxprune.flops import Work, work_of
-from fxprune.rules import POINTWISE, Call, Label, Rule, Zero, find_rule
+from fxprune.operators import Operator
+from fxprune.rules import Call, Label, Rule, Zero
 from fxprune.rules.call import tensors_in
 from fxprune.rules.registry import is_by_user
 from fxprune.run import Run
@@ -97,7 +98,7 @@ class _Watch(TorchDispatchMode):
         self.units = Units()
         self.fakes = Fakes()
         self.here = Reason("")
-        self.operators: dict[OpOverload, _Operator] = {}
+        self.operators: dict[OpOverload, Operator] = {}
         self.example: Any = None  # what the node that runs gave for the example inputs, if that was noted
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
@@ -184,7 +185,7 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         op = self.operators.get(func)
         if op is None:
-            op = self.operators[func] = _Operator.of(func)
+            op = self.operators[func] = Operator.of(func)
         if op.is_free:
             return func(*args, **kwargs)
         if op.rule is None and func._can_decompose():
@@ -223,7 +224,7 @@ class _Watch(TorchDispatchMode):
             self.counters.written(func, args, kwargs)
         return result
 
-    def _call(self, op: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
+    def _call(self, op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
         arguments: dict[str, Any] = {}
         operands: list[Label | None] = []
         for place, (name, default, takes_tensors) in enumerate(op.parameters):
@@ -361,38 +362,3 @@ def _forget_values(tensor: Tensor) -> None:
     label: Label = tensor.__dict__["_fxprune_label"]
     zeros = tuple(min(zero, Zero.FINITE) for zero in label.zeros)
     tensor.__dict__["_fxprune_label"] = Label(label.axes, zeros, None, label.producer)
-
-
-@dataclass(frozen=True, eq=False)
-class _Operator:
-    """An operator, as the analysis takes it.
-
-    Attributes:
-        func: the operator.
-        name: its name.
-        rule: its rule.
-        parameters: the name and the default of each parameter, and whether it takes tensors.
-        is_mutable: whether it writes into an operand.
-        is_free: whether it asks for what no rule is about, such as a device.
-        reads_value: whether it asks for the value of a tensor.
-    """
-
-    func: OpOverload
-    name: str
-    rule: Rule | None
-    parameters: list[tuple[str, Any, bool]]
-    is_mutable: bool
-    is_free: bool
-    reads_value: bool
-
-    @staticmethod
-    def of(func: OpOverload) -> _Operator:
-        return _Operator(
-            func,
-            str(func),
-            find_rule(func, lambda: POINTWISE),
-            [(a.name, a.default_value, "Tensor" in str(a.type)) for a in func._schema.arguments],
-            func._schema.is_mutable,
-            func.namespace == "prim",
-            func in READS_VALUE,
-        )
