@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,8 +135,12 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
             if (content := read(axis)) is not None:
                 places.setdefault(content, []).append((t, dim))
     # From here on a unit is known by its place among those that stand on an axis, which are few of all that were made.
-    live = np.unique(np.concatenate([np.empty(0, np.intp), *(content.units for content in places)]))
-    at = {content: np.searchsorted(live, content.units) for content in places}
+    number = np.zeros(units.count, np.intp)
+    for content in places:
+        number[content.units] = 1
+    live = np.flatnonzero(number)
+    number[live] = np.arange(len(live))
+    at = {content: number[content.units] for content in places}
     classes, order = _classes(units.kind_of(live), at)
     on_parameter = np.zeros(int(classes.max(initial=-1)) + 1, bool)
     for content, axes in places.items():
@@ -148,9 +152,8 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
     for g, block in enumerate(blocks):
         group_of[block], rank[block] = g, np.arange(len(block))
     members: list[list[tuple[int, int, Index]]] = [[] for _ in blocks]
-    sizes = [len(block) for block in blocks]
     for content, axes in places.items():
-        for g, positions in _by_group(content, group_of[at[content]], rank[at[content]], sizes):
+        for g, positions in _by_group(content, group_of[at[content]], rank[at[content]]):
             members[g] += [(t, dim, positions) for t, dim in axes]
     for found in members:
         found.sort(key=lambda member: member[:2])
@@ -197,26 +200,23 @@ def _blocks(classes: Index, order: Index) -> list[Index]:
     return np.split(used, _starts(classes[used])[1:]) if len(used) else []
 
 
-def _by_group(content: _Content, group_of: Index, rank: Index, sizes: list[int]) -> list[tuple[int, Index]]:
-    """Return for each group on an axis the positions of its units, shape (units, p).
+def _by_group(content: _Content, group_of: Index, rank: Index) -> Iterator[tuple[int, Index]]:
+    """Yield for each group on an axis the positions of its units, shape (units, p).
 
     Args:
         content: what stands on the axis.
         group_of: the group of each of its units, -1 for none.
         rank: the place of each of its units in the group.
-        sizes: how many units every group has.
     """
-    first = int(group_of[0])
-    if first >= 0 and (group_of == first).all() and (rank[1:] > rank[:-1]).all():  # all in order already
-        return [(first, content.positions.reshape(sizes[first], -1))]
-    group = np.repeat(group_of, content.counts)
-    keep = group >= 0
-    group, positions = group[keep], content.positions[keep]
-    order = np.lexsort((positions, np.repeat(rank, content.counts)[keep], group))
-    group, positions = group[order], positions[order]
-    starts = _starts(group)
-    blocks = np.split(positions, starts[1:]) if len(group) else []
-    return [(int(g), block.reshape(sizes[g], -1)) for g, block in zip(group[starts], blocks, strict=True)]
+    if (group_of >= 0).all() and (group_of == group_of[:1]).all() and (rank[1:] > rank[:-1]).all():  # all in order already
+        if len(group_of):
+            yield int(group_of[0]), content.positions.reshape(len(group_of), -1)
+        return
+    order = np.lexsort((rank, group_of))
+    for units in np.split(order, _starts(group_of[order])[1:]):
+        if len(units) and (group := int(group_of[units[0]])) >= 0:
+            # All of them have equally many.
+            yield group, content.positions[content.first[units][:, None] + np.arange(content.counts[units[0]])]
 
 
 def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[Label, bool]]) -> int:
