@@ -41,8 +41,13 @@ class Steps(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         """Return what the graph's module has under a dotted name."""
+        if (module := self.submodules.get(target)) is not None:
+            return module
+        path, _, name = target.rpartition(".")
         try:
-            return operator.attrgetter(target)(self.module)
+            if (owner := self.submodules.get(path)) is not None:
+                return getattr(owner, name)
+            return operator.attrgetter(target)(self.module)  # a module under its second name is not among them
         except AttributeError:
             return super().fetch_attr(target)  # which names the part that is missing
 

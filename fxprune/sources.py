@@ -138,7 +138,7 @@ def named_tensors(gm: fx.GraphModule) -> list[tuple[str, Tensor]]:
     """Return all parameters, then all buffers, by all of their names; what is masked first comes under its own name."""
     parameters: list[tuple[str, Tensor]] = []
     buffers: list[tuple[str, Tensor]] = []
-    for path, module in gm.named_modules(remove_duplicate=False):
+    for path, module in state.modules_by_path(gm).items():
         parameters += [(state.join(path, name), p) for name, p in module._parameters.items() if p is not None]
         buffers += [(state.join(path, name), b) for name, b in module._buffers.items() if b is not None]
     masked = state.all_masked(gm) if any(name.endswith(ORIG) for name, _ in parameters) else []
