@@ -163,11 +163,10 @@ class _Mode(FakeTensorMode):
         if output.form is None:
             return output.plain
         base = None if output.shares is None else tensors[output.shares]
-        size, stride, dtype, device = output.form
-        if base is None:
-            return self._make((dtype, torch.Size(size), stride, 0, device), torch.is_inference_mode_enabled(), None)
-        offset = int(base.storage_offset()) + output.offset
-        return self._make((dtype, torch.Size(size), stride, offset, device), base.is_inference(), base)
+        form = output.form
+        offset = 0 if base is None else int(base.storage_offset()) + output.offset
+        made = (form.dtype, torch.Size(form.size), form.stride, offset, form.device)
+        return self._make(made, torch.is_inference_mode_enabled() if base is None else base.is_inference(), base)
 
 
 def _effect(func: OpOverload, args: Any, kwargs: Any, tensors: list[FakeTensor]) -> Effect | None:
@@ -183,10 +182,10 @@ def _effect(func: OpOverload, args: Any, kwargs: Any, tensors: list[FakeTensor])
         others = frozen(map_aggregate((tuple(args), dict(kwargs)), plain), places := list[Tensor]())
     except IncomparableError:
         return None
-    forms = [Form(*form[1:3], form[0], form[4]) for tensor in tensors if (form := _form(tensor)) is not None]
+    forms = [Form.of_parts(*form[1:3], form[0], form[4]) for tensor in tensors if (form := _form(tensor)) is not None]
     if not len(places) == len(tensors) == len(forms):  # there is more to one of them
         return None
-    return PROPAGATION.known(func, others, list(zip(tensors, forms, strict=True)))
+    return PROPAGATION.known(PROPAGATION.key(func, others, tensors, forms))
 
 
 def has_hints(tensor: Tensor) -> bool:

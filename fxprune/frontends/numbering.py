@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.frontends.replay import Noted, identity, is_plain_call, sharing
-from fxprune.frontends.standins import Effect, Form, IncomparableError, Propagation, Traits, frozen, storage, written
+from fxprune.frontends.replay import Noted, identity, identity_of_function, is_plain_call, sharing
+from fxprune.frontends.standins import Effect, Form, IncomparableError, Lazy, Propagation, Traits, frozen, storage, written
 from fxprune.frontends.values import Memory, OfTensors, Step, Value
 
 # Above so many bytes, a constant is told by its memory instead of its values.
@@ -58,6 +58,7 @@ class Execution(TorchDispatchMode):
     def __init__(self, numbering: Numbering) -> None:
         super().__init__()
         self._numbering = numbering
+        self._effects = numbering.propagation
         self._values = OfTensors()  # of stand-ins
         self._leaves: dict[int, Value] = {}  # of real tensors that are without values here, maybe since others stand for them
         self._constants = OfTensors()
@@ -98,12 +99,12 @@ class Execution(TorchDispatchMode):
                 raise IncomparableError("tolist() of a tensor without values")
             return torch._C.TensorBase.tolist(tensor)
 
-        called = nn.Module.__call__
+        called = nn.Module._call_impl
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return self._call_module(called, module, args, kwargs)
 
-        with torch.no_grad(), _replaced(Tensor, "tolist", tolist), _replaced(nn.Module, "__call__", call):
+        with torch.no_grad(), _replaced(Tensor, "tolist", tolist), _replaced(nn.Module, "_call_impl", call):
             for device in {torch.device("cpu"): None, **self._devices}:
                 torch.rand((), device=device)  # now no seed gives the state that the generator is in
             self._generators = self._random_states()
@@ -118,6 +119,16 @@ class Execution(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors: list[Tensor] = []
         others = frozen((args, kwargs), tensors)
+        known = [self._known(tensor) for tensor in tensors]
+        effect = None
+        if tensors and None not in known:  # as nearly always
+            values: list[Any] = known
+            effect = self._effects.known(self._effects.key(func, others, tensors, [value.form for value in values]))
+        if effect is None or not effect.is_plain:
+            return self._call(func, others, tensors, args, kwargs)
+        return self._results(effect, tensors, self._do(effect, values))
+
+    def _call(self, func: Any, others: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
         traits, targets = Traits.of(func), written(func, args, kwargs)
         if not all(self._has_value(t) or self._is_fresh(t) for t in targets):
             raise IncomparableError(f"{func} writes to a tensor that is no parameter, buffer or input")
@@ -130,16 +141,19 @@ class Execution(TorchDispatchMode):
             return self._restride(func, args, kwargs, others)
         place = self._place() if traits.ordered else 0
         values = [self._value(t) for t in tensors]
-        inputs = [(t, v.form) for t, v in zip(tensors, values, strict=True)]
-        effect = self._numbering.propagation.effect(func, others, inputs, args, kwargs)
-        made = self._do(effect, values, place)
+        forms = [value.form for value in values]
+        key = self._effects.key(func, others, tensors, forms)
+        effect = self._effects.effect(key, list(zip(tensors, forms, strict=True)), args, kwargs)
+        return self._results(effect, tensors, self._do(effect, values, place))
+
+    def _results(self, effect: Effect, tensors: list[Tensor], made: list[Value | None]) -> Any:
         results: list[Any] = []
         for output, value in zip(effect.outputs, made, strict=True):
             if value is not None:
                 results.append(self._stand_in_of(value))
             else:
                 results.append(output.plain if output.argument is None else tensors[output.argument])
-        return pytree.tree_unflatten(results, effect.spec)
+        return results[0] if effect.spec.is_leaf() else pytree.tree_unflatten(results, effect.spec)
 
     def _place(self) -> int:
         """Return the place of a random draw among all."""
@@ -198,42 +212,88 @@ class Execution(TorchDispatchMode):
 
     def _call_module(self, called: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module; one of torch's own, called as one was before, does to the same what that did."""
-        tensors: list[Tensor] = []
-        key = None if self._inside or not is_plain_call() else identity(module, args, kwargs, tensors)
-        values = [self._known(tensor) for tensor in tensors] if key is not None else []
-        operands = [value for value in values if value is not None]
-        if key is None or len(operands) < len(values):
+        found = None if self._inside or not is_plain_call() else self._find(module, args, kwargs)
+        if found is None:
             return called(module, *args, **kwargs)
-        forms = [value.form for value in operands]
-        key = (*key, *forms, sharing(operands))
-        noted = self._numbering.propagation.call(key)
-        if noted is not None:
-            return self._replay(noted, tensors, operands)
-        start, draws = len(self._tape), self._draws
-        self._inside = True
+        key, tensors, operands = found
+        noted = self._effects.call(key)
+        if noted is None:
+            return self._note(key, tensors, operands, lambda: called(module, *args, **kwargs))
+        with no_dispatch():
+            return self._replay(noted, tensors, operands, self._stand_in_of)
+
+    def lazily(self, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+        """Return what a call gives, with lazy tensors; None if that is not known.
+
+        Args:
+            what: a module or a function.
+            args: positional arguments; tensors among them may be lazy.
+            kwargs: keyword arguments.
+        """
+        found = self._find(what, args, kwargs) if is_plain_call() else None
+        if found is None:
+            return None
+        key, tensors, operands = found
+        noted = self._effects.call(key)
+        return (self._replay(noted, tensors, operands, Lazy),) if noted is not None and noted.is_flat else None
+
+    def noting(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function, and note what it does if it is one of torch's."""
+        found = self._find(function, args, kwargs) if is_plain_call() else None
+        if found is None or not found[2]:  # what sees no tensor may be called for what it does to torch
+            return function(*args, **kwargs)
+        return self._note(*found, lambda: function(*args, **kwargs), is_function=True)
+
+    def needed(self, value: Any) -> Any:
+        """Return a value with stand-ins in the place of lazy tensors."""
+        if type(value) is tuple:
+            return tuple(map(self.needed, value))
+        if type(value) is not Lazy:
+            return value
+        if value.tensor is None:
+            with no_dispatch():
+                value.tensor = self._stand_in_of(value.value)
+        return value.tensor
+
+    def _find(self, what: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Value]] | None:
+        """Return what tells a call apart, its tensors, and their values; None of one that cannot be noted."""
+        tensors: list[Any] = []
+        known = identity if isinstance(what, nn.Module) else identity_of_function
+        key = known(what, args, kwargs, tensors)
+        values = [self._known(tensor) for tensor in tensors] if key is not None else []
+        if key is None or None in values:
+            return None
+        operands: list[Any] = values
+        return (*key, *[value.form for value in operands], sharing(operands)), tensors, operands
+
+    def _note(
+        self, key: Any, tensors: list[Any], operands: list[Value], run: Callable[[], Any], is_function: bool = False
+    ) -> Any:
+        forms, start, draws = [value.form for value in operands], len(self._tape), self._draws
+        inside, self._inside = self._inside, True
         try:
-            result = called(module, *args, **kwargs)
+            result = run()
         finally:
-            self._inside = False
-        # The place of a draw is another each time.
-        if draws == self._draws and all(value.form == form for value, form in zip(operands, forms, strict=True)):
-            noted = Noted.of(self._tape[start:], result, tensors, operands, self._values)
+            self._inside = inside
+        # The place of a draw is another each time; a function that calls no operator may be called for what it does to Python.
+        steps, are_alike = self._tape[start:], all(value.form is form for value, form in zip(operands, forms, strict=True))
+        if draws == self._draws and are_alike and (steps or not is_function):
+            noted = Noted.of(steps, result, tensors, operands, self._values)
             if noted is not None:
-                self._numbering.propagation.note_call(key, noted)
+                self._effects.note_call(key, noted)
         return result
 
-    def _replay(self, noted: Noted, tensors: list[Tensor], operands: list[Value]) -> Any:
+    def _replay(self, noted: Noted, tensors: list[Any], operands: list[Value], made: Callable[[Value], Any]) -> Any:
         values = list(operands)
         for effect, places in noted.steps:
             values += [value for value in self._do(effect, [values[place] for place in places]) if value is not None]
         results: list[Any] = []
-        with no_dispatch():
-            for output in noted.outputs:
-                if output.value is not None:
-                    results.append(self._stand_in_of(values[output.value]))
-                else:
-                    results.append(output.plain if output.operand is None else tensors[output.operand])
-        return pytree.tree_unflatten(results, noted.spec)
+        for output in noted.outputs:
+            if output.value is not None:
+                results.append(made(values[output.value]))
+            else:
+                results.append(output.plain if output.operand is None else tensors[output.operand])
+        return results[0] if noted.spec.is_leaf() else pytree.tree_unflatten(results, noted.spec)
 
     # -- constants ---------------------------------------------------------------------------------------------------
 
@@ -265,9 +325,19 @@ class Execution(TorchDispatchMode):
         memory = self._memories.get(storage(tensor))
         return memory is not None and bool(memory.written)
 
-    def _known(self, tensor: Tensor) -> Value | None:
+    def _known(self, tensor: Tensor | Lazy) -> Value | None:
         """Return the value of a stand-in, or of what one stands for."""
-        return self._value(tensor) if self._has_value(tensor) else None
+        if type(tensor) is Lazy:
+            if tensor.tensor is None:
+                return tensor.value
+            tensor = tensor.tensor
+        assert isinstance(tensor, Tensor)
+        value = self._values.get(tensor)
+        if value is None:
+            return self._leaves.get(id(tensor))
+        if value.address != storage(tensor):
+            raise IncomparableError("a tensor was given other data")
+        return value
 
     def _memory_of(self, real: Tensor) -> Memory:
         return self._memories.setdefault(storage(real), Memory(0, real.untyped_storage()))
@@ -277,10 +347,7 @@ class Execution(TorchDispatchMode):
         return value.number if written == value.written else self._numbering.of("after", value.number, written)
 
     def _value(self, tensor: Tensor) -> Value:
-        value = self._values.get(tensor)
-        if value is not None and value.address != storage(tensor):
-            raise IncomparableError("a tensor was given other data")
-        value = value or self._leaves.get(id(tensor)) or self._constants.get(tensor)
+        value = self._known(tensor) or self._constants.get(tensor)
         if value is None:
             if tensor.numel() * tensor.element_size() > _LARGE:
                 content: Any = self._numbering.address(tensor)

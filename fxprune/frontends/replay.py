@@ -7,22 +7,27 @@ network are alike for the most part; and graph and model call the same ones, as 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
-from fxprune.frontends.standins import Effect, IncomparableError, frozen
+from fxprune.frontends.standins import Effect, IncomparableError, frozen, repeats
 from fxprune.frontends.values import OfTensors, Step, Value
 
 _REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
+_PLAIN_OR_TUPLE = _PLAIN | {tuple}
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+_METHODS = (types.MethodDescriptorType, types.WrapperDescriptorType)
+_ROOTS = ("torch", "_operator", "fxprune")  # of functions that do no more to tensors than their operators do
 
 
 def is_plain_call() -> bool:
@@ -36,7 +41,7 @@ def is_plain_call() -> bool:
     )
 
 
-def identity(module: nn.Module, args: Any, kwargs: Any, tensors: list[Tensor]) -> tuple[Any, ...] | None:
+def identity(module: nn.Module, args: Any, kwargs: Any, tensors: list[Any]) -> tuple[Any, ...] | None:
     """Return what decides, besides tensors, what a call of a module does; None if that cannot be said.
 
     Args:
@@ -47,66 +52,97 @@ def identity(module: nn.Module, args: Any, kwargs: Any, tensors: list[Tensor]) -
     """
     if not _is_torchs(module) or isinstance(module, nn.Sequential):
         return None
-    found: list[Any] = [
-        torch.get_default_dtype(),
-        torch.is_inference_mode_enabled(),
-        torch.backends.mha.get_fastpath_enabled(),
-    ]
+    found: list[Any] = []
     parts = [("", module)] if not module._modules else list(module.named_modules())
     for name, part in parts:
         settings = _settings(part) if part is module or _is_torchs(part) else None
         if settings is None:
             return None
-        found += [name, type(part), type(part).forward, *_methods(type(part)), settings]
+        found += [name, type(part), _Methods.of(type(part)), *settings]
         for registry in (part._parameters, part._buffers):
-            tensors += [tensor for tensor in registry.values() if tensor is not None]
+            for key, tensor in registry.items():
+                if tensor is not None:
+                    found.append(key)
+                    tensors.append(tensor)
+            found.append(None)
+    return _identity(found, args, kwargs, tensors)
+
+
+def identity_of_function(function: Any, args: Any, kwargs: Any, tensors: list[Any]) -> tuple[Any, ...] | None:
+    """Return what decides, besides tensors, what a call of a function does, if it is one of torch's; None otherwise."""
+    if not (type(function) in _METHODS or type(function) is OpOverload or _is_torchs_function(function, _ROOTS)):
+        return None
+    return _identity([function], args, kwargs, tensors)
+
+
+def _identity(found: list[Any], args: Any, kwargs: Any, tensors: list[Any]) -> tuple[Any, ...] | None:
     try:
-        found.append(frozen((args, kwargs), tensors))
+        found += frozen(args, tensors), frozen(dict(kwargs), tensors)
     except IncomparableError:
         return None
-    return (*found, *[tensor.requires_grad for tensor in tensors])
+    return (
+        torch.get_default_dtype(),
+        torch.is_inference_mode_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+        *found,
+        *[tensor.requires_grad for tensor in tensors],
+    )
 
 
-def _methods(kind: type[nn.Module]) -> list[Any]:
-    """Return the methods of a class, which somebody may have replaced; those of nn.Module are the same for all."""
-    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    return [method for base in bases for method in vars(base).values() if type(method) is types.FunctionType]
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class _Methods:
+    """What a class and its bases hold, methods above all, which somebody may replace; what nn.Module holds is left out."""
+
+    held: list[list[Any]]
+    places: list[list[int]]
+
+    _known: ClassVar[dict[type[nn.Module], _Methods]] = {}
+
+    @classmethod
+    def of(cls, kind: type[nn.Module]) -> _Methods:
+        """Return the same as before if all is as it was then."""
+        bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+        places = [[*map(id, vars(base).values())] for base in bases]
+        known = cls._known.get(kind)
+        if known is None or known.places != places:
+            known = cls._known[kind] = cls([[*vars(base).values()] for base in bases], places)
+        return known
 
 
 def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules.")
 
 
-def _is_torchs_function(what: Any) -> bool:
+def _is_torchs_function(what: Any, roots: tuple[str, ...] = ("torch",)) -> bool:
     """Tell whether something is a function of torch: what a user's own does may change, and it may hold anything alive."""
-    return type(what) in _FUNCTIONS and str(what.__module__).partition(".")[0] == "torch"
+    return type(what) in _FUNCTIONS and str(what.__module__).partition(".")[0] in roots
+
+
+@functools.lru_cache(1 << 10)
+def _names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return which attributes are registries that have to be empty, hooks for one, and which are a module's own."""
+    empty = tuple(name for name in names if name in _REGISTRIES and name not in _TENSORS)
+    return empty, tuple(name for name in names if name not in _REGISTRIES)
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...] | None:
-    found: list[Any] = []
-    for name, value in vars(module).items():
-        kind = type(value)
-        if kind in _PLAIN:  # as most are
-            found.append((name, kind, value))
-            continue
-        if name in _REGISTRIES:
-            if name not in _TENSORS and value:  # hooks
-                return None
-            if name in ("_parameters", "_buffers"):
-                found.append((name, *[key for key, tensor in value.items() if tensor is not None]))
-            continue
-        parts = value if kind is tuple else (value,)
-        if not all(type(part) in _PLAIN or _is_torchs_function(part) for part in parts):
+    attributes = vars(module)
+    empty, own = _names(tuple(attributes))
+    if any(map(attributes.__getitem__, empty)):
+        return None
+    values = tuple(map(attributes.__getitem__, own))
+    parts = [part for value in values if type(value) is tuple for part in value]
+    kinds, of_parts = tuple(map(type, values)), tuple(map(type, parts))
+    if not (_PLAIN_OR_TUPLE.issuperset(kinds) and _PLAIN.issuperset(of_parts)):
+        others = [value for value in values if type(value) is not tuple]
+        if not all(type(value) in _PLAIN or _is_torchs_function(value) for value in (*others, *parts)):
             return None
-        found.append((name, *map(type, parts), *parts))
-    return tuple(found)
+    return own, kinds, values, of_parts
 
 
 def sharing(values: Sequence[Value]) -> tuple[int, ...]:
     """Return which of ``values`` are the same, and which share memory."""
-    first: dict[int, int] = {}
-    places = [*map(id, values), *(id(value.memory) for value in values)]
-    return tuple(first.setdefault(place, i) for i, place in enumerate(places))
+    return repeats([*values, *[value.memory for value in values]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +168,11 @@ class Noted:
     steps: list[tuple[Effect, tuple[int, ...]]]
     outputs: list[Result]
     spec: pytree.TreeSpec
+
+    @functools.cached_property
+    def is_flat(self) -> bool:
+        """Whether it gives one result or a plain tuple."""
+        return self.spec.is_leaf() or (self.spec.type is tuple and all(part.is_leaf() for part in self.spec.children()))
 
     @classmethod
     def of(

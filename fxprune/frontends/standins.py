@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,22 @@ from torch.utils import _pytree as pytree
 
 from fxprune.dumps import map_aggregate
 
+if TYPE_CHECKING:
+    from fxprune.frontends.values import Value
+
 
 class IncomparableError(Exception):
     """The program depends on what tensors without values do not have, or does what value numbering does not follow."""
 
 
-class Form(NamedTuple):
-    """What there is to know about a tensor without its values."""
+class Form:
+    """What there is to know about a tensor without its values. There is one of each, so that ``is`` tells forms apart."""
 
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
+    __slots__ = ("__weakref__", "device", "dtype", "size", "stride")
+    _known: ClassVar[weakref.WeakValueDictionary[Any, Form]] = weakref.WeakValueDictionary()
+
+    def __init__(self, size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.size, self.stride, self.dtype, self.device = size, stride, dtype, device
 
     @classmethod
     def of(cls, tensor: Tensor) -> Form:
@@ -34,7 +39,15 @@ class Form(NamedTuple):
         unusual = tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg()
         if unusual or tensor.is_meta:
             raise IncomparableError(f"a tensor that is not in plain memory: {tensor.layout}, {tensor.device}")
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        return cls.of_parts(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+
+    @classmethod
+    def of_parts(cls, *parts: Any) -> Form:
+        """Return the form of these sizes, strides, type and device."""
+        form = cls._known.get(parts)
+        if form is None:
+            form = cls._known[parts] = cls(*parts)
+        return form
 
     def fake(self, mode: FakeTensorMode) -> Tensor:
         """Return a fake tensor of this form; much faster than to convert one."""
@@ -45,6 +58,19 @@ class Form(NamedTuple):
         tensor = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
         torch._C._set_throw_on_mutable_data_ptr(tensor)
         return tensor
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Lazy:
+    """A tensor that nothing has needed yet: its value; and a stand-in, once something does need one."""
+
+    value: Value
+    tensor: Tensor | None = None
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the tensor does: none that is computed, until code says so."""
+        return self.tensor is not None and self.tensor.requires_grad
 
 
 def alike(a: Form | None, b: Form) -> bool:
@@ -92,6 +118,7 @@ class Effect:
         source: the operand whose elements the result has; None if it computes some.
         written: the operands that it writes to.
         replaces: whether it leaves in its first operand what ``computed`` returns.
+        is_plain: whether it is the same wherever it is called, however its operands lie in memory.
     """
 
     func: Any
@@ -102,6 +129,7 @@ class Effect:
     source: int | None
     written: tuple[int, ...]
     replaces: bool
+    is_plain: bool
 
 
 class Propagation:
@@ -118,18 +146,23 @@ class Propagation:
         self._mode = FakeTensorMode(allow_fallback_kernels=False)
         self._mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
 
-    def effect(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
-        """Return what a call does; ``inputs`` are the tensors among its arguments, ``frozen`` stands for all else."""
-        key = _key(func, frozen, inputs)
+    def key(self, func: Any, frozen: Any, tensors: list[Tensor], forms: list[Form]) -> Any:
+        """Return what decides what a call does: ``frozen`` stands for all among its arguments that is no tensor."""
+        same = repeats(tensors)
+        return (func, torch.get_default_dtype(), frozen, same, *forms)
+
+    def known(self, key: Any) -> Effect | None:
+        """Return what is known of calls of a key."""
+        return self._known.get(key)
+
+    def effect(self, key: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
+        """Return what a call does; ``inputs`` are the tensors among its arguments."""
         if (known := self._known.get(key)) is None:
             if len(self._known) >= _MOST:
                 self._known.clear()
+            func, _, frozen, *_ = key
             known = self._known[key] = self._effect(func, frozen, inputs, args, kwargs)
         return known
-
-    def known(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]]) -> Effect | None:
-        """Return what a call does if it was found out already."""
-        return self._known.get(_key(func, frozen, inputs))
 
     def call(self, key: Any) -> Any:
         """Return what is known of a call of a module."""
@@ -142,7 +175,8 @@ class Propagation:
         self._calls[key] = noted
 
     def _effect(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
-        namesake, forms = Traits.of(func).namesake, [form for _, form in inputs]
+        traits, forms = Traits.of(func), [form for _, form in inputs]
+        namesake = traits.namesake
         outputs, spec = self._outputs(namesake or func, inputs, args, kwargs)
         source = _source(func, forms, outputs)
         # What an operator leaves in its first argument is what its namesake returns, if no conversion comes between.
@@ -153,7 +187,8 @@ class Propagation:
             outputs, spec = self._outputs(func, inputs, args, kwargs)
         places = {id(tensor): place for place, (tensor, _) in reversed(list(enumerate(inputs)))}
         targets = tuple(places[id(tensor)] for tensor in written(func, args, kwargs))
-        return Effect(func, frozen, namesake or func, outputs, spec, source, targets, replaces)
+        is_plain = not (traits.ordered or traits.strided)
+        return Effect(func, frozen, namesake or func, outputs, spec, source, targets, replaces, is_plain)
 
     def _outputs(
         self, func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any
@@ -163,7 +198,7 @@ class Propagation:
         args, kwargs = map_aggregate((args, kwargs), lambda a: fake_of.get(id(a), a))
         with self._mode:
             leaves, spec = pytree.tree_flatten(func(*args, **kwargs))
-        if any(form != Form.of(fake) for fake, (_, form) in zip(fakes, inputs, strict=True)):
+        if any(form is not Form.of(fake) for fake, (_, form) in zip(fakes, inputs, strict=True)):
             raise IncomparableError(f"{func} changes the shape of its argument")
         outputs = []
         for leaf in leaves:
@@ -183,11 +218,10 @@ class Propagation:
 PROPAGATION = Propagation()
 
 
-def _key(func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]]) -> Any:
-    """Return what decides what a call does."""
-    first: dict[int, int] = {}
-    forms = [(first.setdefault(id(t), i), form) for i, (t, form) in enumerate(inputs)]
-    return (func, torch.get_default_dtype(), frozen, *forms)
+def repeats(things: Sequence[Any]) -> tuple[int, ...]:
+    """Return for each of ``things`` the place where it comes first, if one comes twice; else nothing."""
+    ids = [*map(id, things)]
+    return () if len(set(ids)) == len(ids) else tuple(map(ids.index, ids))
 
 
 def _source(func: Any, forms: list[Form], outputs: list[Output]) -> int | None:
@@ -211,26 +245,37 @@ def storage(tensor: Tensor) -> int:
 
 
 _SEQUENCES = (tuple, list, torch.Size, immutable_list)
+_TENSORS = (Tensor, nn.Parameter, Lazy)
+_PLAIN = (torch.dtype, torch.layout, torch.device, torch.memory_format)
 
 
-def frozen(value: Any, tensors: list[Tensor]) -> Any:
+def frozen(value: Any, tensors: list[Any]) -> Any:
     """Return a hashable form of arguments, without the tensors, which are added to ``tensors``."""
     kind = type(value)
-    if kind in (Tensor, nn.Parameter):
+    if kind in _SEQUENCES:
+        found: list[Any] = [kind]
+        for part in value:  # with what most of them are at hand
+            if type(part) is int:
+                found.append((int, part))
+            elif type(part) is Tensor:
+                tensors.append(part)
+                found.append(Tensor)
+            else:
+                found.append(frozen(part, tensors))
+        return tuple(found)
+    if kind in _TENSORS:
         tensors.append(value)
         return Tensor
-    if kind in _SEQUENCES:
-        return (kind, *[frozen(v, tensors) for v in value])
-    if kind is slice:
-        return (kind, *[frozen(v, tensors) for v in (value.start, value.stop, value.step)])
-    if kind in (dict, immutable_dict):
-        return (kind, *[(k, frozen(v, tensors)) for k, v in value.items()])
     if kind in (bool, int, str):
         return kind, value
+    if value is None or value is ... or kind in _PLAIN:
+        return value
     if kind in (float, complex):
         return kind, repr(value)  # 0.0 == -0.0
-    if value is None or value is ... or kind in (torch.dtype, torch.layout, torch.device, torch.memory_format):
-        return value
+    if kind in (dict, immutable_dict):
+        return (kind, *[(k, frozen(v, tensors)) for k, v in value.items()])
+    if kind is slice:
+        return (kind, *[frozen(v, tensors) for v in (value.start, value.stop, value.step)])
     raise IncomparableError(f"an argument of type {kind.__name__}")
 
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune.frontends.standins import Effect, Form, thawed
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Memory:
     """What tensors that share memory have in common: the number of the last write to it, 0 for none."""
 
@@ -21,7 +21,7 @@ class Memory:
     storage: torch.UntypedStorage | None = None  # keeps its address taken
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Value:
     """A tensor: its number when it was made, its memory then, and, unless it is computed, the tensor itself."""
 
