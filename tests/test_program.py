@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import fxprune
+from fxprune.errors import CaptureError
 from fxprune.frontends import check
 from fxprune.frontends.check import check_against_model
 from fxprune.frontends.numbering import Execution, Numbering
@@ -561,3 +562,27 @@ def test_strides_that_show_other_elements_need_numbers() -> None:
     model = Turns()
     with pytest.raises(NumbersError):
         fxprune.capture(model, torch.randn(3, 3), frontend="trace")
+
+
+class _WritesToView(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(x)
+        y.view(-1).add_(1)
+        return torch.cat(y.chunk(2)) * y.ndim
+
+
+@pytest.mark.usefixtures("no_numbers")
+def test_known_functions_write_to_views_as_they_do_on_tensors() -> None:
+    model, y = _WritesToView(), torch.randn(4, 3)
+    gm = fxprune.capture(model, y, frontend="trace")  # what the functions do is known from now on
+    check_against_model(gm, model, (y,), {})
+
+
+@pytest.mark.parametrize("target", ["add_", "cat"])
+def test_a_graph_that_calls_known_functions_otherwise_is_refused(target: str) -> None:
+    model, y = _WritesToView(), torch.randn(4, 3)
+    gm = fxprune.capture(model, y, frontend="trace")
+    node = next(node for node in gm.graph.nodes if node.name == target)
+    node.args = (node.args[0], 2 if target == "add_" else 1)
+    with pytest.raises(CaptureError):
+        check_against_model(gm, model, (y,), {})
