@@ -50,7 +50,7 @@ class Fakes:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> FakeTensor:
         """Return a new fake tensor, contiguous."""
-        return self._make((dtype, torch.Size(shape), make_contiguous_strides_for(shape), 0, device), inference=False)
+        return self.make((dtype, torch.Size(shape), make_contiguous_strides_for(shape), 0, device), inference=False)
 
     def of(self, leaf: Any) -> Any:
         """Return fake tensors in place of real ones, the same for the same, and anything else as it is."""

@@ -4,12 +4,12 @@ Each is a plain annotated function that TorchScript compiles, ``torch.export`` t
 inlines. Those with an effect (a check, a counter) are registered as such, so that dead-code elimination keeps them.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
 from torch.nn import functional as F
+
+from fxprune.attention import additive, as_batch, attend, attention_mask, behind, by_head, project, project_packed
 
 
 def select_float(training: bool, in_train: float, in_eval: float) -> float:
@@ -161,34 +161,34 @@ def multi_head_attention(
     batched = query.dim() == 3
     first = batch_first or not batched  # whether the batch comes first
     if not batched:
-        query, key, value = _as_batch(query, key, value)
+        query, key, value = as_batch(query, key, value)
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-    padding = _additive(key_padding_mask, query)
+    padding = additive(key_padding_mask, query)
     if is_causal and attn_mask is None:
         raise RuntimeError("is_causal is a hint about attn_mask, which is missing")
     if is_causal and padding is None and not need_weights:
         attn_mask = None  # the hint is enough
     else:
-        attn_mask = _additive(attn_mask, query)
+        attn_mask = additive(attn_mask, query)
         is_causal = is_causal and padding is None
 
     if in_proj_weight is not None:
-        q, k, v = _project_packed(query, key, value, in_proj_weight, in_proj_bias, out_proj_weight.size(1))
+        q, k, v = project_packed(query, key, value, in_proj_weight, in_proj_bias, out_proj_weight.size(1))
     else:
         assert q_proj_weight is not None
         assert k_proj_weight is not None
         assert v_proj_weight is not None
-        q, k, v = _project(query, key, value, q_proj_weight, k_proj_weight, v_proj_weight, in_proj_bias)
+        q, k, v = project(query, key, value, q_proj_weight, k_proj_weight, v_proj_weight, in_proj_bias)
     added = 0
     if bias_k is not None and bias_v is not None:
-        k, v = _behind(k, bias_k, first), _behind(v, bias_v, first)
+        k, v = behind(k, bias_k, first), behind(v, bias_v, first)
         added += 1
-    q, k, v = _by_head(q, num_heads, first), _by_head(k, num_heads, first), _by_head(v, num_heads, first)
+    q, k, v = by_head(q, num_heads, first), by_head(k, num_heads, first), by_head(v, num_heads, first)
     if add_zero_attn:
         k, v = F.pad(k, [0, 0, 0, 1]), F.pad(v, [0, 0, 0, 1])
         added += 1
-    mask = _attention_mask(attn_mask, padding, added, q.size(0), num_heads)
-    output, weights = _attend(q, k, v, mask, dropout if training else 0.0, is_causal, need_weights, scale)
+    mask = attention_mask(attn_mask, padding, added, q.size(0), num_heads)
+    output, weights = attend(q, k, v, mask, dropout if training else 0.0, is_causal, need_weights, scale)
     output = output.transpose(1, 2) if first else output.permute(2, 0, 1, 3)
     output = F.linear(output.flatten(-2), out_proj_weight, out_proj_bias)
     if weights is not None:
@@ -197,98 +197,6 @@ def multi_head_attention(
         if not batched:
             weights = weights.squeeze(0)
     return output if batched else output.squeeze(0), weights
-
-
-def _as_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Make a batch of one of all; what was one tensor stays one, since self-attention is projected in one product."""
-    new_query = query.unsqueeze(0)
-    new_key = new_query if key is query else key.unsqueeze(0)
-    return new_query, new_key, new_key if value is key else value.unsqueeze(0)
-
-
-def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """Turn flags that say where not to look into minus infinity."""
-    if mask is None or mask.is_floating_point():
-        return mask
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
-
-
-def _project_packed(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None, values: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Project by weights packed in the order q, k, v, where those of v have ``values`` rows."""
-    rows = (weight.size(0) - values) // 2
-    if key is value and query is key:
-        q, k, v = F.linear(query, weight, bias).split([rows, rows, values], dim=-1)
-        return q, k, v
-    if key is value:
-        w_q, w_kv = weight.split([rows, rows + values])
-        b_q: Tensor | None = None
-        b_kv: Tensor | None = None
-        if bias is not None:
-            b_q, b_kv = bias.split([rows, rows + values])
-        k, v = F.linear(key, w_kv, b_kv).split([rows, values], dim=-1)
-        return F.linear(query, w_q, b_q), k, v
-    w_q, w_k, w_v = weight.split([rows, rows, values])
-    return _project(query, key, value, w_q, w_k, w_v, bias)
-
-
-def _project(
-    query: Tensor, key: Tensor, value: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    b_q: Tensor | None = None
-    b_k: Tensor | None = None
-    b_v: Tensor | None = None
-    if bias is not None:
-        b_q, b_k, b_v = bias.split([w_q.size(0), w_k.size(0), w_v.size(0)])
-    return F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
-
-
-def _behind(x: Tensor, bias: Tensor, batch_first: bool) -> Tensor:
-    """Put one more position behind those of every sequence."""
-    if batch_first:
-        return torch.cat([x, bias.repeat(x.size(0), 1, 1)], dim=1)
-    return torch.cat([x, bias.repeat(1, x.size(1), 1)])
-
-
-def _by_head(x: Tensor, num_heads: int, batch_first: bool) -> Tensor:
-    """View ``(N, L, heads * e)`` or ``(L, N, heads * e)`` as ``(N, heads, L, e)``."""
-    x = x.unflatten(-1, [num_heads, x.size(-1) // num_heads])
-    return x.transpose(1, 2) if batch_first else x.permute(1, 2, 0, 3)
-
-
-def _attention_mask(mask: Tensor | None, padding: Tensor | None, added: int, batch: int, num_heads: int) -> Tensor | None:
-    """Join both masks to one that broadcasts to ``(N, heads, L, S)``; ``added`` keys behind the others are seen by all."""
-    if mask is not None:
-        mask = mask.unsqueeze(0).unsqueeze(0) if mask.dim() == 2 else mask.unflatten(0, [batch, num_heads])
-        mask = F.pad(mask, [0, added])
-    if padding is None:
-        return mask
-    padding = F.pad(padding, [0, added]).unsqueeze(1).unsqueeze(1)
-    return padding if mask is None else mask + padding
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    is_causal: bool,
-    need_weights: bool,
-    scale: float | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Attend with ``(N, heads, L, e)``; returns the same, with the width of the values, and weights if they are needed."""
-    if not need_weights:
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale), None
-    factor = math.sqrt(1.0 / float(q.size(3))) if scale is None else scale
-    weights = torch.matmul(q * factor, k.transpose(-2, -1))
-    if mask is not None:
-        weights = weights + mask
-    weights = F.softmax(weights, dim=-1)
-    if dropout > 0.0:
-        weights = F.dropout(weights, p=dropout)
-    return torch.matmul(weights, v), weights
 
 
 def _zero_state(input: Tensor, batched: bool, batch_first: bool, layers: int, size: int) -> Tensor:

@@ -146,7 +146,7 @@ class Propagation:
         self._mode = FakeTensorMode(allow_fallback_kernels=False)
         self._mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
 
-    def key(self, func: Any, frozen: Any, tensors: list[Tensor], forms: list[Form]) -> Any:
+    def key(self, func: Any, frozen: Any, tensors: Sequence[Tensor], forms: Sequence[Form]) -> Any:
         """Return what decides what a call does: ``frozen`` stands for all among its arguments that is no tensor."""
         same = repeats(tensors)
         return (func, torch.get_default_dtype(), frozen, same, *forms)
