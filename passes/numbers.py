@@ -60,7 +60,8 @@ class Numbers:
         if not (self.reads_changed(node) or any(self.kept.shrinks_any(self._before(i)) for i in node.all_input_nodes)):
             return
         self._fixed[node] = self._is_fixed(node)
-        args, kwargs = (fx.map_arg(given, self._stand_in) for given in (node.args, node.kwargs))
+        args: Any = fx.map_arg(node.args, self._stand_in)
+        kwargs: Any = fx.map_arg(node.kwargs, self._stand_in)
         call = node.target if callable(node.target) else getattr(args[0], node.target)
         try:
             now = call(*(args if callable(node.target) else args[1:]), **kwargs)
