@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxprune.dumps import map_aggregate
-from fxprune.frontends.standins import PROPAGATION, Effect, Form, IncomparableError, Output, Traits, frozen
+from fxprune.propagation import PROPAGATION, Effect, Form, IncomparableError, Output, Traits, frozen
 
 _MOST = 1 << 15  # results to know at a time: those of a hundred networks
 # Type, sizes, strides, place in the memory, device.

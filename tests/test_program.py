@@ -21,7 +21,7 @@ from fxprune.errors import CaptureError
 from fxprune.frontends import check
 from fxprune.frontends.check import check_against_model
 from fxprune.frontends.numbering import Execution, Numbering
-from fxprune.frontends.standins import PROPAGATION
+from fxprune.propagation import PROPAGATION
 from tests.compare import relative_error
 from tests.nets import ConvNet, SequenceNet
 

@@ -23,8 +23,8 @@ from fxprune.errors import CaptureError
 from fxprune.frontends.effects import writes_to_parameters
 from fxprune.frontends.numbering import Execution
 from fxprune.frontends.program import Programs, described
-from fxprune.frontends.standins import Form, Lazy
 from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
+from fxprune.propagation import Form, Lazy
 from fxprune.run import Steps
 
 Look = Callable[[Any], Any]

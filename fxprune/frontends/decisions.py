@@ -24,7 +24,7 @@ from fxprune import functional
 from fxprune.frontends.export import batched
 from fxprune.frontends.modes import unnoted
 from fxprune.frontends.replay import identity
-from fxprune.frontends.standins import IncomparableError, frozen
+from fxprune.propagation import IncomparableError, frozen
 
 # Batch sizes besides the example's: a neighbour tells most dependences, a large one thresholds.
 _OTHER_BATCHES = (3, 5, 4099)

@@ -19,8 +19,8 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.frontends.replay import Noted, identity, identity_of_function, is_plain_call, sharing
-from fxprune.frontends.standins import Effect, Form, IncomparableError, Lazy, Propagation, Traits, frozen, storage, written
 from fxprune.frontends.values import Memory, OfTensors, Step, Value
+from fxprune.propagation import Effect, Form, IncomparableError, Lazy, Propagation, Traits, frozen, storage, written
 
 # Above so many bytes, a constant is told by its memory instead of its values.
 _LARGE = 1 << 26

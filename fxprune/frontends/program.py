@@ -22,8 +22,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from fxprune.frontends.numbering import Execution, Numbering
-from fxprune.frontends.standins import PROPAGATION, Form, IncomparableError
 from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
+from fxprune.propagation import PROPAGATION, Form, IncomparableError
 from fxprune.tree import all_modules, all_tensors
 
 

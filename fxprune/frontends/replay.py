@@ -18,8 +18,8 @@ from torch._ops import OpOverload
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
-from fxprune.frontends.standins import Effect, IncomparableError, frozen, repeats
 from fxprune.frontends.values import OfTensors, Step, Value
+from fxprune.propagation import Effect, IncomparableError, frozen, repeats
 
 _REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.frontends.standins import Effect, Form, thawed
+from fxprune.propagation import Effect, Form, thawed
 
 
 @dataclasses.dataclass(eq=False, slots=True)
