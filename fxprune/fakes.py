@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxprune.dumps import map_aggregate
-from fxprune.propagation import PROPAGATION, Effect, Form, IncomparableError, Output, Traits, frozen
+from fxprune.propagation import PROPAGATION, Effect, Form, IncomparableError, Output, Traits, Wrapping, frozen
 
 _MOST = 1 << 15  # results to know at a time: those of a hundred networks
 # Type, sizes, strides, place in the memory, device.
@@ -36,7 +36,7 @@ class Fakes:
         self.mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._origins: dict[int, Tensor] = {}  # the real tensor, by the memory of its twin
-        self._states: dict[torch.device, dict[str, Any]] = {}  # the attributes of fake tensors
+        self._wrapping = Wrapping(self.mode)
 
     def like(self, leaf: Any) -> Any:
         """Return a new fake tensor like a tensor, the hint of a symbolic number, and anything else as it is."""
@@ -118,20 +118,8 @@ class Fakes:
         tensor = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
         if base is not None:
             tensor.set_(base.untyped_storage(), offset, sizes, strides)
-        fake = self._wrapped(tensor, device)
+        fake = self._wrapping.wrap(tensor, device)
         del guard
-        return fake
-
-    def _wrapped(self, tensor: Tensor, device: torch.device) -> FakeTensor:
-        """Return the fake tensor on a device that a tensor on the meta device makes; all on one device have the same state."""
-        state = self._states.get(device)
-        if state is None:
-            first = FakeTensor(self.mode, tensor, device)
-            self._states[device] = dict(vars(first))
-            return first
-        fake = Tensor._make_subclass(FakeTensor, tensor, False, dispatch_device=True, device_for_backend_keys=device)
-        torch._C._set_throw_on_mutable_data_ptr(fake)
-        vars(fake).update(state)
         return fake
 
 

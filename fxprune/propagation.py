@@ -49,15 +49,35 @@ class Form:
             form = cls._known[parts] = cls(*parts)
         return form
 
-    def fake(self, mode: FakeTensorMode) -> Tensor:
+    def fake(self, wrapping: Wrapping) -> FakeTensor:
         """Return a fake tensor of this form; much faster than to convert one."""
-        return FakeTensor(mode, torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta"), self.device)
+        return wrapping.wrap(torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta"), self.device)
 
     def stand_in(self) -> Tensor:
         """Return a tensor of this form whose memory Python cannot get at."""
         tensor = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
         torch._C._set_throw_on_mutable_data_ptr(tensor)
         return tensor
+
+
+class Wrapping:
+    """Makes fake tensors of tensors on the meta device; all that are on one device have the same state."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self.mode = mode
+        self._states: dict[torch.device, dict[str, Any]] = {}  # the attributes of fake tensors
+
+    def wrap(self, tensor: Tensor, device: torch.device) -> FakeTensor:
+        """Return the fake tensor on a device that a tensor on the meta device makes."""
+        state = self._states.get(device)
+        if state is None:
+            first = FakeTensor(self.mode, tensor, device)
+            self._states[device] = dict(vars(first))
+            return first
+        fake = Tensor._make_subclass(FakeTensor, tensor, False, dispatch_device=True, device_for_backend_keys=device)
+        torch._C._set_throw_on_mutable_data_ptr(fake)
+        vars(fake).update(state)
+        return fake
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -145,6 +165,7 @@ class Propagation:
         # A fallback kernel would compute with real tensors, and is not asked whether the result's form depends on values.
         self._mode = FakeTensorMode(allow_fallback_kernels=False)
         self._mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
+        self._wrapping = Wrapping(self._mode)
 
     def key(self, func: Any, frozen: Any, tensors: Sequence[Tensor], forms: Sequence[Form]) -> Any:
         """Return what decides what a call does: ``frozen`` stands for all among its arguments that is no tensor."""
@@ -193,7 +214,7 @@ class Propagation:
     def _outputs(
         self, func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any
     ) -> tuple[list[Output], pytree.TreeSpec]:
-        fake_of = {id(t): form.fake(self._mode) for t, form in inputs}
+        fake_of = {id(t): form.fake(self._wrapping) for t, form in inputs}
         fakes = [fake_of[id(t)] for t, _ in inputs]
         args, kwargs = map_aggregate((args, kwargs), lambda a: fake_of.get(id(a), a))
         with self._mode:

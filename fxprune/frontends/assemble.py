@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.modules import CapturedModule, Container, clone, compiled_later
 from fxprune.state import ensure_container, join, split, value_at
+from fxprune.tree import all_modules
 
 
 def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> CapturedModule:
@@ -24,7 +25,10 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     with compiled_later():
         gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
     gm.training = model.training
-    called = {id(model.get_submodule(str(node.target))) for node in graph.find_nodes(op="call_module")}
+    by_path = dict(all_modules(model))
+    targets = {str(node.target) for node in graph.find_nodes(op="call_module")}
+    # A module under its second name is not among them.
+    called = {id(by_path[path] if path in by_path else model.get_submodule(path)) for path in targets}
     needed: set[int] = set()
     _mark_needed(model, called, needed, set())
     _copy_tree(model, gm, called, needed, {})

@@ -24,7 +24,7 @@ from fxprune.frontends.effects import writes_to_parameters
 from fxprune.frontends.numbering import Execution
 from fxprune.frontends.program import Programs, described
 from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
-from fxprune.propagation import Form, Lazy
+from fxprune.propagation import Form, Lazy, Wrapping
 from fxprune.run import Steps
 
 Look = Callable[[Any], Any]
@@ -175,18 +175,19 @@ def check_against_model(
     changes = (programs or Programs(model)).same(lambda at, *inputs: _result(_Lazily(gm, look, at), *inputs), args, kwargs)
     if changes is None:
         return _check_numbers(_Run(gm, _faker(mode) if record else None), model, args, kwargs)
+    wrapping = Wrapping(mode)
     for node in gm.graph.nodes if record else ():
-        node.meta["val"] = _with_fakes(mode, node.meta["val"])
+        node.meta["val"] = _with_fakes(wrapping, node.meta["val"])
     return changes
 
 
-def _with_fakes(mode: FakeTensorMode, value: Any) -> Any:
+def _with_fakes(wrapping: Wrapping, value: Any) -> Any:
     if isinstance(value, Form):
-        return value.fake(mode)
+        return value.fake(wrapping)
     if type(value) in _PLAIN:
         return value
     return pytree.tree_map(
-        lambda leaf: leaf.fake(mode) if isinstance(leaf, Form) else leaf, value, is_leaf=lambda leaf: isinstance(leaf, Form)
+        lambda leaf: leaf.fake(wrapping) if isinstance(leaf, Form) else leaf, value, is_leaf=lambda leaf: isinstance(leaf, Form)
     )
 
 
