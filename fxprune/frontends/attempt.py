@@ -76,14 +76,14 @@ def by_trace(example: Example) -> Attempt:
     """Capture by symbolic tracing; raises CaptureError with the reason if that does not give the model's graph."""
     model, call = example.model, bind(example.model, example.args, example.kwargs)
     with noting_mode_reads(model) as reads, in_mode(model, example.training):
-        traced = trace(model, call)
+        traced = trace(model, example.programs.kept, call)
     attempt = Attempt(assemble(model, traced.graph, traced.constants))
     changes = _check_first(example, attempt.gm, record=True)
     attempt.notes += _state_notes(changes)
     if reads:
         try:
             with in_mode(model, not model.training):
-                other = trace(model, call, decides=traced.decides)
+                other = trace(model, example.programs.kept, call, decides=traced.decides)
         except CaptureError as error:
             attempt.notes.append(_one_mode_only(model, error))
             attempt.follows_mode = False

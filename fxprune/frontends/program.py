@@ -18,13 +18,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from fxprune.frontends.numbering import Execution, Numbering
-from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
+from fxprune.frontends.untouched import Changes, Kept, accelerators, fixed_seed
 from fxprune.propagation import PROPAGATION, Form, IncomparableError
-from fxprune.tree import all_modules, all_tensors
+from fxprune.tree import all_tensors
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
@@ -54,11 +53,9 @@ class Programs:
     """Comparisons of graphs with one model, as programs. What was found out about the model and its layers is kept."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        state = all_tensors(model)
-        self._names, self._tensors = list(state), list(state.values())
-        held = [t for _, m in all_modules(model) for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
-        self._are_tied = len(held) > len(state)
+        self._model, self.kept = model, Kept(model)
+        self._tensors = list(all_tensors(model).values())
+        self._held = _holders(self.kept.modules, self._tensors)
         self._kinds = accelerators(self._tensors)
         self._numbering = Numbering(PROPAGATION)
         self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
@@ -85,7 +82,7 @@ class Programs:
             forms = described(inputs, lambda tensor: (Form.of(tensor), tensor.storage_offset()))
         except IncomparableError:
             return None
-        key = [module.__dict__["training"] for _, module in all_modules(self._model)], forms
+        key = [module.__dict__["training"] for _, module in self.kept.modules], forms
         for known, found in self._runs:
             if known == key:
                 return found
@@ -109,14 +106,29 @@ class Programs:
 
     def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> _Outcome:
         """Run the model's code, which may do anything with its tensors: so others stand for them."""
-        named = list(zip(self._names, self._tensors, strict=True))
-        state = {name: execution.stand_in(tensor, "state", place) for place, (name, tensor) in enumerate(named)}
+        state = [execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)]
         stood_for = _inputs(execution, inputs)
-        with fixed_seed(self._kinds), untouched(self._model, changes), execution.running():
-            # To look for what is tied takes as long as all else here.
-            result = functional_call(self._model, state, *stood_for, tie_weights=self._are_tied)
-        numbers = list(map(execution.number, state.values()))
+        with fixed_seed(self._kinds), self.kept.untouched(changes), execution.running():
+            result, left = self._call_with(state, *stood_for)
+        numbers = list(map(execution.number, left))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
+
+    def _call_with(self, tensors: list[Tensor], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
+        """Call the model with ``tensors`` in the place of its own; return its result, and what is in their place then.
+
+        As ``torch.func.functional_call`` does, which looks for each module by its name.
+        """
+        self._hold(tensors)
+        try:
+            result = self._model(*args, **kwargs)
+            left = {place: owner[registry].get(name) for owner, registry, name, place in reversed(self._held)}
+            return result, [left[place] for place in range(len(tensors))]
+        finally:
+            self._hold(self._tensors)
+
+    def _hold(self, tensors: list[Tensor]) -> None:
+        for owner, registry, name, place in self._held:
+            owner[registry][name] = tensors[place]
 
     def _of_graph(self, execution: Execution, run: Callable[[Execution, Any, Any], Any], inputs: Any) -> _Outcome:
         """Run a graph, which does with the model's tensors what its nodes say; its own constants stay what they are."""
@@ -127,6 +139,18 @@ class Programs:
             result = run(execution, *stood_for)
         numbers = list(map(execution.number, self._tensors))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
+
+
+def _holders(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> list[tuple[dict[str, Any], str, str, int]]:
+    """Return where modules hold tensors: attributes of a module, registry, name in that, and which of ``tensors`` it is."""
+    places = {id(tensor): place for place, tensor in enumerate(tensors)}
+    return [
+        (vars(module), registry, name, places[id(tensor)])
+        for registry in ("_parameters", "_buffers")
+        for _, module in modules
+        for name, tensor in vars(module)[registry].items()
+        if tensor is not None
+    ]
 
 
 def _inputs(execution: Execution, inputs: Any) -> Any:

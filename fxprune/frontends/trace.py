@@ -29,7 +29,7 @@ from fxprune.errors import CaptureError, InputError
 from fxprune.forms import is_opaque
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.proxies import Proxy
-from fxprune.frontends.untouched import untouched
+from fxprune.frontends.untouched import Kept
 from fxprune.tree import all_tensors
 
 
@@ -313,11 +313,12 @@ class Traced:
     for_several: bool = False
 
 
-def trace(model: nn.Module, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
+def trace(model: nn.Module, kept: Kept, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
     """Trace ``model`` in its current mode.
 
     Args:
         model: the model; left as it was.
+        kept: what it is left as.
         call: example inputs bound to its ``forward``.
         decides: start with what the other mode needed.
 
@@ -327,17 +328,17 @@ def trace(model: nn.Module, call: inspect.BoundArguments, *, decides: bool = Fal
     if "forward" in vars(model):
         raise CaptureError("forward was replaced on the instance, where symbolic tracing does not look")
     try:
-        return _traced(model, call, decides)
+        return _traced(model, kept, call, decides)
     except Exception as first:  # the model's own code fails in any way it likes on symbolic values
         try:
-            return _traced(model, call, not decides)
+            return _traced(model, kept, call, not decides)
         except Exception as second:
             error = first if decides else second
             raise CaptureError(_reason(error)) from error
 
 
-def _traced(model: nn.Module, call: inspect.BoundArguments, decides: bool) -> Traced:
-    with untouched(model) as changes, _constants_of(model) as constants, _NoRandomness():
+def _traced(model: nn.Module, kept: Kept, call: inspect.BoundArguments, decides: bool) -> Traced:
+    with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness():
         decisions = Decisions(call, model) if decides else None
         tracer = Tracer(call, fixed_numbers=decides, decisions=decisions)
         try:

@@ -45,7 +45,9 @@ class _Snapshot:
             elif isinstance(value, Tensor) and not value.is_meta:
                 self.tensors.append((value, value.clone()))
 
-    def empty_caches(self) -> None:
+    def begin(self) -> None:
+        """Take the module in the mode that it is in, with empty caches."""
+        self.attributes["training"] = self.module.__dict__["training"]
         for name, content in self.contents.items():
             if name not in _REGISTRIES and _is_tensor_cache(content):
                 self.attributes[name].clear()
@@ -85,26 +87,38 @@ def _are_same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
     return all(map(operator.is_, attributes.values(), others.values()))
 
 
-@contextlib.contextmanager
-def untouched(model: nn.Module, changes: Changes | None = None) -> Iterator[Changes]:
-    """Give every module its attributes back after the context, however the model's code changed them.
+class Kept:
+    """A model as it is now, but for its mode: its code may run within :meth:`untouched`, and nothing else changes it."""
 
-    Within the context, plain dicts of tensors start empty: they are caches of what ``forward`` computed before, and a
-    cached tensor would enter the graph as a constant. Values of parameters and buffers are not covered.
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = all_modules(model)
+        self._snapshots: list[_Snapshot] | None = None
 
-    Args:
-        model: the model.
-        changes: where to note what the code tried to change; a new one unless given.
-    """
-    changes = Changes() if changes is None else changes
-    snapshots = [_Snapshot(path, module) for path, module in all_modules(model)]
-    for snapshot in snapshots:
-        snapshot.empty_caches()
-    try:
-        yield changes
-    finally:
-        for snapshot in snapshots:
-            snapshot.restore(changes)
+    @contextlib.contextmanager
+    def untouched(self, changes: Changes | None = None) -> Iterator[Changes]:
+        """Give every module its attributes back after the context, however the model's code changed them.
+
+        Within the context, plain dicts of tensors start empty: they are caches of what ``forward`` computed before, and a
+        cached tensor would enter the graph as a constant. Values of parameters and buffers are not covered.
+
+        Args:
+            changes: where to note what the code tried to change; a new one unless given.
+        """
+        changes = Changes() if changes is None else changes
+        if self._snapshots is None:
+            self._snapshots = [_Snapshot(path, module) for path, module in self.modules]
+        for snapshot in self._snapshots:
+            snapshot.begin()
+        try:
+            yield changes
+        finally:
+            for snapshot in self._snapshots:
+                snapshot.restore(changes)
+
+
+def untouched(model: nn.Module) -> contextlib.AbstractContextManager[Changes]:
+    """Give every module its attributes back after the context: see :meth:`Kept.untouched`."""
+    return Kept(model).untouched()
 
 
 def _is_tensor_cache(content: object) -> bool:
