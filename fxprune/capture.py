@@ -19,10 +19,10 @@ from fxprune.frontends.hooks import Pruned, check_hooks, without_prune_hooks
 from fxprune.frontends.modes import in_mode, switching_changes
 from fxprune.frontends.program import Programs
 from fxprune.frontends.trace import bind
-from fxprune.frontends.untouched import own_random_numbers
+from fxprune.frontends.untouched import Kept, own_random_numbers
 from fxprune.modules import CapturedModule, compile_all, compiled_later
 from fxprune.passes.mask import insert_masks
-from fxprune.tree import all_modules
+from fxprune.tree import Modules, all_modules
 from fxprune.uncollected import uncollected
 
 Frontend = Literal["auto", "trace", "export"]
@@ -67,16 +67,19 @@ def capture(
     """
     model = _as_written(model)
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
-    check_hooks(model)
+    modules = all_modules(model)
+    check_hooks(modules)
     with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
-        with without_prune_hooks(model) as pruned, own_random_numbers(model) as other_generators:
-            attempt = _first_that_works(Example(model, args, kwargs, Programs(model)), frontend)
+        with without_prune_hooks(modules) as pruned:
+            kept = Kept(model, modules)
+            with own_random_numbers(kept.tensors.values()) as other_generators:
+                attempt = _first_that_works(Example(model, args, kwargs, kept, Programs(kept)), frontend)
         for entry in pruned:
             _mask_as(attempt.gm, entry)
         if pruned:
             attempt.gm.recompile()
         attempt.gm.example = (args, kwargs)
-        notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(model), *_unsynchronised(model)]
+        notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(modules), *_unsynchronised(modules)]
     compile_all(attempt.gm)
     for note in dict.fromkeys(notes):
         warnings.warn(note, CaptureWarning, stacklevel=2)
@@ -93,8 +96,8 @@ def _as_written(model: Any) -> Any:
     return model._modules.get("_orig_mod", model) if compiled else model
 
 
-def _unsynchronised(model: nn.Module) -> list[str]:
-    paths = [path for path, module in all_modules(model) if isinstance(module, nn.SyncBatchNorm)]
+def _unsynchronised(modules: Modules) -> list[str]:
+    paths = [path for path, module in modules if isinstance(module, nn.SyncBatchNorm)]
     if not paths:
         return []
     return [f"{', '.join(paths)}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does"]
@@ -150,7 +153,7 @@ def _blame_inputs(example: Example) -> None:
     except Exception:  # a model that cannot be copied is not run: that could change it
         return
     try:
-        with torch.no_grad(), in_mode(model, training=False):
+        with torch.no_grad(), in_mode(all_modules(model), training=False):
             model(*copy.deepcopy(example.args), **copy.deepcopy(example.kwargs))
     except Exception as error:
         shapes = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, example.args)

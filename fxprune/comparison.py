@@ -22,7 +22,7 @@ from fxprune import state
 from fxprune.blame import first_line
 from fxprune.errors import InputError
 from fxprune.frontends.modes import in_mode
-from fxprune.frontends.untouched import own_random_numbers, untouched
+from fxprune.frontends.untouched import Kept, own_random_numbers
 from fxprune.samples import Inputs, in_order
 from fxprune.subject import may_write_parameters
 
@@ -172,7 +172,8 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
     if may_write_parameters(model):
         tensors += list(model.parameters())
     values = [tensor.detach().clone() for tensor in tensors]
-    with in_mode(model, training=False), own_random_numbers(model), untouched(model):
+    kept = Kept(model)
+    with in_mode(kept.modules, training=False), own_random_numbers(kept.tensors.values()), kept.untouched():
         try:
             yield
         finally:

@@ -17,7 +17,7 @@ from fxprune.deterministic import WIDER, deterministic
 from fxprune.differences import named_leaves
 from fxprune.frontends.effects import renormalises, writes_to_parameters
 from fxprune.frontends.modes import in_mode
-from fxprune.frontends.untouched import own_random_numbers, untouched
+from fxprune.frontends.untouched import Kept, own_random_numbers
 from fxprune.samples import Inputs, in_order
 
 
@@ -64,12 +64,13 @@ class Subject:
         """Run the model once, in train or eval mode; raises whatever the model raises."""
         buffers = self._copies(self.model.named_buffers(remove_duplicate=False), copy=True)
         args, kwargs = inputs.copied(self.double)
+        kept = Kept(self.model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # what the model warns of, its user reads when running it
-            stack.enter_context(in_mode(self.model, training))
-            stack.enter_context(own_random_numbers(self.model))
-            stack.enter_context(untouched(self.model))
+            stack.enter_context(in_mode(kept.modules, training))
+            stack.enter_context(own_random_numbers(kept.tensors.values()))
+            stack.enter_context(kept.untouched())
             stack.enter_context(torch.set_grad_enabled(self.gradients))
             stack.enter_context(deterministic(training or self.gradients, self.double))
             output = functional_call(self.model, {**self._parameters, **buffers}, args, kwargs, tie_weights=False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+Modules = list[tuple[str, nn.Module]]
 
-def all_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
+
+def all_modules(root: nn.Module) -> Modules:
     """Return a module and all inside it with their paths, each once: as ``named_modules`` does, in a fraction of the time."""
     found: dict[int, tuple[str, nn.Module]] = {id(root): ("", root)}
 
@@ -21,9 +23,8 @@ def all_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(found.values())
 
 
-def all_tensors(root: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters of a module and all inside it, then the buffers, by their names, each under its first alone."""
-    modules = all_modules(root)
+def all_tensors(modules: Modules) -> dict[str, Tensor]:
+    """Return the parameters of modules, then the buffers, by their names, each under its first alone."""
     found: dict[int, tuple[str, Tensor]] = {}
     for registry in ("_parameters", "_buffers"):
         for path, module in modules:

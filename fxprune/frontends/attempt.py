@@ -19,8 +19,9 @@ from fxprune.frontends.modes import ModeReads, in_mode, is_mixed, noting_mode_re
 from fxprune.frontends.one_mode import Calls, calls_in_mode, same_calls
 from fxprune.frontends.program import Programs
 from fxprune.frontends.trace import Traced, bind, trace
-from fxprune.frontends.untouched import Changes
+from fxprune.frontends.untouched import Changes, Kept
 from fxprune.modules import CapturedModule
+from fxprune.tree import all_modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Example:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    kept: Kept  # the model as the capture has to leave it
     programs: Programs  # comparisons with the model, which share what they find out
 
     @property
@@ -75,15 +77,15 @@ class Attempt:
 def by_trace(example: Example) -> Attempt:
     """Capture by symbolic tracing; raises CaptureError with the reason if that does not give the model's graph."""
     model, call = example.model, bind(example.model, example.args, example.kwargs)
-    with noting_mode_reads(model) as reads, in_mode(model, example.training):
-        traced = trace(model, example.programs.kept, call)
+    with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
+        traced = trace(example.kept, call)
     attempt = Attempt(assemble(model, traced.graph, traced.constants))
     changes = _check_first(example, attempt.gm, record=True)
     attempt.notes += _state_notes(changes)
     if reads:
         try:
-            with in_mode(model, not model.training):
-                other = trace(model, example.programs.kept, call, decides=traced.decides)
+            with in_mode(example.kept.modules, not model.training):
+                other = trace(example.kept, call, decides=traced.decides)
         except CaptureError as error:
             attempt.notes.append(_one_mode_only(model, error))
             attempt.follows_mode = False
@@ -128,12 +130,12 @@ def by_export(example: Example) -> Attempt:
 def _export(example: Example, free_batch: bool) -> tuple[Attempt, str | None]:
     """Export in both modes; returns the attempt and, if the batch size did not stay free, why."""
     model, args, kwargs = example.model, example.args, example.kwargs
-    with noting_mode_reads(model) as reads, in_mode(model, example.training):
+    with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
         exported = export(model, args, kwargs, free_batch=free_batch)
     attempt = Attempt(assemble(model, exported.graph, exported.constants))
     if reads and (exported.fixed_batch is None or not free_batch):
         try:
-            with in_mode(model, not model.training):
+            with in_mode(example.kept.modules, not model.training):
                 other = export(model, args, kwargs, free_batch=free_batch)
         except CaptureError as error:
             attempt.notes.append(_one_mode_only(model, error))
@@ -166,10 +168,10 @@ def _follow_mode(
         return
     is_known = checked is not None and same_calls(checked, calls_in_mode(gm, model.training))
     for training in (not model.training, *(() if is_known else (model.training,))):
-        with in_mode(gm, training), in_mode(model, training):
+        with in_mode(all_modules(gm), training), in_mode(example.kept.modules, training):
             # Some layers need two samples to train on.
             _check_if_possible(example.doubled() if training else example, gm)
-    if is_mixed(model):
+    if is_mixed(example.kept.modules):
         _check_if_possible(example.doubled(), gm)
 
 
@@ -202,7 +204,7 @@ def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) 
     for double in (example.training, not example.training):
         tried = example.doubled() if double else example
         try:
-            with in_mode(gm, model.training), in_mode(model, model.training):
+            with in_mode(all_modules(gm), model.training), in_mode(example.kept.modules, model.training):
                 return check_against_model(gm, model, tried.args, tried.kwargs, record=record, programs=example.programs)
         except ModelError as error:
             failure = error

@@ -23,7 +23,7 @@ from fxprune.errors import CaptureError
 from fxprune.frontends.effects import writes_to_parameters
 from fxprune.frontends.numbering import Execution
 from fxprune.frontends.program import Programs, described
-from fxprune.frontends.untouched import Changes, accelerators, fixed_seed, untouched
+from fxprune.frontends.untouched import Changes, Kept, accelerators, fixed_seed
 from fxprune.propagation import Form, Lazy, Wrapping
 from fxprune.run import Steps
 
@@ -172,7 +172,9 @@ def check_against_model(
     """
     mode = FakeTensorMode()
     look = _form if record else None
-    changes = (programs or Programs(model)).same(lambda at, *inputs: _result(_Lazily(gm, look, at), *inputs), args, kwargs)
+    changes = (programs or Programs(Kept(model))).same(
+        lambda at, *inputs: _result(_Lazily(gm, look, at), *inputs), args, kwargs
+    )
     if changes is None:
         return _check_numbers(_Run(gm, _faker(mode) if record else None), model, args, kwargs)
     wrapping = Wrapping(mode)
@@ -212,7 +214,7 @@ def _check_numbers(run: _Run, model: nn.Module, args: tuple[Any, ...], kwargs: d
         failure.__cause__ = error
     theirs_state = _copied_state(model, writes)
     try:
-        with torch.no_grad(), fixed_seed(kinds), untouched(model) as changes:
+        with torch.no_grad(), fixed_seed(kinds), Kept(model).untouched() as changes:
             theirs = functional_call(model, theirs_state, *_copied((args, kwargs)))
     except Exception as error:
         raise ModelError(f"the model itself fails on the example inputs: {error}") from error

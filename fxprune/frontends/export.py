@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune import functional
 from fxprune.errors import CaptureError
-from fxprune.frontends.untouched import untouched
+from fxprune.frontends.untouched import Kept
 from fxprune.state import value_at
 
 
@@ -50,7 +50,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
         CaptureError: if ``torch.export`` refuses the model; the cause is chained.
     """
     try:
-        with untouched(model), _quiet(), _slow_attention():
+        with Kept(model).untouched(), _quiet(), _slow_attention():
             shapes = _dynamic(model, args, kwargs) if free_batch else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             # The guards are written into the graph below, as nodes that script and pickle.

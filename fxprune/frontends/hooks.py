@@ -12,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from fxprune.errors import HookError
 from fxprune.modules import MASK, ORIG
 from fxprune.state import join
-from fxprune.tree import all_modules
+from fxprune.tree import Modules
 
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -26,7 +26,7 @@ class Pruned:
     method: torch_prune.BasePruningMethod
 
 
-def check_hooks(model: nn.Module) -> None:
+def check_hooks(modules: Modules) -> None:
     """Refuse a model whose modules run hooks that a graph would drop.
 
     Raises:
@@ -34,7 +34,7 @@ def check_hooks(model: nn.Module) -> None:
     """
     found = [
         f"{path or '(the model itself)'} ({type(module).__name__}): {kind.strip('_')[:-1].replace('_', ' ')} {_name(hook)}"
-        for path, module in all_modules(model)
+        for path, module in modules
         for kind in _KINDS
         for hook in getattr(module, kind).values()
         if not isinstance(hook, torch_prune.BasePruningMethod)
@@ -52,7 +52,7 @@ def _name(hook: object) -> str:
 
 
 @contextlib.contextmanager
-def without_prune_hooks(model: nn.Module) -> Iterator[list[Pruned]]:
+def without_prune_hooks(modules: Modules) -> Iterator[list[Pruned]]:
     """Within the context the model is dense: hooks of ``torch.nn.utils.prune`` are off and parameters have their own names.
 
     Yields what was found. Afterwards the model is as before.
@@ -60,7 +60,7 @@ def without_prune_hooks(model: nn.Module) -> Iterator[list[Pruned]]:
     found: list[Pruned] = []
     saved: list[tuple[nn.Module, dict[str, object]]] = []
     try:
-        for path, module in all_modules(model):
+        for path, module in modules:
             hooks = {k: h for k, h in module._forward_pre_hooks.items() if isinstance(h, torch_prune.BasePruningMethod)}
             if not hooks:
                 continue

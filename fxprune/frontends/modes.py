@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.state import join
-from fxprune.tree import all_modules
+from fxprune.tree import Modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Read:
 class ModeReads:
     """The reads of ``module.training`` seen during a capture, in order, each once."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._paths = {id(module): path for path, module in all_modules(model)}
+    def __init__(self, modules: Modules) -> None:
+        self._paths = {id(module): path for path, module in modules}
         self._seen: dict[Read, None] = {}
         self._asked: dict[str, set[str]] = {}  # by the module that reads flags those that it reads them of
 
@@ -95,13 +95,13 @@ class _NotingFlag:
 
 
 @contextlib.contextmanager
-def noting_mode_reads(model: nn.Module) -> Iterator[ModeReads]:
-    """Record, within the context, every read of the ``training`` flag of a module of ``model``.
+def noting_mode_reads(modules: Modules) -> Iterator[ModeReads]:
+    """Record, within the context, every read of the ``training`` flag of one of ``modules``, all those of a model.
 
     ``training`` is a plain attribute, so the only place to stand is the class: as torch.fx does for calls, nn.Module is
     patched for the time of the capture.
     """
-    reads = ModeReads(model)
+    reads = ModeReads(modules)
     nn.Module.training = _NotingFlag(reads)  # type: ignore[assignment]
     try:
         yield reads
@@ -123,9 +123,9 @@ def unnoted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put every module of ``model`` in train or eval mode within the context."""
-    attributes = [vars(module) for _, module in all_modules(model)]
+def in_mode(modules: Modules, training: bool) -> Iterator[None]:
+    """Put ``modules`` in train or eval mode within the context."""
+    attributes = [vars(module) for _, module in modules]
     before = [found["training"] for found in attributes]
     for found in attributes:
         found["training"] = training
@@ -136,15 +136,15 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             found["training"] = flag
 
 
-def is_mixed(model: nn.Module) -> bool:
+def is_mixed(modules: Modules) -> bool:
     """Tell whether some modules are in train mode and others in eval mode."""
-    return len({module.training for _, module in all_modules(model)}) > 1
+    return len({module.training for _, module in modules}) > 1
 
 
-def switching_changes(model: nn.Module) -> list[str]:
+def switching_changes(modules: Modules) -> list[str]:
     """Describe each module whose own ``train`` or ``eval`` does more than to set the flag, found out on a copy."""
     notes = []
-    for path, module in all_modules(model):
+    for path, module in modules:
         if type(module).train is nn.Module.train and type(module).eval is nn.Module.eval:
             continue
         changed = _changed_by_switching(module)

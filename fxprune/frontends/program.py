@@ -17,13 +17,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.frontends.numbering import Execution, Numbering
 from fxprune.frontends.untouched import Changes, Kept, accelerators, fixed_seed
 from fxprune.propagation import PROPAGATION, Form, IncomparableError
-from fxprune.tree import all_tensors
+from fxprune.tree import Modules
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
@@ -52,10 +52,9 @@ class _Outcome:
 class Programs:
     """Comparisons of graphs with one model, as programs. What was found out about the model and its layers is kept."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self.kept = model, Kept(model)
-        self._tensors = list(all_tensors(model).values())
-        self._held = _holders(self.kept.modules, self._tensors)
+    def __init__(self, kept: Kept) -> None:
+        self._kept, self._tensors = kept, list(kept.tensors.values())
+        self._held = _holders(kept.modules, self._tensors)
         self._kinds = accelerators(self._tensors)
         self._numbering = Numbering(PROPAGATION)
         self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
@@ -82,7 +81,7 @@ class Programs:
             forms = described(inputs, lambda tensor: (Form.of(tensor), tensor.storage_offset()))
         except IncomparableError:
             return None
-        key = [module.__dict__["training"] for _, module in self.kept.modules], forms
+        key = [module.__dict__["training"] for _, module in self._kept.modules], forms
         for known, found in self._runs:
             if known == key:
                 return found
@@ -108,7 +107,7 @@ class Programs:
         """Run the model's code, which may do anything with its tensors: so others stand for them."""
         state = [execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)]
         stood_for = _inputs(execution, inputs)
-        with fixed_seed(self._kinds), self.kept.untouched(changes), execution.running():
+        with fixed_seed(self._kinds), self._kept.untouched(changes), execution.running():
             result, left = self._call_with(state, *stood_for)
         numbers = list(map(execution.number, left))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
@@ -120,7 +119,7 @@ class Programs:
         """
         self._hold(tensors)
         try:
-            result = self._model(*args, **kwargs)
+            result = self._kept.model(*args, **kwargs)
             left = {place: owner[registry].get(name) for owner, registry, name, place in reversed(self._held)}
             return result, [left[place] for place in range(len(tensors))]
         finally:
@@ -141,7 +140,7 @@ class Programs:
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 
 
-def _holders(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> list[tuple[dict[str, Any], str, str, int]]:
+def _holders(modules: Modules, tensors: list[Tensor]) -> list[tuple[dict[str, Any], str, str, int]]:
     """Return where modules hold tensors: attributes of a module, registry, name in that, and which of ``tensors`` it is."""
     places = {id(tensor): place for place, tensor in enumerate(tensors)}
     return [

@@ -30,7 +30,6 @@ from fxprune.forms import is_opaque
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.proxies import Proxy
 from fxprune.frontends.untouched import Kept
-from fxprune.tree import all_tensors
 
 
 class Tracer(fx.Tracer):
@@ -38,6 +37,7 @@ class Tracer(fx.Tracer):
 
     Args:
         call: the model's forward signature bound to the example inputs.
+        tensors: the model's parameters and buffers by their names.
         fixed_numbers: fix ints and floats among the inputs and the shapes of parameters, for models that branch on them.
         decisions: answers what symbolic values cannot; None to refuse.
     """
@@ -45,7 +45,9 @@ class Tracer(fx.Tracer):
     # A buffer read as a constant would go stale when the model's buffer changes.
     proxy_buffer_attributes = True
 
-    def __init__(self, call: inspect.BoundArguments, *, fixed_numbers: bool, decisions: Decisions | None) -> None:
+    def __init__(
+        self, call: inspect.BoundArguments, tensors: Mapping[str, Tensor], *, fixed_numbers: bool, decisions: Decisions | None
+    ) -> None:
         super().__init__(autowrap_functions=functional.ALL, param_shapes_constant=fixed_numbers)
         self._call = call
         self._context = _context()
@@ -54,7 +56,7 @@ class Tracer(fx.Tracer):
         self._deciding = False
         self._lines_around = ""
         self._called: collections.OrderedDict[str, tuple[str, Any]] = collections.OrderedDict()  # that are being called
-        self._names: dict[int, tuple[str, Any]] = {}  # of the parameters and buffers, by identity
+        self._names: dict[int, tuple[str, Any]] = {id(tensor): (name, tensor) for name, tensor in tensors.items()}
         self._trainable: set[str] = set()  # parameters, modules and inputs that may ask for gradients
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -175,7 +177,6 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Make one placeholder for each input of the example, and call the model with them as the example does."""
         call = self._call
-        self._names = {id(tensor): (name, tensor) for name, tensor in all_tensors(self.root).items()}
         for parameter, _ in self.root.named_parameters(remove_duplicate=False):
             self._trainable.update(itertools.accumulate(parameter.split("."), "{}.{}".format))
         arguments: dict[str, Any] = {}
@@ -313,34 +314,34 @@ class Traced:
     for_several: bool = False
 
 
-def trace(model: nn.Module, kept: Kept, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
-    """Trace ``model`` in its current mode.
+def trace(kept: Kept, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
+    """Trace a model in its current mode.
 
     Args:
-        model: the model; left as it was.
-        kept: what it is left as.
+        kept: the model; left as it was.
         call: example inputs bound to its ``forward``.
         decides: start with what the other mode needed.
 
     Raises:
         CaptureError: if the model's code needs more than symbolic values; the cause is chained.
     """
-    if "forward" in vars(model):
+    if "forward" in vars(kept.model):
         raise CaptureError("forward was replaced on the instance, where symbolic tracing does not look")
     try:
-        return _traced(model, kept, call, decides)
+        return _traced(kept, call, decides)
     except Exception as first:  # the model's own code fails in any way it likes on symbolic values
         try:
-            return _traced(model, kept, call, not decides)
+            return _traced(kept, call, not decides)
         except Exception as second:
             error = first if decides else second
             raise CaptureError(_reason(error)) from error
 
 
-def _traced(model: nn.Module, kept: Kept, call: inspect.BoundArguments, decides: bool) -> Traced:
+def _traced(kept: Kept, call: inspect.BoundArguments, decides: bool) -> Traced:
+    model = kept.model
     with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness():
         decisions = Decisions(call, model) if decides else None
-        tracer = Tracer(call, fixed_numbers=decides, decisions=decisions)
+        tracer = Tracer(call, kept.tensors, fixed_numbers=decides, decisions=decisions)
         try:
             graph = tracer.trace(model)
         finally:

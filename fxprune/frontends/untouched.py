@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.tree import all_modules, all_tensors
+from fxprune.tree import Modules, all_modules, all_tensors
 
 _REGISTRIES = frozenset(vars(nn.Module()))
 _PLAIN = frozenset({bool, int, float, str, type(None), tuple})
@@ -88,10 +88,20 @@ def _are_same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
 
 
 class Kept:
-    """A model as it is now, but for its mode: its code may run within :meth:`untouched`, and nothing else changes it."""
+    """A model as it is now, but for its mode: its code may run within :meth:`untouched`, and nothing else changes it.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = all_modules(model)
+    Args:
+        model: the model.
+        modules: all its modules, if they are known.
+
+    Attributes:
+        modules: all its modules by their paths.
+        tensors: its parameters, then its buffers, by their names.
+    """
+
+    def __init__(self, model: nn.Module, modules: Modules | None = None) -> None:
+        self.model, self.modules = model, all_modules(model) if modules is None else modules
+        self.tensors = all_tensors(self.modules)
         self._snapshots: list[_Snapshot] | None = None
 
     @contextlib.contextmanager
@@ -116,21 +126,19 @@ class Kept:
                 snapshot.restore(changes)
 
 
-def untouched(model: nn.Module) -> contextlib.AbstractContextManager[Changes]:
-    """Give every module its attributes back after the context: see :meth:`Kept.untouched`."""
-    return Kept(model).untouched()
-
-
 def _is_tensor_cache(content: object) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
 
 
 @contextlib.contextmanager
-def own_random_numbers(model: nn.Module) -> Iterator[list[str]]:
-    """Leave all random states as they were; yields a list that names, afterwards, those besides torch's that were used."""
+def own_random_numbers(tensors: Iterable[Tensor]) -> Iterator[list[str]]:
+    """Leave all random states as they were, on the devices of ``tensors`` as well.
+
+    Yields a list that names, afterwards, those besides torch's that were used.
+    """
     used: list[str] = []
     python, numpy = random.getstate(), np.random.get_state()
-    with fixed_seed(accelerators(all_tensors(model).values())):
+    with fixed_seed(accelerators(tensors)):
         try:
             yield used
         finally:
