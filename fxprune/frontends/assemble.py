@@ -65,7 +65,10 @@ def _copy_tree(source: nn.Module, target: nn.Module, called: set[int], needed: s
                 done[id(child)] = container = Container()
                 container.training = child.training
                 _copy_tree(child, container, called, needed, done)
-        target.add_module(name, done[id(child)])
+        if isinstance(target, Container):
+            target._modules[name] = done[id(child)]
+        else:  # a graph, whose own attributes are in the way of some names
+            target.add_module(name, done[id(child)])
 
 
 def ensure_module(gm: fx.GraphModule, model: nn.Module, path: str) -> nn.Module:

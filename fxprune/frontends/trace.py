@@ -177,8 +177,10 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Make one placeholder for each input of the example, and call the model with them as the example does."""
         call = self._call
-        for parameter, _ in self.root.named_parameters(remove_duplicate=False):
-            self._trainable.update(itertools.accumulate(parameter.split("."), "{}.{}".format))
+        parameters = [name for name, _ in self.root.named_parameters(remove_duplicate=False)]
+        self._trainable.update(parameters)
+        for path in {name.rpartition(".")[0] for name in parameters}:
+            self._trainable.update(itertools.accumulate(path.split("."), "{}.{}".format))
         arguments: dict[str, Any] = {}
         for name, value in call.arguments.items():
             kind = call.signature.parameters[name].kind
