@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.capture import Frontend
+from fxprune.frontends.untouched import Kept
 from fxprune.modules import CapturedModule, compile_all, compiled_later, is_compiled
 
 
@@ -38,6 +39,21 @@ def test_an_uncompiled_graph_has_its_signature_and_compiles_when_called(frontend
         later = copy.deepcopy(gm)
     assert torch.equal(later(X), gm(X))
     assert later.code == gm.code
+
+
+@pytest.mark.parametrize("frontend", ["trace", "export"])
+def test_an_uncompiled_graph_stays_one_that_runs_when_it_is_put_back(frontend: Frontend) -> None:
+    gm = fxprune.capture(Net(), X, frontend=frontend)
+    with compiled_later():
+        later = copy.deepcopy(gm)
+    assert fxprune.verify(gm, later, X) == 0.0  # runs both several times and gives them their attributes back
+    assert torch.equal(later(X), gm(X))
+    with compiled_later():
+        later = copy.deepcopy(gm)
+    with Kept(later).untouched():
+        later(X)
+    assert is_compiled(later)
+    assert torch.equal(later(X), gm(X))
 
 
 def test_variadic_inputs_and_defaults_are_in_the_signature() -> None:

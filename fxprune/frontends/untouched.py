@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune.modules import CapturedModule
 from fxprune.tree import Modules, all_modules, all_tensors
 
 _REGISTRIES = frozenset(vars(nn.Module()))
@@ -116,6 +117,9 @@ class Kept:
         """
         changes = Changes() if changes is None else changes
         if self._snapshots is None:
+            for _, module in self.modules:
+                if isinstance(module, CapturedModule):
+                    module.compile_put_off()  # what is made within would be taken away, but for what its class holds
             self._snapshots = [_Snapshot(path, module) for path, module in self.modules]
         for snapshot in self._snapshots:
             snapshot.begin()
