@@ -224,6 +224,11 @@ def _group_norm(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
     return {"N": shape[0], "C": shape[1], "HxW": math.prod(shape[2:]), "group": groups}
 
 
+@_for("channel_shuffle native_channel_shuffle")
+def _shuffle(call: Call, results: Results, kept: Kept) -> dict[str, Any]:
+    return {"groups": kept.size(call.axes["g"])}
+
+
 @_for(
     "convolution _convolution convolution_overrideable conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding "
     "conv_transpose1d conv_transpose2d.input conv_transpose3d.input mkldnn_convolution cudnn_convolution"

@@ -260,6 +260,16 @@ CALLS = {
         lambda: {"k": nn.Linear(6, 12), "v": nn.Linear(6, 12)},
         INNER | {"overrides": {"v": 3, "a": 2}},
     ),
+    "channel_shuffle": Case(
+        lambda m, x: m.b(torch.channel_shuffle(m.a(x).mT, 4).mT), HALF, options=OUTER, frontends=("trace",)
+    ),
+    "channel_shuffle_module": Case(
+        lambda m, x: m.b(m.shuffle(m.a(x).mT).mT),
+        HALF,
+        lambda: {"shuffle": nn.ChannelShuffle(4)},
+        OUTER,
+        {"shuffle": "ChannelShuffle(groups=2)"},
+    ),
     "by_mode": Case(_by_mode, HALF, options=INNER),
     "by_mode_outer": Case(_by_mode, {"a.weight": (4, 6), "b.weight": (3, 4)}, options=OUTER),
     "module_called_twice": Case(
