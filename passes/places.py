@@ -126,6 +126,11 @@ def renumber(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) ->
         node.args, node.kwargs = fx.map_arg(node.args, replaced), fx.map_arg(node.kwargs, replaced)
 
 
+def picks_from_less(call: Call, kept: Kept) -> bool:
+    """Tell whether a call picks by an index from an axis that loses positions, so that the index has to name other places."""
+    return call.op in _BY_INDEX and any(kept.size(axis) != axis.size for _, axis in _picks(call))
+
+
 def _picks(call: Call) -> Iterator[tuple[Label, Axis]]:
     """Yield for each index tensor its label and the axis that it picks from."""
     label = call.operand(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from fxprune.modules import ByMode, is_compiled
 from fxprune.passes.attributes import update_sizes
 from fxprune.passes.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.places import pick_unevenly, renumber, rewrite_item
-from fxprune.passes.rerun import Rerun
+from fxprune.passes.rerun import Rerun, runs_own_code
 from fxprune.rules.call import Call
 from fxprune.rules.shrinking import shrunk_arguments
 from fxprune.state import modules_by_path
@@ -61,10 +61,10 @@ _SPREAD = frozenset(["size", "shape", "repeats", "dims"])
 Steps = dict[str, list[Step]]
 
 
-def shrinking_steps(deps: Dependencies, kept: Kept) -> Steps:
+def shrinking_steps(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> Steps:
     """Return the calls of each node that has to do with a tensor that loses positions, by the node's name."""
     steps: Steps = {}
-    found: set[str] = set()
+    found = {name for name, node in _own_code(gm) if any(kept.shrinks_any(deps.values.get(n)) for n in _read(name, node))}
     for step in deps.steps:
         if step.call is not None:
             steps.setdefault(step.node, []).append(step)
@@ -73,9 +73,26 @@ def shrinking_steps(deps: Dependencies, kept: Kept) -> Steps:
     return {name: steps[name] for name in steps if name in found}
 
 
-def may_be_stuck(steps: Sequence[Step]) -> bool:
-    """Tell whether a node of these calls may be one that cannot be rewritten."""
-    return len(steps) > 1
+def _own_code(gm: fx.GraphModule, inside: str = "") -> Iterator[tuple[str, fx.Node]]:
+    """Yield the nodes that call functions of the user's own, those of branches as well, by name."""
+    modules = modules_by_path(gm)
+    for node in gm.graph.nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        if isinstance(module, ByMode):
+            for name, branch in module.branches(node.name):
+                yield from _own_code(branch, name)
+        elif runs_own_code(node):
+            yield inside + node.name, node
+
+
+def _read(name: str, node: fx.Node) -> list[str]:
+    inside = name.removesuffix(node.name)
+    return [inside + read.name for read in node.all_input_nodes]
+
+
+def may_be_stuck(gm: fx.GraphModule, steps: Steps) -> bool:
+    """Tell whether one of the nodes that shrink may be one that cannot be rewritten."""
+    return any(len(calls) > 1 for calls in steps.values()) or any(name in steps for name, _ in _own_code(gm))
 
 
 def repair(gm: fx.GraphModule, deps: Dependencies, kept: Kept, steps: Steps) -> None:
@@ -156,16 +173,19 @@ class _Repair:
         if node.target is functional.multi_head_attention:
             self._rewrite_attention(node, steps)
             return
-        if len(steps) == 1 or node.op == "call_module":
+        is_own = runs_own_code(node)
+        if node.op == "call_module" or (len(steps) == 1 and not is_own):
             for step in steps:
                 self._rewrite_call(node, step)
         else:
             self._restore(node, frozenset())
-        if may_be_stuck(steps) and not self.rerun.comes_out_right(node, steps):
+        if (is_own or len(steps) > 1) and not self.rerun.comes_out_right(node, steps):
             operators = ", ".join(sorted({step.op for step in steps}))
+            inside = (
+                f"several operators ({operators}), which need" if len(steps) > 1 else f"an operator ({operators}), which needs"
+            )
             self.stuck[self.inside + node.name] = (
-                f"node {node.name!r} ({node.op} {node.target}) runs several operators ({operators}), which need "
-                "other sizes than its arguments can say"
+                f"node {node.name!r} ({node.op} {node.target}) runs {inside} other sizes than its arguments can say"
             )
 
     def _rewrite_call(self, node: fx.Node, step: Step) -> None:

@@ -16,10 +16,24 @@ from fxprune.counters import READS_VALUE, Counters, number
 from fxprune.dependencies import Step
 from fxprune.fakes import Fakes
 from fxprune.passes.numbers import Numbers, differ
+from fxprune.passes.places import picks_from_less
 from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.call import bound_arguments
 from fxprune.rules.labels import Label
 from fxprune.rules.shrinking import shrunk_arguments
+
+# What a tensor that code makes of numbers, such as ``torch.tensor(x.shape[1])``, is given to.
+_MADE_OF_NUMBERS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+
+_ROOTS = ("torch", "_operator", "builtins", "math", "fxprune")  # where functions come from that do what their operator does
+
+
+def runs_own_code(node: fx.Node) -> bool:
+    """Tell whether a node calls a function of the user's own, which may ask for sizes whatever operators it runs."""
+    module = getattr(node.target, "__module__", None) or "torch"
+    return node.op == "call_function" and (
+        str(module).partition(".")[0] not in _ROOTS or isinstance(node.target, torch.jit.ScriptFunction)
+    )
 
 
 class Rerun(TorchDispatchMode):
@@ -66,6 +80,7 @@ class Rerun(TorchDispatchMode):
             steps: its calls as analysed.
         """
         self.calls = []
+        result: Any = None
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         # Sizes that do not fit are an answer here, and torch would print them.
@@ -75,18 +90,20 @@ class Rerun(TorchDispatchMode):
             args, kwargs = self._present(node, steps)
             with torch.inference_mode(), self.fakes.mode, self:
                 if node.op == "call_module":
-                    self.gm.get_submodule(str(node.target))(*args, **kwargs)
+                    result = self.gm.get_submodule(str(node.target))(*args, **kwargs)
                 elif node.op == "call_method":
-                    getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                    result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 elif callable(node.target):
-                    node.target(*args, **kwargs)
+                    result = node.target(*args, **kwargs)
         except Exception:
             return False
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             logger.disabled = was_disabled
-        return len(self.calls) == len(steps) and all(
-            _is_right(step, found, self.numbers) for step, found in zip(steps, self.calls, strict=True)
+        return (
+            not _differ_in_numbers(self.numbers.before(node), result)
+            and len(self.calls) == len(steps)
+            and all(_is_right(step, found, self.numbers) for step, found in zip(steps, self.calls, strict=True))
         )
 
     def _present(self, node: fx.Node, steps: Sequence[Step]) -> Any:
@@ -110,5 +127,13 @@ def _is_right(step: Step, found: tuple[OpOverload, dict[str, Any], list[tuple[in
     assert call is not None
     if op is not call.op or shapes != [numbers.kept.shape(label) for label in step.results]:
         return False
+    if picks_from_less(call, numbers.kept) or (op in _MADE_OF_NUMBERS and not torch.equal(call["self"], arguments["self"])):
+        return False
     wanted = call.arguments | shrunk_arguments(call, step.results, numbers.kept)
     return not any(differ(wanted[name], value) for name, value in arguments.items())
+
+
+def _differ_in_numbers(before: Any, now: Any) -> bool:
+    """Tell whether one of the plain numbers among the results of a node is another one."""
+    pairs = zip(pytree.tree_leaves(before), pytree.tree_leaves(now), strict=False)
+    return any(isinstance(old, bool | int | float) and old != new for old, new in pairs)

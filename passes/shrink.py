@@ -52,8 +52,8 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
     stuck: tuple[str, ...] = ()
     while True:
         kept = Kept(deps.units, removed)
-        steps = shrinking_steps(deps, kept)
-        spare = _spare(gm) if any(map(may_be_stuck, steps.values())) else None
+        steps = shrinking_steps(gm, deps, kept)
+        spare = _spare(gm) if may_be_stuck(gm, steps) else None
         try:
             _shrink_once(gm, deps, kept, steps)
             break
