@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from fxprune import kept_statistics
 from fxprune.axes import Axis
 from fxprune.batches import Batches
+from fxprune.operators import runs_own_code
 from fxprune.rules.call import Call
 from fxprune.rules.factories import UNINITIALISED
 from fxprune.rules.labels import Label, Zero
@@ -247,11 +248,18 @@ class _Corrected:
         form = _RESTRICTED.get(self.call.op)
         first = min(p.operand for p in points)  # the others, such as weights, have the same positions
         places = [self._place(first, dim) for dim in dict.fromkeys(p.dim for p in points if p.operand == first)]
-        if form is None or len(self.beside) > 1 or None in places:
+        if form is None or len(self.beside) > 1 or None in places or self._hides_operands():
             return self._impossible(points[0].axis, points[0].kind)
         function, given, plain = form
         known = tuple(place for place in places if place is not None)
         return Restrict(known, function, self.call.op, given, plain(self.call))
+
+    def _hides_operands(self) -> bool:
+        """Tell whether the node calls a function of the user's own, which may give the operator what it likes."""
+        if self.node is None or not runs_own_code(self.node):
+            return False
+        is_single = self.node.args == (*self.node.all_input_nodes,) and len(self.node.args) == 1 and not self.node.kwargs
+        return not is_single or len(list(self.call.given())) > 1
 
     def _sanitised(self, mixed: set[int]) -> Iterator[Correction]:
         """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""

@@ -5,10 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import fx
 from torch._ops import OpOverload
 
 from fxprune.counters import READS_VALUE
 from fxprune.rules import POINTWISE, Rule, find_rule
+
+_ROOTS = ("torch", "_operator", "builtins", "math", "fxprune")  # where functions come from that do what their operator does
+
+
+def runs_own_code(node: fx.Node) -> bool:
+    """Tell whether a node calls a function of the user's own, which may ask for sizes whatever operators it runs."""
+    module = getattr(node.target, "__module__", None) or "torch"
+    return node.op == "call_function" and (
+        str(module).partition(".")[0] not in _ROOTS or isinstance(node.target, torch.jit.ScriptFunction)
+    )
 
 
 @dataclass(frozen=True, eq=False)

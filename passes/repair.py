@@ -22,10 +22,11 @@ from fxprune.dependencies import Dependencies, Step
 from fxprune.errors import ShrinkError
 from fxprune.kept import Kept
 from fxprune.modules import ByMode, is_compiled
+from fxprune.operators import runs_own_code
 from fxprune.passes.attributes import update_sizes
 from fxprune.passes.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.places import pick_unevenly, renumber, rewrite_item
-from fxprune.passes.rerun import Rerun, runs_own_code
+from fxprune.passes.rerun import Rerun
 from fxprune.rules.call import Call
 from fxprune.rules.shrinking import shrunk_arguments
 from fxprune.state import modules_by_path

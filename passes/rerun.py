@@ -25,16 +25,6 @@ from fxprune.rules.shrinking import shrunk_arguments
 # What a tensor that code makes of numbers, such as ``torch.tensor(x.shape[1])``, is given to.
 _MADE_OF_NUMBERS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 
-_ROOTS = ("torch", "_operator", "builtins", "math", "fxprune")  # where functions come from that do what their operator does
-
-
-def runs_own_code(node: fx.Node) -> bool:
-    """Tell whether a node calls a function of the user's own, which may ask for sizes whatever operators it runs."""
-    module = getattr(node.target, "__module__", None) or "torch"
-    return node.op == "call_function" and (
-        str(module).partition(".")[0] not in _ROOTS or isinstance(node.target, torch.jit.ScriptFunction)
-    )
-
 
 class Rerun(TorchDispatchMode):
     """Runs nodes of a graph on fake tensors of the sizes that are left, and notes the calls that the analysis would see.

@@ -155,3 +155,23 @@ def test_a_function_that_comes_out_right_stays_as_it_is(name: str) -> None:
     assert found.small.get_parameter("a.weight").shape[0] == 8
     assert found.small.code == fxprune.capture(model, X.double()).code
     assert_equal(found, (X,), (torch.randn(7, 6),), (torch.randn(1, 6),))
+
+
+@fx.wrap
+def normed_by(x: Tensor, weight: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[1:], weight)
+
+
+MIXING = {
+    "attended": lambda m, h: attended(h.view(-1, 4, 4)).flatten(1),
+    "normed_by": lambda m, h: normed_by(h, m.weight),
+}
+
+
+@pytest.mark.parametrize("body", MIXING.values(), ids=MIXING)
+def test_what_a_mask_could_not_correct_inside_a_function_stays_whole(body: Callable[[Any, Tensor], Tensor]) -> None:
+    model = Net(body).eval()
+    model.weight = nn.Parameter(torch.rand(16))
+    found = pruned(model, (X,), 0.5, choose="outer")
+    assert "could not correct" in str(found.deps.explain("a.weight", 0)) or "could not correct" in str(found.deps)
+    assert_equal(found, (X,), (torch.randn(7, 6),))
