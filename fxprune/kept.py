@@ -90,7 +90,8 @@ class Kept:
         """Return for each dimension of a tensor the positions that are left; None if they all are."""
         found = self._places.get(label)
         if found is None:
-            found = self._places[label] = tuple(map(self.places, label.axes))
+            found = tuple([None if axis.is_whole else self._left(axis).places for axis in label.axes])
+            self._places[label] = found
         return found
 
     def shrinks_any(self, value: Any) -> bool:
