@@ -205,16 +205,11 @@ class _Watch(TorchDispatchMode):
         if not returned and not op.is_mutable:
             return result  # a check, or a size: nothing that could carry positions
         call = self._call(op, args, kwargs, returned)
-        labels = self._apply(op.rule, call)
+        labels, constants = self._apply(op.rule, call), self._evaluate(func, args, kwargs, returned)
+        labels = [Label(la.axes, la.zeros, c, len(self.steps)) for la, c in zip(labels, constants, strict=True)]
         self._record(call, labels, result)
-        producer = len(self.steps) - 1
-        if any(map(Tensor.is_floating_point, returned)):
-            for tensor, label in zip(returned, labels, strict=True):
-                self._set(tensor, Label(label.axes, label.zeros, None, producer))
-        else:
-            constants = self._evaluate(func, args, kwargs, returned)
-            for tensor, label, constant in zip(returned, labels, constants, strict=True):
-                self._set(tensor, Label(label.axes, label.zeros, constant, producer))
+        for tensor, label in zip(returned, labels, strict=True):
+            self._set(tensor, label)
         if func is torch.ops.aten.slice.Tensor and call["step"] > 1:
             storage = returned[0].untyped_storage()
             given = slice(call["start"], call["end"], call["step"])
@@ -283,7 +278,9 @@ class _Watch(TorchDispatchMode):
     ) -> list[Tensor | None]:
         """Return the values of results that are integers or flags and depend on nothing else."""
         unknown: list[Tensor | None] = [None] * len(returned)
-        if any(r.is_floating_point() or r.is_complex() or r.numel() > MAX_CONSTANT or r.is_meta for r in returned):
+        if any(map(Tensor.is_floating_point, returned)):
+            return unknown
+        if any(r.is_complex() or r.numel() > MAX_CONSTANT or r.is_meta for r in returned):
             return unknown
         leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags or not returned:
