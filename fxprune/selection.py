@@ -35,7 +35,7 @@ class Names:
     """
 
     def __init__(self, deps: Dependencies) -> None:
-        self._objects = state.parameters_by_name(deps.gm)
+        self._gm = deps.gm
         self._parameters = [t for t in deps.tracked if t.is_parameter]
         self._groups: dict[str, list[int]] = {}
         for group in deps.groups:
@@ -63,8 +63,8 @@ class Names:
         return {index for name in found for index in self._groups.get(name, ())}
 
     def _of_module(self, module: nn.Module, argument: str) -> list[str]:
-        theirs = {id(p) for p in module.parameters()}
-        found = [t.name for t in self._parameters if any(id(self._objects.get(n)) in theirs for n in t.names)]
+        theirs, ours = {id(p) for p in module.parameters()}, state.parameters_by_name(self._gm)
+        found = [t.name for t in self._parameters if any(id(ours.get(n)) in theirs for n in t.names)]
         if not found:
             raise PlanError(
                 f"{argument} has a {type(module).__name__} that shares no parameter with the graph: give a module of the model "

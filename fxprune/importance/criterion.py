@@ -80,7 +80,7 @@ def normalized(scores: Tensor, normalizer: Normalizer) -> Tensor:
     if normalizer == "none":
         return scores
     scale = scores.mean() if normalizer == "mean" else scores.amax() if normalizer == "max" else scores.sum()
-    return scores / torch.where(scale == 0, torch.ones_like(scale), scale)
+    return scores / (scale + (scale == 0))
 
 
 def checked(reduction: str, normalizer: str) -> tuple[Reduction, Normalizer]:

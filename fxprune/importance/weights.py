@@ -35,7 +35,9 @@ class Weights:
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return a parameter itself; of a masked one what is stored, without its mask."""
-        found = self._own.get(name, self._own.get(name + ORIG))  # by its own name only while it has no mask
+        found = self._own.get(name)  # only while it has no mask
+        if found is None:
+            found = self._own.get(name + ORIG)
         if found is None:
             found = state.find_parameter(self._gm, name)
         if found.is_meta:
@@ -122,8 +124,8 @@ class Sums:
         found = {0: outermost[0] if len(outermost) == 1 else torch.cat(outermost)} if outermost else {}
         for dim in dims:
             if dim and rest is not None:
-                others = [d for d in range(len(inner)) if d != dim - 1]
-                found[dim] = rest.view(inner).sum(others) if others else rest
+                others = [d for d, size in enumerate(inner) if d != dim - 1 and size != 1]
+                found[dim] = rest.view(inner).sum(others).view(-1) if others else rest
         return found
 
     def _elements(self, part: Tensor) -> Tensor:
