@@ -111,8 +111,9 @@ class Dependencies:
         seen: set[int] = set()
         made: list[tuple[Axis, Tracked | Step]] = []
         for tracked in self.tracked:
-            seen.update(id(axis.rows) for axis in tracked.label.axes)
-            made += [(axis, tracked) for axis in tracked.label.axes]
+            axes = [axis for axis in tracked.label.axes if not axis.is_whole]
+            seen.update([id(axis.rows) for axis in axes])
+            made += [(axis, tracked) for axis in axes]
         for step in self.steps:
             for label in step.results:
                 for axis in label.axes:

@@ -75,7 +75,8 @@ class _Content:
             order = np.argsort(owner, kind="stable")  # positions are in order already
             owner, position = owner[order], position[order]
         first = _starts(owner)
-        return _Content(len(rows), owner[first], np.diff(first, append=len(owner)), position, first)
+        counts = np.concatenate((first[1:], [len(owner)]), dtype=np.intp) - first
+        return _Content(len(rows), owner[first], counts, position, first)
 
 
 def _starts(ordered: Index) -> Index:
