@@ -122,8 +122,9 @@ def _device(gm: fx.GraphModule) -> torch.device:
 
 
 def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:
-    """Return a call in a form that survives copies: nodes as places among those that ``new`` reads."""
-    places = {read: Slot(str(i)) for i, read in enumerate(new.all_input_nodes)}
+    """Return a call in a form that survives copies: nodes as places among those that ``new`` reads, the others by name."""
+    places = {read: Slot(read.name) for read in node.all_input_nodes}  # such as sizes that the new call is not given
+    places |= {read: Slot(str(i)) for i, read in enumerate(new.all_input_nodes)}
     to_slot: Callable[[fx.Node], Any] = places.__getitem__
     return node.op, picklable(node.target), fx.map_arg(node.args, to_slot), fx.map_arg(node.kwargs, to_slot)
 
@@ -166,7 +167,9 @@ def _restore(graph: fx.Graph, node: fx.Node) -> None:
     reads = node.all_input_nodes
 
     def fill(value: Any) -> Any:
-        return reads[int(value)] if isinstance(value, Slot) else value
+        if not isinstance(value, Slot):
+            return value
+        return reads[int(value)] if value.isdigit() else next(read for read in graph.nodes if read.name == value)
 
     with graph.inserting_before(node):
         old = graph.create_node(op, found(target), map_aggregate(args, fill), map_aggregate(kwargs, fill))

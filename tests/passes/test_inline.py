@@ -175,3 +175,11 @@ def test_what_a_mask_could_not_correct_inside_a_function_stays_whole(body: Calla
     found = pruned(model, (X,), 0.5, choose="outer")
     assert "could not correct" in str(found.deps.explain("a.weight", 0)) or "could not correct" in str(found.deps)
     assert_equal(found, (X,), (torch.randn(7, 6),))
+
+
+def test_sizes_that_a_corrected_norm_does_not_read_are_there_again_afterwards() -> None:
+    model = Net(lambda m, h: F.layer_norm(h, h.shape[1:])).eval()
+    found = pruned(model, (X,), 0.5)
+    assert found.small.get_parameter("a.weight").shape[0] == 8
+    assert_equal(found, (X,), (torch.randn(7, 6),))
+    assert found.small.code == fxprune.capture(model, X.double()).code
