@@ -107,8 +107,18 @@ def inline(
         except FxpruneError:
             return False
     inner = known[key]
-    _splice(gm, node, inner, dict(zip(inner.graph.find_nodes(op="placeholder"), reads, strict=True)), flags)
+    inputs = dict(zip(inner.graph.find_nodes(op="placeholder"), reads, strict=True))
+    if _fixes_batch(inner, {given: deps.values[read.name].shape for given, read in inputs.items()}):
+        return False
+    _splice(gm, node, inner, inputs, flags)
     return True
+
+
+def _fixes_batch(inner: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> bool:
+    """Tell whether a graph takes inputs of no other batch size than that of its capture; ``shapes`` are of another."""
+    checks = [node.args for node in inner.graph.nodes if node.target is functional.check_shape]
+    sizes: list[tuple[Any, int]] = [pair for given, shape, _ in checks for pair in zip(shape, shapes[given], strict=True)]
+    return any(isinstance(size, int) and size not in (-1, now) for size, now in sizes)
 
 
 def _captured(call: nn.Module, examples: list[Tensor]) -> fx.GraphModule:

@@ -100,6 +100,11 @@ def scaled_by_batch(x: Tensor) -> Tensor:
 
 
 @fx.wrap
+def scaled_by_length(x: Tensor) -> Tensor:
+    return x * (len(x) * x.shape[1])
+
+
+@fx.wrap
 def halves(x: Tensor) -> Any:
     return x.chunk(2, 1)
 
@@ -155,6 +160,12 @@ def test_a_function_that_comes_out_right_stays_as_it_is(name: str) -> None:
     assert found.small.get_parameter("a.weight").shape[0] == 8
     assert found.small.code == fxprune.capture(model, X.double()).code
     assert_equal(found, (X,), (torch.randn(7, 6),), (torch.randn(1, 6),))
+
+
+def test_a_function_that_would_be_written_out_for_one_batch_size_alone_is_an_error() -> None:
+    model = Net(lambda m, h: scaled_by_length(h)).eval()
+    with pytest.raises(fxprune.ShrinkError, match="scaled_by_length.* needs other sizes"):
+        pruned(model, (X,), 0.5)
 
 
 @fx.wrap
