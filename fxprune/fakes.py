@@ -152,7 +152,9 @@ class _Mode(FakeTensorMode):
             return output.plain
         base = None if output.shares is None else tensors[output.shares]
         form = output.form
-        offset = 0 if base is None else int(base.storage_offset()) + output.offset
+        offset = output.offset
+        if base is not None:  # whose elements may be of another size
+            offset += int(base.storage_offset()) * base.element_size() // form.dtype.itemsize
         made = (form.dtype, torch.Size(form.size), form.stride, offset, form.device)
         return self._make(made, torch.is_inference_mode_enabled() if base is None else base.is_inference(), base)
 

@@ -365,7 +365,9 @@ def _functional(func: Any) -> Any:
     name = func._schema.name.partition("::")[2]
     packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
     found: Any = getattr(packet, func._overloadname, None)
-    if found is None or found._schema.is_mutable or len(found._schema.returns) != 1:
+    if found is None or found._schema.is_mutable:
+        return None
+    if [str(r.type) for f in (func, found) for r in f._schema.returns] != ["Tensor", "Tensor"]:  # one that writes to a list
         return None
     return found if [a.name for a in found._schema.arguments] == [a.name for a in func._schema.arguments] else None
 

@@ -164,7 +164,7 @@ def test_a_function_that_comes_out_right_stays_as_it_is(name: str) -> None:
 
 def test_a_function_that_would_be_written_out_for_one_batch_size_alone_is_an_error() -> None:
     model = Net(lambda m, h: scaled_by_length(h)).eval()
-    with pytest.raises(fxprune.ShrinkError, match="scaled_by_length.* needs other sizes"):
+    with pytest.raises(fxprune.ShrinkError, match=r"scaled_by_length.* other sizes"):
         pruned(model, (X,), 0.5)
 
 
