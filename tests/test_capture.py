@@ -126,6 +126,19 @@ def test_a_failed_capture_leaves_the_model_alone() -> None:
     assert "training" not in vars(nn.Module)
 
 
+def test_a_registry_that_the_code_deletes_is_there_again() -> None:
+    class Deleting(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            result = super().forward(input)
+            del self._parameters
+            return result
+
+    model = Deleting(3, 2)
+    with pytest.raises(fxprune.CaptureError):
+        fxprune.capture(model, torch.randn(2, 3))
+    assert isinstance(model.weight, nn.Parameter)
+
+
 class Pair(NamedTuple):
     first: Tensor
     second: Tensor

@@ -60,7 +60,8 @@ class _Snapshot:
         names: list[str] = []
         for registry in ("_buffers", "_parameters"):
             before: Any = self.contents.get(registry, {})
-            names += [n for n in before if before[n] is not None and plain[registry].get(n) is not before[n]]
+            held: Any = plain.get(registry, {})  # the code may have deleted the registry itself
+            names += [n for n in before if before[n] is not None and held.get(n) is not before[n]]
         if not is_same:
             names += [n for n, v in self.attributes.items() if isinstance(v, Tensor) and plain.get(n) is not v]
             numbers = {n: v for n, v in self.attributes.items() if n != "training" and type(v) in (int, float, bool, str)}
