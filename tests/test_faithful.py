@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import random
 import threading
 import warnings
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
@@ -681,3 +682,25 @@ def test_a_single_sample_that_the_model_cannot_train_on() -> None:
     for frontend in FRONTENDS:
         gm = fxprune.capture(model, x(1), frontend=frontend)  # type: ignore[arg-type]
         assert_same(gm, model, (x(3),), tolerance=1e-5)
+
+
+@functools.wraps(torch.relu)
+def doubled_relu(t: Tensor) -> Tensor:
+    return torch.relu(t) * 2
+
+
+fx.wrap("doubled_relu")
+
+
+def test_a_function_that_goes_by_the_name_of_one_of_torchs() -> None:
+    class Model(Net):
+        def forward(self, t: Tensor) -> Tensor:
+            return self.m(doubled_relu(self.l(t)))
+
+    model = Model()
+    with pytest.raises(fxprune.CaptureError, match=r"function at .*test_faithful.py:\d+ goes by the name of torch's relu"):
+        fxprune.capture(model, x(), frontend="trace")
+    gm = fxprune.capture(model, x())  # torch.export looks into it
+    inputs = x(5)
+    assert torch.equal(gm(inputs), model(inputs))
+    assert fx.symbolic_trace(Net().l) is not None  # no name is left behind that the next trace would look for

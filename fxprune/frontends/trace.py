@@ -13,6 +13,7 @@ import inspect
 import itertools
 import operator
 import sys
+import types
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -348,11 +349,29 @@ def _traced(kept: Kept, call: inspect.BoundArguments, decides: bool) -> Traced:
             graph = tracer.trace(model)
         finally:
             tracer.forget_decisions()
+        _check_names(graph)
         if decisions is not None and decisions.taken:
             decisions.write_guards(graph)
     if changes.rebound_tensors:
         raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
     return Traced(graph, constants, decides, decisions is not None and decisions.for_several)
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """Refuse functions that go by the name of one of torch's, which torch.fx writes by name: its code would call torch's."""
+    functions: set[Any] = {node.target for node in graph.nodes if node.op == "call_function"}
+    for function in functions:
+        root, *names = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}".split(".")
+        if root != "torch" or type(function) is not types.FunctionType:
+            continue
+        named: Any = torch
+        for name in names:
+            named = getattr(named, name, None)
+        if named is not function:
+            where = f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
+            raise CaptureError(
+                f"the function at {where} goes by the name of torch's {'.'.join(names)}, as functools.wraps lets it"
+            )
 
 
 def _reason(error: Exception) -> str:
