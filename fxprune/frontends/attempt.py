@@ -16,7 +16,6 @@ from fxprune.frontends.check import ModelError, check_against_model
 from fxprune.frontends.export import Exported, batched, export, two_samples
 from fxprune.frontends.merge import merge_modes
 from fxprune.frontends.modes import ModeReads, in_mode, is_mixed, noting_mode_reads
-from fxprune.frontends.one_mode import Calls, calls_in_mode, same_calls
 from fxprune.frontends.program import Programs
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.frontends.untouched import Changes, Kept
@@ -90,7 +89,7 @@ def by_trace(example: Example) -> Attempt:
             attempt.notes.append(_one_mode_only(model, error))
             attempt.follows_mode = False
         else:
-            _follow_mode(attempt, example, other, reads, checked=calls_in_mode(attempt.gm, example.training))
+            _follow_mode(attempt, example, other, reads)
     if traced.for_several:
         _check_if_possible(example.sample(1), attempt.gm)
     return attempt
@@ -149,13 +148,8 @@ def _export(example: Example, free_batch: bool) -> tuple[Attempt, str | None]:
     return attempt, exported.fixed_batch
 
 
-def _follow_mode(
-    attempt: Attempt, example: Example, other: Traced | Exported, reads: ModeReads, checked: Calls | None = None
-) -> None:
-    """Merge the graph of the other mode into the attempt's, and check the result in every mode that the model runs in.
-
-    What was ``checked`` in the mode of the capture needs no second check if the merged graph still does exactly that.
-    """
+def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, reads: ModeReads) -> None:
+    """Merge the graph of the other mode into the attempt's, and check the result in every mode that the model runs in."""
     model, gm = example.model, attempt.gm
     ours, theirs = (_structure(graph.output_node()) for graph in (gm.graph, other.graph))
     attempt.could_follow = ours == theirs
@@ -166,8 +160,7 @@ def _follow_mode(
     if lost:
         attempt.follows_mode = False
         return
-    is_known = checked is not None and same_calls(checked, calls_in_mode(gm, model.training))
-    for training in (not model.training, *(() if is_known else (model.training,))):
+    for training in (not model.training, model.training):
         with in_mode(all_modules(gm), training), in_mode(example.kept.modules, training):
             # Some layers need two samples to train on.
             _check_if_possible(example.doubled() if training else example, gm)

@@ -23,7 +23,6 @@ from fxprune.frontends.align import Alignment, Difference, Hunk, replaced
 from fxprune.frontends.assemble import ensure_module
 from fxprune.frontends.effects import body_of, may_write
 from fxprune.frontends.modes import ModeReads
-from fxprune.frontends.one_mode import ADDITIONS
 from fxprune.modules import ByMode, CapturedModule, clone, compiled_later
 from fxprune.state import join, value_at
 
@@ -35,6 +34,8 @@ _DROPOUTS = frozenset(
         torch.ops.aten.feature_dropout.default, torch.ops.aten.feature_alpha_dropout.default,
     }
 )  # fmt: skip
+# A counter moves on by a plain number.
+_ADDITIONS = frozenset({"add_", operator.iadd, torch.ops.aten.add_.Tensor, torch.ops.aten.add_.Scalar})
 
 
 class _CannotMergeError(Exception):
@@ -195,7 +196,7 @@ class _Merge:
 
     def _counter(self, node: fx.Node) -> fx.Node | None:
         """Return the base node that reads the single number that ``node`` only adds a plain one to; None if it does more."""
-        if node.target not in ADDITIONS or node.kwargs or len(node.args) != 2:
+        if node.target not in _ADDITIONS or node.kwargs or len(node.args) != 2:
             return None
         counter, number = node.args
         if type(number) not in (int, float) or not isinstance(counter, fx.Node):
