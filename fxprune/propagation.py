@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from fxprune.dumps import map_aggregate
-
-if TYPE_CHECKING:
-    from fxprune.frontends.values import Value
 
 
 class IncomparableError(Exception):
@@ -78,19 +75,6 @@ class Wrapping:
         torch._C._set_throw_on_mutable_data_ptr(fake)
         vars(fake).update(state)
         return fake
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Lazy:
-    """A tensor that nothing has needed yet: its value; and a stand-in, once something does need one."""
-
-    value: Value
-    tensor: Tensor | None = None
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether the tensor does: none that is computed, until code says so."""
-        return self.tensor is not None and self.tensor.requires_grad
 
 
 def alike(a: Form | None, b: Form) -> bool:
@@ -156,12 +140,10 @@ class Propagation:
     """The effects of operators by the forms of their operands, found out once for each.
 
     They depend on nothing else, so what one capture has found out is known to all others, as FakeTensorMode does it, too.
-    So are the calls of modules, by what :mod:`fxprune.frontends.replay` tells them apart by.
     """
 
     def __init__(self) -> None:
         self._known: dict[Any, Effect] = {}
-        self._calls: dict[Any, Any] = {}
         # A fallback kernel would compute with real tensors, and is not asked whether the result's form depends on values.
         self._mode = FakeTensorMode(allow_fallback_kernels=False)
         self._mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
@@ -184,16 +166,6 @@ class Propagation:
             func, _, frozen, *_ = key
             known = self._known[key] = self._effect(func, frozen, inputs, args, kwargs)
         return known
-
-    def call(self, key: Any) -> Any:
-        """Return what is known of a call of a module."""
-        return self._calls.get(key)
-
-    def note_call(self, key: Any, noted: Any) -> None:
-        """Note what a call of a module does."""
-        if len(self._calls) >= _MOST:
-            self._calls.clear()
-        self._calls[key] = noted
 
     def _effect(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
         traits, forms = Traits.of(func), [form for _, form in inputs]
@@ -266,7 +238,7 @@ def storage(tensor: Tensor) -> int:
 
 
 _SEQUENCES = (tuple, list, torch.Size, immutable_list)
-_TENSORS = (Tensor, nn.Parameter, Lazy)
+_TENSORS = (Tensor, nn.Parameter)
 _PLAIN = (torch.dtype, torch.layout, torch.device, torch.memory_format)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +20,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.effects import writes_to_parameters
-from fxprune.frontends.numbering import Execution
 from fxprune.frontends.program import Programs, described
 from fxprune.frontends.untouched import Changes, Kept, accelerators, fixed_seed
-from fxprune.propagation import Form, Lazy, Wrapping
+from fxprune.propagation import Form, Wrapping
 from fxprune.run import Steps
 
 Look = Callable[[Any], Any]
@@ -45,71 +43,18 @@ class _Recorder(Steps):
 
     def run_node(self, n: fx.Node) -> Any:
         self.at = n
-        value = self.value(n)
+        value = super().run_node(n)
         if self.look is not None:
             n.meta["val"] = _map_tensors(self.look, value)
         return value
 
-    def value(self, n: fx.Node) -> Any:
-        return super().run_node(n)
-
-
-class _Lazily(_Recorder):
-    """Runs a graph on tensors without values, and without tensors wherever it is known what a call does to some."""
-
-    def __init__(self, gm: fx.GraphModule, look: Look | None, execution: Execution) -> None:
-        super().__init__(gm, look)
-        self.execution = execution
-
-    def value(self, n: fx.Node) -> Any:
-        """Return the value of a node, lazy if it is a tensor that is not needed yet."""
-        given = [self.env[node] for node in n.all_input_nodes]
-        is_call = n.op != "output" and any(type(value) in _TENSORS for value in given)
-        what: Any = None
-        if is_call:
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            what = self._called(n, args)
-            found = _of_form(n, args) or (None if what is None else self.execution.lazily(what, args, kwargs))
-            if found is not None:
-                return found[0]
-        elif n.target is operator.getitem and given and n.args[0] is n.all_input_nodes[0] and type(given[0]) is tuple:
-            return super().value(n)  # whatever it holds
-        for node, value in zip(n.all_input_nodes, given, strict=True):
-            self.env[node] = self.execution.needed(value)
-        if what is None or n.op == "call_module":
-            return super().value(n)
-        return self.execution.noting(what, *self.fetch_args_kwargs_from_env(n))
-
-    def _called(self, n: fx.Node, args: tuple[Any, ...]) -> Any:
-        if n.op == "call_module":
-            return self.fetch_attr(str(n.target))
-        if n.op == "call_function":
-            return n.target
-        return getattr(Tensor, str(n.target), None) if type(args[0]) is Lazy else None
-
-
-_TENSORS = (Lazy, Tensor, nn.Parameter)
-_OF_FORM: dict[Any, Callable[[Form], Any]] = {
-    "shape": lambda form: torch.Size(form.size),
-    "ndim": lambda form: len(form.size),
-    "dtype": lambda form: form.dtype,
-    "device": lambda form: form.device,
-}
-
-
-def _of_form(n: fx.Node, args: tuple[Any, ...]) -> tuple[Any] | None:
-    """Return what a node asks of a lazy tensor, if it asks for what its form says."""
-    if n.target is getattr and type(args[0]) is Lazy and args[0].tensor is None and args[1] in _OF_FORM:
-        return (_OF_FORM[args[1]](args[0].value.form),)
-    return None
-
 
 def _map_tensors(look: Look, value: Any) -> Any:
-    if type(value) in (Tensor, Lazy):  # nearly always
+    if type(value) is Tensor:  # nearly always
         return look(value)
     if type(value) in _PLAIN:
         return value
-    return pytree.tree_map(lambda leaf: look(leaf) if type(leaf) in (Tensor, nn.Parameter, Lazy) else leaf, value)
+    return pytree.tree_map(lambda leaf: look(leaf) if type(leaf) in (Tensor, nn.Parameter) else leaf, value)
 
 
 class _Run(nn.Module):
@@ -171,10 +116,8 @@ def check_against_model(
         ModelError: the model fails.
     """
     mode = FakeTensorMode()
-    look = _form if record else None
-    changes = (programs or Programs(Kept(model))).same(
-        lambda at, *inputs: _result(_Lazily(gm, look, at), *inputs), args, kwargs
-    )
+    look = Form.of if record else None
+    changes = (programs or Programs(Kept(model))).same(lambda *inputs: _result(_Recorder(gm, look), *inputs), args, kwargs)
     if changes is None:
         return _check_numbers(_Run(gm, _faker(mode) if record else None), model, args, kwargs)
     wrapping = Wrapping(mode)
@@ -191,10 +134,6 @@ def _with_fakes(wrapping: Wrapping, value: Any) -> Any:
     return pytree.tree_map(
         lambda leaf: leaf.fake(wrapping) if isinstance(leaf, Form) else leaf, value, is_leaf=lambda leaf: isinstance(leaf, Form)
     )
-
-
-def _form(tensor: Tensor | Lazy) -> Form:
-    return tensor.value.form if isinstance(tensor, Lazy) else Form.of(tensor)
 
 
 def _faker(mode: FakeTensorMode) -> Look:

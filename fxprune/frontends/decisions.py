@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import types
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +24,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fxprune import functional
 from fxprune.frontends.export import batched
 from fxprune.frontends.modes import unnoted
-from fxprune.frontends.replay import identity
 from fxprune.propagation import IncomparableError, frozen
 
 # Batch sizes besides the example's: a neighbour tells most dependences, a large one thresholds.
@@ -109,16 +109,17 @@ class _Calls:
         tensors: list[Tensor] = []
         try:
             if isinstance(what, nn.Module):
-                given: Any = identity(what, args, kwargs, tensors)
+                given: Any = _settings(what, tensors), frozen((args, kwargs), tensors)
             else:
-                given = torch.get_default_dtype(), frozen((args, kwargs), tensors)
+                given = frozen((args, kwargs), tensors)
                 is_known = isinstance(what, str) or str(what.__module__).partition(".")[0] in ("torch", "_operator")
                 what = what if is_known else None
         except (IncomparableError, AttributeError):
             return None
-        if what is None or given is None:
+        if what is None:
             return None
-        return type(what) if isinstance(what, nn.Module) else what, given, *map(_Empty.of, tensors)
+        what = type(what) if isinstance(what, nn.Module) else what
+        return what, torch.get_default_dtype(), given, *map(_Empty.of, tensors)
 
     @staticmethod
     def _key(call: Any, operands: list[Any], tensors: list[Tensor]) -> Any:
@@ -128,6 +129,37 @@ class _Calls:
         except IncomparableError:
             return None
         return None if call is None or not tensors else (call, *given, *map(_Empty.of, tensors))
+
+
+_REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
+_HOOKS = _REGISTRIES - {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+
+
+def _settings(module: nn.Module, tensors: list[Any]) -> tuple[Any, ...]:
+    """Return what decides, besides its arguments, on the form of a result of a module of torch.
+
+    That is its mode, its other plain attributes and the methods of its class, and so for all modules inside.
+
+    Args:
+        module: the module.
+        tensors: the parameters and buffers are added to it.
+
+    Raises:
+        IncomparableError: code that is not torch's takes part: another class, a hook, an attribute that is a function.
+    """
+    found: list[Any] = [torch.backends.mha.get_fastpath_enabled()]
+    for name, part in module.named_modules():
+        kind, attributes = type(part), vars(part)
+        if not kind.__module__.startswith("torch.nn.modules."):
+            raise IncomparableError(f"a module of type {kind.__name__}")
+        if any(map(attributes.__getitem__, _HOOKS)):
+            raise IncomparableError("a module with hooks")
+        bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+        # Somebody may replace a method.
+        found += [name, kind, *[value for base in bases for value in vars(base).values() if type(value) is types.FunctionType]]
+        own = {key: value for key, value in attributes.items() if key not in _REGISTRIES}
+        found.append(frozen([own, part._parameters, part._buffers], tensors))
+    return tuple(found)
 
 
 def _form(result: Any, operands: dict[int, _Operand]) -> Any:

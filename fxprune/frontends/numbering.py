@@ -9,18 +9,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.frontends.replay import Noted, identity, identity_of_function, is_plain_call, sharing
 from fxprune.frontends.values import Memory, OfTensors, Step, Value
-from fxprune.propagation import Effect, Form, IncomparableError, Lazy, Propagation, Traits, frozen, storage, written
+from fxprune.propagation import Effect, Form, IncomparableError, Propagation, Traits, frozen, storage, written
 
 # Above so many bytes, a constant is told by its memory instead of its values.
 _LARGE = 1 << 26
@@ -68,7 +66,6 @@ class Execution(TorchDispatchMode):
         self._devices: dict[torch.device, None] = {}
         self._generators: list[Tensor] = []
         self._tape: list[Step] = []
-        self._inside = False  # a call of a module that is being noted
 
     def leaf(self, real: Tensor, *name: Any) -> Value:
         """Take ``real``, a tensor that ``name`` tells from all others, for one without values; return what is known of it."""
@@ -99,12 +96,7 @@ class Execution(TorchDispatchMode):
                 raise IncomparableError("tolist() of a tensor without values")
             return torch._C.TensorBase.tolist(tensor)
 
-        called = nn.Module._call_impl
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self._call_module(called, module, args, kwargs)
-
-        with torch.no_grad(), _replaced(Tensor, "tolist", tolist), _replaced(nn.Module, "_call_impl", call):
+        with torch.no_grad(), _replaced(Tensor, "tolist", tolist):
             for device in {torch.device("cpu"): None, **self._devices}:
                 torch.rand((), device=device)  # now no seed gives the state that the generator is in
             self._generators = self._random_states()
@@ -199,7 +191,7 @@ class Execution(TorchDispatchMode):
                 continue
             memory = Memory() if output.shares is None else values[output.shares].memory
             made.append(Value(of("output", number, index), output.form, memory, memory.written))
-        self._tape.append(Step(effect.func, effect.frozen, values, made, effect))
+        self._tape.append(Step(effect.func, effect.frozen, values, made))
         return made
 
     def _stand_in_of(self, value: Value) -> Tensor:
@@ -207,93 +199,6 @@ class Execution(TorchDispatchMode):
         value.address = storage(tensor)
         self._values[tensor] = value
         return tensor
-
-    # -- calls of modules --------------------------------------------------------------------------------------------
-
-    def _call_module(self, called: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a module; one of torch's own, called as one was before, does to the same what that did."""
-        found = None if self._inside or not is_plain_call() else self._find(module, args, kwargs)
-        if found is None:
-            return called(module, *args, **kwargs)
-        key, tensors, operands = found
-        noted = self._effects.call(key)
-        if noted is None:
-            return self._note(key, tensors, operands, lambda: called(module, *args, **kwargs))
-        with no_dispatch():
-            return self._replay(noted, tensors, operands, self._stand_in_of)
-
-    def lazily(self, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
-        """Return what a call gives, with lazy tensors; None if that is not known.
-
-        Args:
-            what: a module or a function.
-            args: positional arguments; tensors among them may be lazy.
-            kwargs: keyword arguments.
-        """
-        found = self._find(what, args, kwargs) if is_plain_call() else None
-        if found is None:
-            return None
-        key, tensors, operands = found
-        noted = self._effects.call(key)
-        return (self._replay(noted, tensors, operands, Lazy),) if noted is not None and noted.is_flat else None
-
-    def noting(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function, and note what it does if it is one of torch's."""
-        found = self._find(function, args, kwargs) if is_plain_call() else None
-        if found is None or not found[2]:  # what sees no tensor may be called for what it does to torch
-            return function(*args, **kwargs)
-        return self._note(*found, lambda: function(*args, **kwargs), is_function=True)
-
-    def needed(self, value: Any) -> Any:
-        """Return a value with stand-ins in the place of lazy tensors."""
-        if type(value) is tuple:
-            return tuple(map(self.needed, value))
-        if type(value) is not Lazy:
-            return value
-        if value.tensor is None:
-            with no_dispatch():
-                value.tensor = self._stand_in_of(value.value)
-        return value.tensor
-
-    def _find(self, what: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Value]] | None:
-        """Return what tells a call apart, its tensors, and their values; None of one that cannot be noted."""
-        tensors: list[Any] = []
-        known = identity if isinstance(what, nn.Module) else identity_of_function
-        key = known(what, args, kwargs, tensors)
-        values = [self._known(tensor) for tensor in tensors] if key is not None else []
-        if key is None or None in values:
-            return None
-        operands: list[Any] = values
-        return (*key, *[value.form for value in operands], sharing(operands)), tensors, operands
-
-    def _note(
-        self, key: Any, tensors: list[Any], operands: list[Value], run: Callable[[], Any], is_function: bool = False
-    ) -> Any:
-        forms, start, draws = [value.form for value in operands], len(self._tape), self._draws
-        inside, self._inside = self._inside, True
-        try:
-            result = run()
-        finally:
-            self._inside = inside
-        # The place of a draw is another each time; a function that calls no operator may be called for what it does to Python.
-        steps, are_alike = self._tape[start:], all(value.form is form for value, form in zip(operands, forms, strict=True))
-        if draws == self._draws and are_alike and (steps or not is_function):
-            noted = Noted.of(steps, result, tensors, operands, self._values)
-            if noted is not None:
-                self._effects.note_call(key, noted)
-        return result
-
-    def _replay(self, noted: Noted, tensors: list[Any], operands: list[Value], made: Callable[[Value], Any]) -> Any:
-        values = list(operands)
-        for effect, places in noted.steps:
-            values += [value for value in self._do(effect, [values[place] for place in places]) if value is not None]
-        results: list[Any] = []
-        for output in noted.outputs:
-            if output.value is not None:
-                results.append(made(values[output.value]))
-            else:
-                results.append(output.plain if output.operand is None else tensors[output.operand])
-        return results[0] if noted.spec.is_leaf() else pytree.tree_unflatten(results, noted.spec)
 
     # -- constants ---------------------------------------------------------------------------------------------------
 
@@ -325,13 +230,8 @@ class Execution(TorchDispatchMode):
         memory = self._memories.get(storage(tensor))
         return memory is not None and bool(memory.written)
 
-    def _known(self, tensor: Tensor | Lazy) -> Value | None:
-        """Return the value of a stand-in, or of what one stands for."""
-        if type(tensor) is Lazy:
-            if tensor.tensor is None:
-                return tensor.value
-            tensor = tensor.tensor
-        assert isinstance(tensor, Tensor)
+    def _known(self, tensor: Tensor) -> Value | None:
+        """Return the value of a stand-in, or of the tensor that it stands for."""
         value = self._values.get(tensor)
         if value is None:
             return self._leaves.get(id(tensor))

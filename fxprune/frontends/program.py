@@ -59,11 +59,11 @@ class Programs:
         self._numbering = Numbering(PROPAGATION)
         self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
 
-    def same(self, run: Callable[[Execution, Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes | None:
+    def same(self, run: Callable[[Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes | None:
         """Tell whether a graph and its model are the same program on inputs of these forms; neither changes, nor do the inputs.
 
         Args:
-            run: runs the graph in an execution when called with it, ``args`` and ``kwargs``; it has the model's tensors.
+            run: runs the graph when called with ``args`` and ``kwargs``; it has the model's tensors.
             args: positional inputs.
             kwargs: keyword inputs.
 
@@ -129,13 +129,13 @@ class Programs:
         for owner, registry, name, place in self._held:
             owner[registry][name] = tensors[place]
 
-    def _of_graph(self, execution: Execution, run: Callable[[Execution, Any, Any], Any], inputs: Any) -> _Outcome:
+    def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> _Outcome:
         """Run a graph, which does with the model's tensors what its nodes say; its own constants stay what they are."""
         for place, tensor in enumerate(self._tensors):
             execution.leaf(tensor, "state", place)
         stood_for = _inputs(execution, inputs)
         with fixed_seed(self._kinds), execution.running():
-            result = run(execution, *stood_for)
+            result = run(*stood_for)
         numbers = list(map(execution.number, self._tensors))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import dis
-import functools
 import operator
-import sys
-from collections.abc import Callable, Iterator
-from types import CodeType
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -38,24 +34,6 @@ class _Asking(fx.Proxy):
 
     def __index__(self) -> int:
         return self.tracer.decide(self, operator.index)  # type: ignore[attr-defined, no-any-return]
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        """Return the parts, as many as the asking code has names for; torch.fx would read all of that code each time."""
-        asking = sys._getframe(1)
-        count = _names_unpacked_to(asking.f_code, asking.f_lasti)
-        if count is None:
-            return self.tracer.iter(self)
-        parts: Any = self
-        return (parts[i] for i in range(count))
-
-
-@functools.lru_cache(maxsize=1 << 10)
-def _names_unpacked_to(code: CodeType, at: int) -> int | None:
-    """Return how many names an instruction has for what it iterates over; None if it is no assignment to names."""
-    instruction = next((i for i in dis.get_instructions(code) if i.offset == at), None)
-    if instruction is None or instruction.opname != "UNPACK_SEQUENCE":
-        return None
-    return instruction.arg
 
 
 class _Attribute(_Asking, fx.proxy.Attribute):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.propagation import Effect, Form, thawed
+from fxprune.propagation import Form, thawed
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -80,7 +80,6 @@ class Step:
     frozen: Any
     values: list[Value]
     made: list[Value | None]
-    effect: Effect | None = None  # none of one that only changes how its operand lies in memory
 
     def run(self, env: dict[Value, Tensor]) -> None:
         """Compute it on the tensors that values have by now."""
