@@ -108,37 +108,3 @@ class Costs:
         sizes = self.census.sizes
         share = (self.census.kept(removed) / np.where(sizes, sizes, 1)).tolist()
         return float(sum(flops * math.prod(share[slot] for slot in slots) for flops, slots in self._work))
-
-
-def kept_parameters(deps: Dependencies, removed: Flags) -> int:
-    """Return how many elements the parameters of a graph have left when units go, exactly.
-
-    Args:
-        deps: the analysis of the graph.
-        removed: a flag for every unit, shape (``deps.units.count``,), as :meth:`fxprune.plan.Plan.removed` returns.
-
-    Returns:
-        The elements of all parameters; a tied one counts once.
-
-    Example:
-        >>> kept_parameters(deps, plan.removed(deps)) == plan.params_after
-        True
-    """
-    return deps.costs.parameters(removed)
-
-
-def kept_flops(deps: Dependencies, removed: Flags) -> float:
-    """Return how many floating-point operations are left of a graph when units go.
-
-    Args:
-        deps: the analysis of the graph.
-        removed: a flag for every unit, shape (``deps.units.count``,).
-
-    Returns:
-        The operations at the example's sizes, counted as ``torch.utils.flop_counter`` does.
-
-    Example:
-        >>> kept_flops(deps, plan.removed(deps)) == plan.flops_after
-        True
-    """
-    return deps.costs.flops(removed)

@@ -20,7 +20,7 @@ from fxprune.corrections import Impossible, corrections
 from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
 from fxprune.flops import Work
 from fxprune.grouping import Found, form_groups
-from fxprune.groups import Explanation, Group, Member, SharedAxis, digest
+from fxprune.groups import Explanation, Group, Member, digest
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.sources import Tracked
@@ -29,7 +29,7 @@ from fxprune.units import Units
 if TYPE_CHECKING:
     from fxprune.budget import Costs
 
-__all__ = ["Dependencies", "Explanation", "Group", "Member", "MixingPoint", "SharedAxis", "Step"]
+__all__ = ["Dependencies", "Explanation", "Group", "Member", "MixingPoint", "Step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,22 +193,6 @@ class Dependencies:
     def share(self) -> float:
         """The share of the parameters' elements that belong to at least one group, in [0, 1]."""
         return self._found.share
-
-    @cached_property
-    def shared_axes(self) -> tuple[SharedAxis, ...]:
-        """The parameter axes on which several groups live."""
-        by_axis: dict[tuple[str, int], list[Group]] = {}
-        for group in self.groups:
-            for member in group.members:
-                if not member.is_buffer:
-                    by_axis.setdefault((member.parameter, member.dim), []).append(group)
-        shared = []
-        for (name, dim), groups in by_axis.items():
-            if len(groups) > 1:
-                axis = self._find(name).label.axes[dim]
-                crossing = bool(((self.units.resolve(axis) != NONE).sum(1) > 1).any())
-                shared.append(SharedAxis(name, dim, tuple(groups), crossing))
-        return tuple(shared)
 
     @cached_property
     def mixing_points(self) -> tuple[MixingPoint, ...]:

@@ -66,23 +66,6 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class SharedAxis:
-    """A parameter axis on which several groups live.
-
-    Attributes:
-        parameter: the dotted name.
-        dim: the dimension.
-        groups: the groups, in their order in ``Dependencies.groups``: of two that cross, the outer one comes first.
-        crossing: whether some position belongs to several of them at once, as with heads and head dimensions.
-    """
-
-    parameter: str
-    dim: int
-    groups: tuple[Group, ...]
-    crossing: bool
-
-
-@dataclass(frozen=True, eq=False)
 class Explanation:
     """Why an axis may shrink, and why it may not.
 

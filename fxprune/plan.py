@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from fxprune import state
 from fxprune.axes import Index
-from fxprune.budget import Costs, Flags, kept_flops, kept_parameters
+from fxprune.budget import Costs, Flags
 from fxprune.dependencies import Dependencies, Group
 from fxprune.errors import PlanError, PruningTypeError
 from fxprune.importance import Criterion, Importance, Magnitude
 from fxprune.planned import Choice, Plan
 from fxprune.selection import Choose, Names, Ranking, Scores, ignored_groups, local_counts, rank, uncrossed
 
-__all__ = ["Choice", "Plan", "kept_flops", "kept_parameters", "plan"]
+__all__ = ["Choice", "Plan", "plan"]
 
 Scope = Literal["local", "global"]
 

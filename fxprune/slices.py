@@ -62,11 +62,6 @@ class Slices:
         """Whether anything else is known than that there are numbers."""
         return bool((self.states != State.FINITE).any())
 
-    def without_constants(self) -> Slices:
-        """Return the slices with no number known but zero."""
-        states = np.where(self.states == State.CONSTANT, State.FINITE, self.states).astype(np.int8)
-        return Slices(states, np.zeros(self.values.shape))
-
     # The same slices in another order or shape.
 
     def take(self, index: Index) -> Slices:

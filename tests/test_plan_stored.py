@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fxprune
-from fxprune.budget import kept_parameters
 from fxprune.errors import PlanError, PruningTypeError
 from fxprune.importance import Magnitude, Random
 from fxprune.plan import Plan, plan
@@ -42,7 +41,7 @@ def test_units_are_found_again_from_what_is_kept(name: str, options: dict[str, A
             left = np.flatnonzero(~flags[deps.units.resolve(axis)].any(1))
             assert np.array_equal(made.provenance(tracked.name, dim), left)
     sizes = [math.prod(len(made.provenance(t.name, d)) for d in range(len(t.label))) for t in deps.tracked if t.is_parameter]
-    assert made.params_after == sum(sizes) == kept_parameters(deps, removed)
+    assert made.params_after == sum(sizes) == deps.costs.parameters(removed)
     alone = [choice.parameters for choice in made.choices]
     assert made.params_before - made.params_after <= sum(alone)
 
@@ -111,7 +110,7 @@ def test_masks_do_not_outdate_a_plan(name: str) -> None:
         fxprune.l1_unstructured(gm, parameter, 0.2)
     deps = fxprune.analyze(gm)
     assert deps.fingerprint == made.fingerprint == golden(name).fingerprint
-    assert kept_parameters(deps, made.removed(deps)) == made.params_after
+    assert deps.costs.parameters(made.removed(deps)) == made.params_after
 
 
 def test_fingerprints_tell_graphs_apart() -> None:

@@ -152,7 +152,7 @@ def _settings(module: nn.Module, tensors: list[Any]) -> tuple[Any, ...]:
         kind, attributes = type(part), vars(part)
         if not kind.__module__.startswith("torch.nn.modules."):
             raise IncomparableError(f"a module of type {kind.__name__}")
-        if any(map(attributes.__getitem__, _HOOKS)):
+        if any(map(attributes.get, _HOOKS)):
             raise IncomparableError("a module with hooks")
         bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
         # Somebody may replace a method.

@@ -133,10 +133,6 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
-    return bool(is_causal)
-
-
 @contextlib.contextmanager
 def _slow_attention() -> Iterator[None]:
     """Switch off what nn.MultiheadAttention does for speed alone: a fused kernel in eval mode, and looks into masks."""
