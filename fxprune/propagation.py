@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import weakref
@@ -19,6 +20,15 @@ from fxprune.dumps import map_aggregate
 
 class IncomparableError(Exception):
     """The program depends on what tensors without values do not have, or does what value numbering does not follow."""
+
+
+@contextlib.contextmanager
+def operator_errors(func: Any) -> Iterator[None]:
+    """Raise as IncomparableError the errors of an operator that runs within the context, and of nothing else there."""
+    try:
+        yield
+    except Exception as error:  # whatever an operator raises where values are missing or operands do not fit
+        raise IncomparableError(f"{func} fails: {error}") from error
 
 
 class Form:
@@ -52,7 +62,8 @@ class Form:
 
     def stand_in(self) -> Tensor:
         """Return a tensor of this form whose memory Python cannot get at."""
-        tensor = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+        with operator_errors("torch.empty_strided"):  # memory may be short
+            tensor = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
         torch._C._set_throw_on_mutable_data_ptr(tensor)
         return tensor
 
@@ -189,8 +200,9 @@ class Propagation:
         fake_of = {id(t): form.fake(self._wrapping) for t, form in inputs}
         fakes = [fake_of[id(t)] for t, _ in inputs]
         args, kwargs = map_aggregate((args, kwargs), lambda a: fake_of.get(id(a), a))
-        with self._mode:
-            leaves, spec = pytree.tree_flatten(func(*args, **kwargs))
+        with self._mode, operator_errors(func):
+            result = func(*args, **kwargs)
+        leaves, spec = pytree.tree_flatten(result)
         if any(form is not Form.of(fake) for fake, (_, form) in zip(fakes, inputs, strict=True)):
             raise IncomparableError(f"{func} changes the shape of its argument")
         outputs = []
@@ -233,6 +245,8 @@ def _form_of_fake(fake: Tensor) -> Form:
 
 def storage(tensor: Tensor) -> int:
     """Return the address of the storage of ``tensor``, the same for all that share memory."""
+    if tensor.layout is not torch.strided:
+        raise IncomparableError(f"a tensor that has no storage: {tensor.layout}")
     address: int = tensor.untyped_storage()._cdata
     return address
 

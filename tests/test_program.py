@@ -20,7 +20,7 @@ import fxprune
 from fxprune.errors import CaptureError
 from fxprune.frontends import check
 from fxprune.frontends.check import check_against_model
-from fxprune.frontends.numbering import Execution, Numbering
+from fxprune.frontends.numbering import Execution, Numbering, NumberingError
 from fxprune.propagation import PROPAGATION
 from tests.compare import relative_error
 from tests.nets import ConvNet, SequenceNet
@@ -586,3 +586,103 @@ def test_a_graph_that_calls_known_functions_otherwise_is_refused(target: str) ->
     node.args = (node.args[0], 2 if target == "add_" else 1)
     with pytest.raises(CaptureError):
         check_against_model(gm, model, (y,), {})
+
+
+# Failures.
+
+_LEFT: list[Tensor] = []
+
+
+class CatchesEverything(Net):
+    """Goes on whatever happens, and leaves a tensor where nobody looks for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.l(x)
+        if type(y) is Tensor:
+            _LEFT.append(y)
+        try:
+            return torch.erf(y) * 2
+        except Exception:
+            return y * 2
+
+
+def break_numbers(monkeypatch: pytest.MonkeyPatch, *of: Any) -> None:
+    """Let the numbering fail where it asks for a number of one of these."""
+    number = Numbering.of
+
+    def fail(self: Numbering, *key: Any) -> int:
+        if key[0] in of:
+            raise KeyError("a bug")
+        return number(self, *key)
+
+    monkeypatch.setattr(Numbering, "of", fail)
+
+
+@pytest.mark.parametrize("kind", [Net, CatchesEverything])
+def test_a_failure_inside_the_numbering_is_seen(kind: type[Net], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, y, state = kind(), x(), torch.get_rng_state()
+    gm = fxprune.capture(model, y, frontend="trace")
+    _LEFT.clear()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    break_numbers(monkeypatch, torch.ops.aten.mul.Tensor, torch.ops.aten.erf.default)
+    with pytest.raises(NumberingError, match=r"a bug of fxprune.*KeyError"):
+        check_against_model(gm, model, (y,), {})
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(left, model.l(y)) for left in _LEFT)  # no stand-in is left behind
+
+
+@pytest.mark.parametrize(
+    ("of", "error"), [("leaf", KeyError), (torch.ops.aten.addmm.default, NumberingError), ("after", NumberingError)]
+)
+def test_after_a_failure_inside_the_numbering_nothing_else_is_tried(
+    of: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_numbers(monkeypatch, of)
+    with pytest.raises(error, match="a bug"):
+        fxprune.capture(Net().train(), x())
+
+
+class CatchesMissingValues(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.l(x)
+        try:
+            return y * float(y.detach().sum())
+        except Exception:
+            return y
+
+
+class CatchesMissingLists(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.l(x)
+        try:
+            return y * len(y.detach().flatten().tolist())
+        except Exception:
+            return y
+
+
+@pytest.mark.parametrize("kind", [CatchesMissingValues, CatchesMissingLists])
+def test_code_that_goes_on_where_values_are_missing_is_not_followed_there(kind: type[Net]) -> None:
+    with pytest.raises(CaptureError, match="does not give the model's result"):
+        fxprune.capture(kind(), x(), frontend="trace")
+
+
+def test_code_that_tries_a_view_first_is_captured(numbers: list[str]) -> None:
+    class Tries(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.l(x).t()
+            try:
+                return y.view(-1) * 2
+            except RuntimeError:
+                return y.reshape(-1) * 2
+
+    class Reshapes(Tries):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x).t().reshape(-1) * 2
+
+    model, like, y = Tries(), Reshapes(), x()
+    like.__dict__.update(vars(model))
+    gm = fxprune.capture(like, y, frontend="trace")
+    assert numbers == []
+    check_against_model(gm, model, (y,), {})
+    assert numbers == ["Tries"]

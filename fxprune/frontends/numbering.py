@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,10 +18,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.frontends.values import Memory, OfTensors, Step, Value
-from fxprune.propagation import Effect, Form, IncomparableError, Propagation, Traits, frozen, storage, written
+from fxprune.propagation import Effect, Form, IncomparableError, Propagation, Traits, frozen, operator_errors, storage, written
 
 # Above so many bytes, a constant is told by its memory instead of its values.
 _LARGE = 1 << 26
+
+
+class NumberingError(RuntimeError):
+    """The numbering itself went wrong, whatever program it followed: a bug of this package, which nothing may hide."""
 
 
 class Numbering:
@@ -66,6 +70,8 @@ class Execution(TorchDispatchMode):
         self._devices: dict[torch.device, None] = {}
         self._generators: list[Tensor] = []
         self._tape: list[Step] = []
+        self._refusals: list[str] = []
+        self._bug: NumberingError | None = None
 
     def leaf(self, real: Tensor, *name: Any) -> Value:
         """Take ``real``, a tensor that ``name`` tells from all others, for one without values; return what is known of it."""
@@ -89,26 +95,51 @@ class Execution(TorchDispatchMode):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Within the context, operators are noted instead of computed."""
+        """Within the context, which is for the code that is followed alone, operators are noted instead of computed.
+
+        Raises:
+            IncomparableError: the code failed, as it may on stand-ins; or an operator did, though the code caught that.
+            NumberingError: the numbering failed, though the code caught that.
+        """
 
         def tolist(tensor: Tensor) -> Any:
-            if self._is_unknown(tensor):
-                raise IncomparableError("tolist() of a tensor without values")
+            self._noting_failures(self._check_is_known, tensor)
             return torch._C.TensorBase.tolist(tensor)
 
         with torch.no_grad(), _replaced(Tensor, "tolist", tolist):
             for device in {torch.device("cpu"): None, **self._devices}:
                 torch.rand((), device=device)  # now no seed gives the state that the generator is in
             self._generators = self._random_states()
-            with self:
-                yield
+            try:
+                with self:
+                    yield
+            except Exception as error:  # as code likes; if it fails on tensors as well, a real run will say so
+                self._refusals.append(f"the code fails: {error}")
+        if self._bug is not None:
+            raise self._bug
+        if self._refusals:
+            raise IncomparableError(self._refusals[0])
+
+    def _noting_failures(self, do: Callable[..., Any], *args: Any) -> Any:
+        """Return what ``do`` gives; note if it fails, as the code that called it may catch the error and go on."""
+        try:
+            return do(*args)
+        except IncomparableError as error:
+            self._refusals.append(str(error))  # the error itself would keep tensors alive
+            raise
+        except Exception as error:
+            self._bug = NumberingError(f"a bug of fxprune, in comparing the graph with its model: {error!r}")
+            raise self._bug from error
 
     def number(self, tensor: Tensor) -> int:
         """Return the number of what ``tensor`` holds now."""
         return self._now(self._value(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        return self._noting_failures(self._follow, func, args, kwargs or {})
+
+    def _follow(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operator gives, for stand-ins without computing it."""
         tensors: list[Tensor] = []
         others = frozen((args, kwargs), tensors)
         known = [self._known(tensor) for tensor in tensors]
@@ -160,8 +191,9 @@ class Execution(TorchDispatchMode):
         value = self._values.get(result)
         if value is None or value.real is not None:
             raise IncomparableError(f"{func} changes a parameter, buffer, input or constant")
+        with operator_errors(func):
+            func(*args, **kwargs)
         self._tape.append(Step(func, others, [value], [None]))
-        func(*args, **kwargs)
         value.form = Form.of(result)
         return result
 
@@ -203,12 +235,12 @@ class Execution(TorchDispatchMode):
     # -- constants ---------------------------------------------------------------------------------------------------
 
     def _compute(self, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
-        result = func(*args, **kwargs)
+        with operator_errors(func):
+            result = func(*args, **kwargs)
         if writes:
             self._constants.clear()
         elif not Traits.of(func).shares:
-            storages = [t.untyped_storage() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
-            self._fresh |= {storage._cdata: storage for storage in storages}
+            self._fresh |= {storage(t): t.untyped_storage() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)}
         return result
 
     def _random_states(self) -> list[Tensor]:
@@ -226,9 +258,14 @@ class Execution(TorchDispatchMode):
     def _is_unknown(self, tensor: Tensor) -> bool:
         if self._has_value(tensor):
             return True
-        tensor.data_ptr()  # fails for what shares the memory of a stand-in behind the dispatcher's back
+        with _memory_reads():
+            tensor.data_ptr()
         memory = self._memories.get(storage(tensor))
         return memory is not None and bool(memory.written)
+
+    def _check_is_known(self, tensor: Tensor) -> None:
+        if self._is_unknown(tensor):
+            raise IncomparableError("tolist() of a tensor without values")
 
     def _known(self, tensor: Tensor) -> Value | None:
         """Return the value of a stand-in, or of the tensor that it stands for."""
@@ -249,16 +286,19 @@ class Execution(TorchDispatchMode):
     def _value(self, tensor: Tensor) -> Value:
         value = self._known(tensor) or self._constants.get(tensor)
         if value is None:
-            if tensor.numel() * tensor.element_size() > _LARGE:
-                content: Any = self._numbering.address(tensor)
-            else:
-                elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-                content = hashlib.sha256(elements.data).digest()
             # Where it lies in its memory says what a write to it writes to.
             form = Form.of(tensor)
-            number = self._numbering.of("constant", form, tensor.storage_offset(), content)
+            number = self._numbering.of("constant", form, tensor.storage_offset(), self._content(tensor))
             self._constants[tensor] = value = Value(number, form, self._memory_of(tensor), 0, tensor)
         return value
+
+    def _content(self, tensor: Tensor) -> Any:
+        """Return what tells the elements of a constant from those of others."""
+        with _memory_reads():
+            if tensor.numel() * tensor.element_size() > _LARGE:
+                return self._numbering.address(tensor)
+            elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            return hashlib.sha256(elements.data).digest()
 
     # -- leaks -------------------------------------------------------------------------------------------------------
 
@@ -279,6 +319,11 @@ class Execution(TorchDispatchMode):
     def leaks(self) -> bool:
         """Tell whether stand-ins are still in use, or constants were written to."""
         return len(self._values) > 0 or any(value.memory.written for _, value in self._constants.items())
+
+
+def _memory_reads() -> contextlib.AbstractContextManager[None]:
+    """Within the context, memory is read, which fails for a tensor that shares a stand-in's behind the dispatcher's back."""
+    return operator_errors("a read of memory")
 
 
 def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:

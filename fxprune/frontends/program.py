@@ -91,35 +91,35 @@ class Programs:
         return self._runs[-1][1]
 
     def _run(self, run: Callable[[Execution, Any, Any], _Outcome], what: Any, inputs: Any) -> _Outcome | None:
-        """Run the model, or a graph of it, without values; None if that fails."""
+        """Run the model, or a graph of it, without values; None if what it does cannot be followed."""
         execution = Execution(self._numbering)
-        found: _Outcome | None
         try:
-            found = run(execution, what, inputs)
-        except Exception:  # code fails on stand-ins as it likes; if it does on tensors as well, a real run will say so
-            found = None
-        if execution.leaks():
-            with fixed_seed(self._kinds):
-                execution.mend_leaks()
-        return found
+            return run(execution, what, inputs)
+        except IncomparableError:
+            return None
+        finally:
+            if execution.leaks():
+                with fixed_seed(self._kinds):
+                    execution.mend_leaks()
 
     def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> _Outcome:
         """Run the model's code, which may do anything with its tensors: so others stand for them."""
         state = [execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)]
         stood_for = _inputs(execution, inputs)
-        with fixed_seed(self._kinds), self._kept.untouched(changes), execution.running():
-            result, left = self._call_with(state, *stood_for)
+        with fixed_seed(self._kinds), self._kept.untouched(changes):
+            result, left = self._call_with(execution, state, *stood_for)
         numbers = list(map(execution.number, left))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 
-    def _call_with(self, tensors: list[Tensor], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
+    def _call_with(self, execution: Execution, tensors: list[Tensor], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
         """Call the model with ``tensors`` in the place of its own; return its result, and what is in their place then.
 
         As ``torch.func.functional_call`` does, which looks for each module by its name.
         """
         self._hold(tensors)
         try:
-            result = self._kept.model(*args, **kwargs)
+            with execution.running():
+                result = self._kept.model(*args, **kwargs)
             left = {place: owner[registry].get(name) for owner, registry, name, place in reversed(self._held)}
             return result, [left[place] for place in range(len(tensors))]
         finally:
