@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -661,7 +662,16 @@ class CatchesMissingLists(Net):
             return y
 
 
-@pytest.mark.parametrize("kind", [CatchesMissingValues, CatchesMissingLists])
+class CatchesMissingArrays(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.l(x)
+        try:
+            return y * float(np.asarray(y.detach()).sum())
+        except Exception:
+            return y
+
+
+@pytest.mark.parametrize("kind", [CatchesMissingValues, CatchesMissingLists, CatchesMissingArrays])
 def test_code_that_goes_on_where_values_are_missing_is_not_followed_there(kind: type[Net]) -> None:
     with pytest.raises(CaptureError, match="does not give the model's result"):
         fxprune.capture(kind(), x(), frontend="trace")

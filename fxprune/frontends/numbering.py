@@ -102,11 +102,15 @@ class Execution(TorchDispatchMode):
             NumberingError: the numbering failed, though the code caught that.
         """
 
-        def tolist(tensor: Tensor) -> Any:
-            self._noting_failures(self._check_is_known, tensor)
-            return torch._C.TensorBase.tolist(tensor)
+        def checked(read: Callable[..., Any]) -> Callable[..., Any]:
+            def call(tensor: Tensor, **options: Any) -> Any:
+                self._noting_failures(self._check_is_known, tensor)
+                return read(tensor, **options)
 
-        with torch.no_grad(), _replaced(Tensor, "tolist", tolist):
+            return call
+
+        tolist, numpy = checked(torch._C.TensorBase.tolist), checked(torch._C.TensorBase.numpy)  # which call no operator
+        with torch.no_grad(), _replaced(Tensor, "tolist", tolist), _replaced(Tensor, "numpy", numpy):
             for device in {torch.device("cpu"): None, **self._devices}:
                 torch.rand((), device=device)  # now no seed gives the state that the generator is in
             self._generators = self._random_states()
@@ -265,7 +269,7 @@ class Execution(TorchDispatchMode):
 
     def _check_is_known(self, tensor: Tensor) -> None:
         if self._is_unknown(tensor):
-            raise IncomparableError("tolist() of a tensor without values")
+            raise IncomparableError("the code reads a tensor without values")
 
     def _known(self, tensor: Tensor) -> Value | None:
         """Return the value of a stand-in, or of the tensor that it stands for."""
@@ -297,8 +301,8 @@ class Execution(TorchDispatchMode):
         with _memory_reads():
             if tensor.numel() * tensor.element_size() > _LARGE:
                 return self._numbering.address(tensor)
-            elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            return hashlib.sha256(elements.data).digest()
+            elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            return hashlib.sha256(torch._C.TensorBase.numpy(elements).data).digest()
 
     # -- leaks -------------------------------------------------------------------------------------------------------
 
