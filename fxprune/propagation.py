@@ -62,8 +62,10 @@ class Form:
 
     def stand_in(self) -> Tensor:
         """Return a tensor of this form whose memory Python cannot get at."""
-        with operator_errors("torch.empty_strided"):  # memory may be short
+        try:
             tensor = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+        except RuntimeError as error:
+            raise IncomparableError(f"no memory for a tensor of {self.size}") from error
         torch._C._set_throw_on_mutable_data_ptr(tensor)
         return tensor
 
