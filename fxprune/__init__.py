@@ -4,9 +4,9 @@ Captures a model as a ``torch.fx`` graph, puts masks on its parameters as graph 
 """
 
 from fxprune._version import __version__
-from fxprune.analysis import analyze
+from fxprune.analysis.analyze import analyze
+from fxprune.analysis.dependencies import Dependencies
 from fxprune.capture import capture
-from fxprune.dependencies import Dependencies
 from fxprune.errors import (
     AnalysisError,
     CaptureError,
@@ -24,9 +24,8 @@ from fxprune.errors import (
     ShrinkError,
     VerificationError,
 )
-from fxprune.export import to_exported_program, to_onnx, to_torchscript
-from fxprune.global_pruning import global_unstructured
-from fxprune.histograms import Cut, Histogram, magnitude_histogram, merge_histograms
+from fxprune.export.formats import to_exported_program, to_onnx, to_torchscript
+from fxprune.graph.pickling import take_moved_names
 from fxprune.importance import (
     FPGM,
     LAMP,
@@ -37,7 +36,9 @@ from fxprune.importance import (
     Random,
     Taylor,
 )
-from fxprune.methods import (
+from fxprune.methods.global_unstructured import global_unstructured
+from fxprune.methods.histograms import Cut, Histogram, magnitude_histogram, merge_histograms
+from fxprune.methods.methods import (
     BasePruningMethod,
     CustomFromMask,
     Identity,
@@ -57,10 +58,13 @@ from fxprune.methods import (
 )
 from fxprune.passes import finalize, mask
 from fxprune.pipeline import prune, shrink
-from fxprune.plan import Plan, plan
-from fxprune.report import summary
+from fxprune.planning.plan import Plan
+from fxprune.planning.planner import plan
+from fxprune.reports.summary import summary
 from fxprune.rules import register_rule
-from fxprune.verify import verify
+from fxprune.verification.verify import verify
+
+take_moved_names()
 
 __all__ = [
     "FPGM",

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import threading
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from fxprune import methods
-from fxprune.errors import CaptureError, CaptureWarning, InputError
-from fxprune.frontends.attempt import Attempt, Example, by_copy, by_export, by_trace
-from fxprune.frontends.hooks import Pruned, check_hooks, without_prune_hooks
-from fxprune.frontends.modes import in_mode, switching_changes
-from fxprune.frontends.program import Programs
-from fxprune.frontends.trace import bind
-from fxprune.frontends.untouched import Kept, own_random_numbers
-from fxprune.modules import CapturedModule, compile_all, compiled_later
-from fxprune.passes.mask import insert_masks
-from fxprune.tree import Modules, all_modules
-from fxprune.uncollected import uncollected
-
-Frontend = Literal["auto", "trace", "export"]
+from fxprune.errors import CaptureWarning
+from fxprune.frontends.capture import Frontend, capture_graph
+from fxprune.frontends.model.hooks import Pruned
+from fxprune.graph.captured import CapturedModule, compile_all, compiled_later
+from fxprune.methods import methods
+from fxprune.passes.mask_parameters import insert_masks
+from fxprune.torch_internals import uncollected
 
 
 def capture(
@@ -65,103 +54,16 @@ def capture(
     Example:
         >>> gm = fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224))
     """
-    model = _as_written(model)
-    args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
-    modules = all_modules(model)
-    check_hooks(modules)
-    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
-        with without_prune_hooks(modules) as pruned:
-            kept = Kept(model, modules)
-            with own_random_numbers(kept.tensors.values()) as other_generators:
-                attempt = _first_that_works(Example(model, args, kwargs, kept, Programs(kept)), frontend)
-        for entry in pruned:
-            _mask_as(attempt.gm, entry)
-        if pruned:
-            attempt.gm.recompile()
-        attempt.gm.example = (args, kwargs)
-        notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(modules), *_unsynchronised(modules)]
-    compile_all(attempt.gm)
-    for note in dict.fromkeys(notes):
+    with uncollected(), compiled_later():
+        found = capture_graph(model, example_inputs, example_kwargs, frontend)
+        for entry in found.pruned:
+            _mask_as(found.gm, entry)
+        if found.pruned:
+            found.gm.recompile()
+    compile_all(found.gm)
+    for note in found.notes:
         warnings.warn(note, CaptureWarning, stacklevel=2)
-    return attempt.gm
-
-
-# Both torch.fx and the watch for mode reads patch nn.Module while they trace.
-_ONE_AT_A_TIME = threading.RLock()
-
-
-def _as_written(model: Any) -> Any:
-    """Return the model that ``torch.compile`` was given, which holds the parameters under their own names."""
-    compiled = type(model).__module__.startswith("torch._dynamo") and isinstance(model, nn.Module)
-    return model._modules.get("_orig_mod", model) if compiled else model
-
-
-def _unsynchronised(modules: Modules) -> list[str]:
-    paths = [path for path, module in modules if isinstance(module, nn.SyncBatchNorm)]
-    if not paths:
-        return []
-    return [f"{', '.join(paths)}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does"]
-
-
-def _of_generator(name: str) -> str:
-    return f"the model draws numbers from {name}; those drawn during the capture are constants of the graph"
-
-
-def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if frontend not in ("auto", "trace", "export"):
-        raise CaptureError(f'frontend must be "auto", "trace" or "export", not {frontend!r}')
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
-    scripted = [path for path, module in all_modules(model) if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        raise CaptureError(f"module {scripted[0] or '(the model itself)'!r} is TorchScript, which no front end looks into")
-    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    bind(model, args, dict(kwargs or {}))
-    return args, dict(kwargs or {})
-
-
-def _first_that_works(example: Example, frontend: Frontend) -> Attempt:
-    attempts = {"trace": by_trace, "export": by_export}
-    if isinstance(example.model, CapturedModule):
-        attempts, frontend = {"copy": by_copy}, "auto"
-    reasons: dict[str, CaptureError] = {}
-    found: list[Attempt] = []
-    for name in attempts if frontend == "auto" else [frontend]:
-        try:
-            attempt = attempts[name](example)
-        except CaptureError as error:
-            reasons[name] = error
-            continue
-        if attempt.follows_mode or not attempt.could_follow:
-            return attempt
-        found.append(attempt)  # the other front end may keep more of the model
-    if found:
-        return min(found, key=lambda attempt: len(attempt.notes))
-    _blame_inputs(example)
-    listed = "\n  ".join(f"{name}: {error}" for name, error in reasons.items())
-    hint = "" if frontend == "auto" else '\nThe other front end may be able to: frontend="auto" tries both.'
-    last = list(reasons.values())[-1]
-    raise CaptureError(f"{type(example.model).__name__} could not be captured:\n  {listed}{hint}") from last
-
-
-def _blame_inputs(example: Example) -> None:
-    """Raise InputError if the model itself cannot run on the example inputs."""
-    try:
-        model = copy.deepcopy(example.model)
-    except Exception:  # a model that cannot be copied is not run: that could change it
-        return
-    try:
-        with torch.no_grad(), in_mode(all_modules(model), training=False):
-            model(*copy.deepcopy(example.args), **copy.deepcopy(example.kwargs))
-    except Exception as error:
-        shapes = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, example.args)
-        keywords = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, example.kwargs)
-        raise InputError(
-            f"the example inputs do not fit the model: {type(example.model).__name__} itself fails on inputs of shapes "
-            f"{shapes} {keywords or ''}: {type(error).__name__}: {error}"
-        ) from error
+    return found.gm
 
 
 def _mask_as(gm: CapturedModule, pruned: Pruned) -> None:

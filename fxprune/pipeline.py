@@ -10,20 +10,24 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from fxprune import state
-from fxprune.analysis import analyze
-from fxprune.capture import Frontend, capture
-from fxprune.dependencies import Dependencies
+from fxprune.analysis.analyze import analyze
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.capture import capture
 from fxprune.errors import PruneWarning, PruningValueError
+from fxprune.frontends.capture import Frontend
+from fxprune.graph.buffers import buffers_of, own_buffers
+from fxprune.graph.captured import CapturedModule, as_graph_module, compile_all, compiled_later
+from fxprune.graph.interpreter import in_order
+from fxprune.graph.masks import all_masked
 from fxprune.importance import Importance
-from fxprune.modules import CapturedModule, compile_all, compiled_later
+from fxprune.passes.mask_units import mask_units
 from fxprune.passes.shrink import adopt, baked_copy, shrink_units, shrunk_copy
-from fxprune.passes.structured import mask_units
-from fxprune.plan import Plan, Scope, plan
-from fxprune.samples import Inputs, given, in_order
-from fxprune.selection import Choose
-from fxprune.uncollected import uncollected
-from fxprune.verify import verify as check
+from fxprune.planning.plan import Plan
+from fxprune.planning.planner import Scope, plan
+from fxprune.planning.ranking import Choose
+from fxprune.torch_internals import uncollected
+from fxprune.verification.inputs import Inputs, given
+from fxprune.verification.verify import verify as check
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
@@ -61,7 +65,7 @@ def shrink(
     Example:
         >>> gm = fxprune.shrink(fxprune.mask(gm, plan))
     """
-    state.graph_module(gm)
+    as_graph_module(gm)
     inputs = _inputs(gm, example_inputs, example_kwargs) if verify else None
     if inputs is not None:
         _note_examples(gm, given(gm, *inputs))
@@ -145,9 +149,9 @@ def prune(
     with uncollected():
         with compiled_later():  # most graphs are never called as they were captured
             gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
-        if state.all_masked(gm):
+        if all_masked(gm):
             gm = baked_copy(gm)
-        inputs, shared = _inputs(gm, None, None) if verify else None, state.buffers_of(gm)
+        inputs, shared = _inputs(gm, None, None) if verify else None, buffers_of(gm)
         # In a function of its own, so that the analysis is gone when the collector is on again.
         masked, small, why = _pruned(
             gm,
@@ -165,7 +169,7 @@ def prune(
             ),
             masked_too=inputs is not None,
         )
-        state.own_buffers(small, shared)
+        own_buffers(small, shared)
     compile_all(small)
     if why and amount != 0:
         warnings.warn(why, PruneWarning, stacklevel=2)

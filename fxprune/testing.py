@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxprune import state
-from fxprune.modules import MASK, ORIG, is_binary
-from fxprune.passes.mask import is_factor, is_product
+from fxprune.graph.masks import MASK, ORIG, Masked, all_masked, is_binary
+from fxprune.graph.paths import value_at
+from fxprune.passes.mask_parameters import is_factor, is_product
 
 
 class IllegalGraphError(AssertionError):
@@ -29,14 +29,12 @@ def check_graph(gm: fx.GraphModule) -> None:
     gm.graph.lint()
     _require(gm.code == gm.graph.python_code("self").src, "the graph was changed without recompile()")
     for node in gm.graph.find_nodes(op="get_attr"):
-        _require(
-            state.value_at(gm, str(node.target)) is not None, f"node {node.name!r} reads {node.target!r}, which does not exist"
-        )
-    for masked in state.all_masked(gm):
+        _require(value_at(gm, str(node.target)) is not None, f"node {node.name!r} reads {node.target!r}, which does not exist")
+    for masked in all_masked(gm):
         _check_masked(gm, masked)
 
 
-def _check_masked(gm: fx.GraphModule, masked: state.Masked) -> None:
+def _check_masked(gm: fx.GraphModule, masked: Masked) -> None:
     shape = masked.orig.shape
     for ending, mask in masked.masks.items():
         whole = ending == MASK

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune import kept_statistics
-from fxprune.corrections import Clear, Correction, Fill, Impossible, Place, Rescale, Restrict
-from fxprune.dependencies import Dependencies
-from fxprune.dumps import found, map_aggregate, picklable
+from fxprune.analysis.corrections import Clear, Correction, Fill, Impossible, Place, Rescale, Restrict
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.remaining import Remaining
 from fxprune.errors import PlanError
-from fxprune.kept import Kept
-from fxprune.modules import Slot
+from fxprune.functional import over_kept
+from fxprune.graph.arguments import map_aggregate
+from fxprune.graph.parts import Slot
+from fxprune.graph.pickling import found, picklable
 from fxprune.rules.labels import Label
 
 # Vectors of flags at the root of a graph; in gm.meta for each the places that it is for.
@@ -22,7 +23,7 @@ _KEEP = "fxprune_keep_"
 _RECORD = "fxprune.keeps"
 
 
-def insert_corrections(gm: fx.GraphModule, deps: Dependencies, kept: Kept, wanted: Iterable[Correction]) -> None:
+def insert_corrections(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, wanted: Iterable[Correction]) -> None:
     """Write corrections into a masked graph, in place; it is not recompiled.
 
     Args:
@@ -42,7 +43,7 @@ def insert_corrections(gm: fx.GraphModule, deps: Dependencies, kept: Kept, wante
 
 
 class _Writer:
-    def __init__(self, gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+    def __init__(self, gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> None:
         self.gm, self.deps, self.kept = gm, deps, kept
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self.known: dict[bytes, str] = {}
@@ -54,12 +55,12 @@ class _Writer:
             read = self.nodes[place.input]
             with graph.inserting_before(node):
                 keep = self._keep(place)
-                filled = graph.call_function(kept_statistics.keep_only, (read, keep, place.dim, correction.value))
+                filled = graph.call_function(over_kept.keep_only, (read, keep, place.dim, correction.value))
             node.replace_input_with(self._last(node, read, filled), filled)
         elif isinstance(correction, Clear):
-            self._follow(correction.place, kept_statistics.keep_only, correction.place.dim, 0.0)
+            self._follow(correction.place, over_kept.keep_only, correction.place.dim, 0.0)
         elif isinstance(correction, Rescale):
-            self._follow(correction.place, kept_statistics.mean_of_kept)
+            self._follow(correction.place, over_kept.mean_of_kept)
         else:
             self._restrict(self.nodes[correction.places[0].node], correction)
 
@@ -77,7 +78,7 @@ class _Writer:
         last = read
         for argument in node.all_input_nodes:
             origin = argument
-            while origin.target is kept_statistics.keep_only:
+            while origin.target is over_kept.keep_only:
                 origin = origin.all_input_nodes[0]
             if origin is read:
                 last = argument
@@ -135,7 +136,7 @@ def has_places(gm: fx.GraphModule, places: Iterable[Place]) -> bool:
     return all((place.node, place.input, place.dim) in present for place in places)
 
 
-def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> None:
     """Bring the flags of all corrections up to date, in place."""
     for name, places in gm.meta.get(_RECORD, {}).items():
         _, node, dim = places[0]
@@ -150,7 +151,7 @@ def erase_corrections(gm: fx.GraphModule) -> bool:
     record = gm.meta.pop(_RECORD, {})
     graph = gm.graph
     for node in list(graph.nodes):
-        if node.target in (kept_statistics.keep_only, kept_statistics.mean_of_kept):
+        if node.target in (over_kept.keep_only, over_kept.mean_of_kept):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
         elif "fxprune_original" in node.meta:

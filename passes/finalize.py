@@ -8,9 +8,11 @@ from typing import TypeVar
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxprune import state
-from fxprune.passes.mask import remove_masks
-from fxprune.passes.structured import note_dead_axes
+from fxprune.graph.captured import as_graph_module
+from fxprune.graph.masks import all_masked
+from fxprune.graph.metadata import forget_methods
+from fxprune.passes.mask_parameters import remove_masks
+from fxprune.passes.mask_units import note_dead_axes
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
@@ -25,10 +27,10 @@ class Finalize:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        note_dead_axes(state.graph_module(graph_module))
-        modified = remove_masks(graph_module, state.all_masked(graph_module))
+        note_dead_axes(as_graph_module(graph_module))
+        modified = remove_masks(graph_module, all_masked(graph_module))
         if modified:
-            state.forget_methods(graph_module)
+            forget_methods(graph_module)
             graph_module.recompile()
         return PassResult(graph_module, modified)
 

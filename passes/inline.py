@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune import functional
-from fxprune.batches import shapes_of_batch
-from fxprune.dependencies import Dependencies
+from fxprune.analysis.batch_sizes import shapes_of_batch
+from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import FxpruneError
-from fxprune.modules import compiled_later
+from fxprune.frontends.capture import capture_graph
+from fxprune.functional import layers
+from fxprune.graph.captured import compiled_later
 from fxprune.passes.lower import lower
 from fxprune.rules.labels import Label
 
@@ -116,17 +117,15 @@ def inline(
 
 def _fixes_batch(inner: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> bool:
     """Tell whether a graph takes inputs of no other batch size than that of its capture; ``shapes`` are of another."""
-    checks = [node.args for node in inner.graph.nodes if node.target is functional.check_shape]
+    checks = [node.args for node in inner.graph.nodes if node.target is layers.check_shape]
     sizes: list[tuple[Any, int]] = [pair for given, shape, _ in checks for pair in zip(shape, shapes[given], strict=True)]
     return any(isinstance(size, int) and size not in (-1, now) for size, now in sizes)
 
 
 def _captured(call: nn.Module, examples: list[Tensor]) -> fx.GraphModule:
-    from fxprune.capture import capture  # which itself uses passes
-
     with warnings.catch_warnings(), compiled_later():
         warnings.simplefilter("ignore")
-        return capture(call, tuple(examples))
+        return capture_graph(call, tuple(examples)).gm
 
 
 def _splice(
@@ -136,7 +135,7 @@ def _splice(
     graph, placed = gm.graph, dict(inputs)
     result: Any = None
     for old in inner.graph.nodes:
-        if old.op == "placeholder" or old.target is functional.check_shape:  # shapes are about to change
+        if old.op == "placeholder" or old.target is layers.check_shape:  # shapes are about to change
             continue
         if old.op == "output":
             result = fx.map_arg(old.args[0], placed.__getitem__)

@@ -1,7 +1,7 @@
 """Lower: write out the leaf modules that hold given parameters as functional nodes.
 
 ``conv1(x)`` becomes ``conv2d(x, conv1.weight, conv1.bias, ...)``: the parameters are read by ``get_attr``, where another
-pass can put something between. The module's place in the tree is taken by a :class:`fxprune.modules.Lowered`, which keeps
+pass can put something between. The module's place in the tree is taken by a :class:`fxprune.graph.parts.Lowered`, which keeps
 names and configuration, so that :mod:`fxprune.passes.raise_leaves` can put the module back.
 """
 
@@ -14,9 +14,12 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxprune import forms, state
 from fxprune.errors import LoweringError
-from fxprune.modules import Lowered, Slot
+from fxprune.functional import leaf_forms
+from fxprune.graph.captured import as_graph_module
+from fxprune.graph.masks import find_parameter
+from fxprune.graph.parts import Lowered, Slot
+from fxprune.graph.paths import replace_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Lower:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        parameters = [state.find_parameter(state.graph_module(graph_module), name) for name in self.names]
+        parameters = [find_parameter(as_graph_module(graph_module), name) for name in self.names]
         modified = lower(graph_module, parameters)
         if modified:
             graph_module.recompile()
@@ -73,7 +76,7 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
     for (node, leaf), nodes in zip(calls, written, strict=True):
         if leaf not in stand_ins:
             stand_ins[leaf] = Lowered.of(leaf)
-            state.replace_module(gm, leaf, stand_ins[leaf])
+            replace_module(gm, leaf, stand_ins[leaf])
         call, known = _with_slots(node), stand_ins[leaf].calls
         if call not in known:
             known.append(call)
@@ -87,7 +90,7 @@ def _write_out(graph: fx.Graph, node: fx.Node, leaf: nn.Module) -> list[fx.Node]
     before = node.prev
     try:
         with graph.inserting_before(node):
-            result = forms.emit(leaf, str(node.target), graph, node.args, node.kwargs)
+            result = leaf_forms.emit(leaf, str(node.target), graph, node.args, node.kwargs)
     except LoweringError:
         _erase(_between(before, node))
         raise

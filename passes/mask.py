@@ -1,27 +1,18 @@
-"""Mask: put a multiplication by a mask between a parameter and everything that reads it.
-
-``w`` becomes ``w = w_orig * w_mask``, what ``torch.nn.utils.prune.BasePruningMethod.apply_mask`` computes in a hook. A mask
-of zeros and ones takes one byte an element; any other keeps the parameter's dtype.
-"""
+"""Mask: let a graph compute with masked parameters, by masks of single elements or by a plan."""
 
 from __future__ import annotations
 
 import dataclasses
-import operator
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxprune import state
-from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValueError
-from fxprune.modules import MASK, ORIG, is_binary
-from fxprune.passes.lower import lower, take_over
-from fxprune.passes.raise_leaves import raise_leaves
-from fxprune.planned import Plan
+from fxprune.errors import PruningTypeError
+from fxprune.passes.mask_parameters import insert_masks
+from fxprune.passes.mask_units import mask_plan
+from fxprune.planning.plan import Plan
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
@@ -41,8 +32,6 @@ class Mask:
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
         if isinstance(self.masks, Plan):
-            from fxprune.passes.structured import mask_plan
-
             modified = mask_plan(graph_module, self.masks)
         elif isinstance(self.masks, Mapping):
             modified = insert_masks(graph_module, self.masks)
@@ -82,233 +71,3 @@ def mask(gm: _Graph, masks: Plan | Mapping[str, Tensor]) -> _Graph:
     """
     Mask(masks)(gm)
     return gm
-
-
-def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool = False) -> bool:
-    """Do the work of :func:`mask`; the graph is not recompiled. Returns whether anything changed.
-
-    Args:
-        gm: the graph.
-        masks: a mask for each name.
-        own: whether masks in uint8 become buffers as they are, without a copy: they are zeros and ones and no one else's.
-    """
-    parameters = {name: _maskable(state.graph_module(gm), name, mask) for name, mask in masks.items()}
-    _check_aliases(parameters, masks)
-    fresh = {name: p for name, p in parameters.items() if state.find_masked(gm, name) is None}
-    compact = {
-        name: masks[name] if own and masks[name].dtype == torch.uint8 else compact_mask(masks[name], parameter)
-        for name, parameter in parameters.items()
-    }
-    modified = lower(gm, fresh.values())
-    for name, parameter in parameters.items():
-        modified |= put_mask(gm, name, parameter, compact[name])  # once for all names of a tied parameter
-    return modified
-
-
-def put_mask(gm: fx.GraphModule, name: str, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> bool:
-    """Multiply a parameter, written out already, by a mask; tell whether anything changed.
-
-    Args:
-        gm: the graph; it is not recompiled.
-        name: one of the parameter's names.
-        parameter: the parameter.
-        mask: of a shape that broadcasts to the parameter's.
-        ending: which of the parameter's masks this is; see :class:`fxprune.state.Masked`.
-    """
-    masked = state.find_masked(gm, name)
-    if masked is not None and ending in masked.masks:
-        if _equal(masked.masks[ending], mask):
-            return False
-        state.replace_mask(gm, parameter, mask, ending)
-        return True
-    names = state.parameter_names(gm, parameter) if masked is None else masked.names
-    state.register_mask(gm, parameter, mask, ending)
-    if masked is None:
-        _insert_product(gm.graph, names, ending)
-    else:
-        for base in names:
-            _add_factor(gm.graph, base, ending)
-    return True
-
-
-def _check_aliases(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-    first: dict[int, str] = {}
-    for name, parameter in parameters.items():
-        other = first.setdefault(id(parameter), name)
-        if other != name and not masks[name].is_meta and not bool((masks[name] == masks[other]).all()):
-            raise PruningValueError(f"{name!r} and {other!r} are one tied parameter, but their masks differ")
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and not a.is_meta and torch.equal(a, b)
-
-
-def _maskable(gm: fx.GraphModule, name: str, mask: Tensor) -> nn.Parameter:
-    parameter = state.find_parameter(gm, name)
-    state.check_prunable(name, parameter)
-    if not isinstance(mask, Tensor):
-        raise PruningTypeError(f"the mask of {name!r} must be a tensor, not {type(mask).__name__}")
-    if mask.shape != parameter.shape:
-        raise PruningAssertionError(
-            f"the mask of {name!r} must have the parameter's shape {tuple(parameter.shape)}, got {tuple(mask.shape)}"
-        )
-    for owner, attribute in state.owners(gm, parameter):
-        base = attribute.removesuffix(ORIG)
-        taken = [n for n in (base + ORIG, base + MASK) if hasattr(owner, n)] if base == attribute else []
-        if taken:
-            raise PruningValueError(
-                f"parameter {name!r} cannot be masked: the name {taken[0]!r} is taken by another attribute of its module"
-            )
-    return parameter
-
-
-def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Return ``mask`` on the parameter's device, in uint8 if it is of zeros and ones, else in the parameter's dtype."""
-    # uint8, not bool: the product with a float is a third faster on CPU, and averaging or reducing buffers is defined.
-    binary = is_binary(mask)
-    dtype = torch.uint8 if binary else parameter.dtype
-    mask = mask != 0 if binary else mask  # no cast from complex
-    with torch.inference_mode(False):  # the mask takes part in training, wherever it was made
-        return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format, copy=True)
-
-
-def _insert_product(graph: fx.Graph, names: tuple[str, ...], ending: str) -> None:
-    reads = sorted(node for name in names for node in graph.find_nodes(op="get_attr", target=name))
-    if not reads:  # registered in the model but unused in this graph
-        return
-    captured = [node for node in reads if "fxprune_lowered" not in node.meta]
-    first = (captured or reads)[0]  # gives its name and place back when the mask is removed
-    with graph.inserting_before(reads[0]):
-        orig = graph.create_node("get_attr", f"{first.target}{ORIG}")
-        factor = graph.create_node("get_attr", f"{first.target}{ending}")
-        product = graph.call_function(operator.mul, (orig, factor))
-    orig.meta.update(first.meta)
-    product.meta.update(first.meta)
-    for other in [node for node in reads if node is not first]:
-        other.replace_all_uses_with(product)
-        graph.erase_node(other)
-    if first is not reads[0]:
-        product.meta["fxprune_moved"] = True
-    take_over(first, product)
-
-
-def _add_factor(graph: fx.Graph, name: str, ending: str) -> None:
-    """Multiply the mask that a parameter has in the graph by another one."""
-    for orig in graph.find_nodes(op="get_attr", target=name + ORIG):
-        for product in [user for user in orig.users if is_product(user)]:
-            present = product.args[1]
-            assert isinstance(present, fx.Node)
-            with graph.inserting_after(present):
-                factor = graph.create_node("get_attr", name + ending)
-            with graph.inserting_after(factor):
-                both = graph.call_function(operator.mul, (present, factor))
-            product.args = (orig, both)
-
-
-def remove_masks(gm: fx.GraphModule, masked: list[state.Masked]) -> bool:
-    """Bake masks and take them out of a graph, in place, and raise the leaf modules that are free of masks then.
-
-    The Parameter objects stay. The graph is not recompiled.
-
-    Args:
-        gm: the graph.
-        masked: the masked parameters, from :mod:`fxprune.state`.
-
-    Returns:
-        Whether anything changed.
-    """
-    moved: list[fx.Node] = []
-    for entry in masked:
-        with torch.inference_mode(False), torch.no_grad():
-            # As in torch: the Parameter stays, its values become a new tensor. So this works on any kind of parameter, and
-            # leaves another one alone that shows the same memory.
-            entry.orig.data = entry.orig.detach() * entry.mask.to(entry.orig.dtype)
-    for entry in masked:
-        state.unregister_mask(gm, entry.orig)
-        for name in entry.names:
-            moved += _erase_product(gm.graph, name)
-    if masked:
-        raise_leaves(gm)
-    _put_back(moved)
-    return bool(masked)
-
-
-def drop_masks(gm: fx.GraphModule, dropped: Callable[[str], bool]) -> None:
-    """Take masks out of a graph, in place, without baking them; it is not recompiled, and nothing is raised.
-
-    Args:
-        gm: the graph.
-        dropped: tells by the ending of its name whether a mask goes.
-    """
-    for entry in state.all_masked(gm):
-        if not any(dropped(ending) for ending in entry.masks):
-            continue
-        state.unregister_mask(gm, entry.orig)
-        for name in entry.names:
-            _put_back(_erase_product(gm.graph, name))
-        for ending, mask in entry.masks.items():
-            if not dropped(ending):
-                put_mask(gm, entry.name, entry.orig, mask, ending)
-
-
-def _put_back(moved: list[fx.Node]) -> None:
-    for read in moved:  # it was captured where it is used first
-        if read.users and not read._erased:
-            min(read.users).prepend(read)
-
-
-def _erase_product(graph: fx.Graph, name: str) -> list[fx.Node]:
-    """Let the graph read ``name`` itself again; returns the reads that the product had moved from their places."""
-    moved, factors = [], list(graph.find_nodes(op="get_attr", target=name + MASK))
-    for orig in list(graph.find_nodes(op="get_attr", target=name + ORIG)):
-        for product in [user for user in orig.users if is_product(user)]:
-            factors += product.all_input_nodes[1:]
-            with graph.inserting_before(orig):
-                plain = graph.create_node("get_attr", name)
-            plain.meta.update(orig.meta)
-            if product.meta.pop("fxprune_moved", False):
-                moved.append(plain)
-            take_over(product, plain)
-        if orig.users:  # another pass reads the parameter as it is
-            orig.target = name
-        else:
-            graph.erase_node(orig)
-    while factors:
-        factor = factors.pop()
-        if not factor._erased and not factor.users:
-            factors += factor.all_input_nodes
-            graph.erase_node(factor)
-    return moved
-
-
-def is_product(node: fx.Node) -> bool:
-    """Tell whether ``node`` multiplies a parameter by its masks."""
-    if node.op != "call_function" or node.target is not operator.mul or len(node.args) != 2:
-        return False
-    orig, factor = node.args
-    if not isinstance(orig, fx.Node) or not isinstance(factor, fx.Node):
-        return False
-    if orig.op != "get_attr" or not str(orig.target).endswith(ORIG):
-        return False
-    name = str(orig.target).removesuffix(ORIG)
-    return _is_mask_of(factor, name) or _is_factor(factor, name)
-
-
-def is_factor(node: fx.Node) -> bool:
-    """Tell whether ``node`` multiplies masks of one parameter."""
-    masks = [str(leaf.target) for leaf in node.all_input_nodes if leaf.op == "get_attr"]
-    return any(_is_factor(node, re.sub(MASK + r"\d*$", "", name)) for name in masks)
-
-
-def _is_mask_of(node: fx.Node, name: str) -> bool:
-    return node.op == "get_attr" and re.fullmatch(re.escape(name + MASK) + r"\d*", str(node.target)) is not None
-
-
-def _is_factor(node: fx.Node, name: str) -> bool:
-    """Tell whether ``node`` is a product of masks of one parameter."""
-    return (
-        node.op == "call_function"
-        and node.target is operator.mul
-        and len(node.args) == 2
-        and all(isinstance(a, fx.Node) and (_is_mask_of(a, name) or _is_factor(a, name)) for a in node.args)
-    )

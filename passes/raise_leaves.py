@@ -14,9 +14,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxprune import forms, state
-from fxprune.dumps import map_aggregate
-from fxprune.modules import Lowered, Slot
+from fxprune.functional import leaf_forms
+from fxprune.graph.arguments import map_aggregate
+from fxprune.graph.captured import as_graph_module
+from fxprune.graph.masks import all_masked
+from fxprune.graph.parts import Lowered, Slot
+from fxprune.graph.paths import join, replace_module, value_at
 from fxprune.passes.lower import take_over
 
 
@@ -29,7 +32,7 @@ class RaiseLeaves:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        modified = raise_leaves(state.graph_module(graph_module))
+        modified = raise_leaves(as_graph_module(graph_module))
         if modified:
             graph_module.recompile()
         return PassResult(graph_module, modified)
@@ -54,7 +57,7 @@ def raise_leaves(gm: fx.GraphModule) -> bool:
     """
     lowered = [(path, module) for path, module in gm.named_modules() if isinstance(module, Lowered)]
     tops = [(path, module) for path, module in lowered if not any(path.startswith(p + ".") for p, _ in lowered)]
-    ready = [(path, module) for path, module in tops if not state.all_masked(module)]
+    ready = [(path, module) for path, module in tops if not all_masked(module)]
     if not ready:
         return False
     readers = _readers(gm)
@@ -87,7 +90,7 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, l
                 continue
             # Layers that are tied are written out alike, and one that is registered twice is called by either name.
             name = site.meta.get("fxprune_path", path)
-            if isinstance(owner := state.value_at(gm, name), Lowered) and owner is not lowered:
+            if isinstance(owner := value_at(gm, name), Lowered) and owner is not lowered:
                 continue
             match = _Matcher(module, path, tensor_of).run(pattern, site)
             if match is None:
@@ -95,7 +98,7 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, l
             _put_call(gm.graph, name if owner is lowered else path, args, kwargs, match)
             found = True
     if found:
-        state.replace_module(gm, lowered, module)
+        replace_module(gm, lowered, module)
     return found
 
 
@@ -112,7 +115,7 @@ def _pattern(module: nn.Module, path: str, args: Any, kwargs: Any) -> fx.Node:
         return inputs[value]
 
     args, kwargs = map_aggregate(args, to_input), map_aggregate(kwargs, to_input)
-    return forms.emit(module, path, scratch, args, kwargs)
+    return leaf_forms.emit(module, path, scratch, args, kwargs)
 
 
 def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, match: _Match) -> None:
@@ -132,7 +135,7 @@ class _Matcher:
 
     def __init__(self, module: nn.Module, path: str, tensor_of: dict[fx.Node, int]) -> None:
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        self.targets = {state.join(path, name): id(tensor) for name, tensor in named if isinstance(tensor, Tensor)}
+        self.targets = {join(path, name): id(tensor) for name, tensor in named if isinstance(tensor, Tensor)}
         self.tensor_of = tensor_of
 
     def run(self, pattern: fx.Node, site: fx.Node) -> _Match | None:

@@ -13,26 +13,30 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
-from fxprune import state
-from fxprune.analysis import analyze
-from fxprune.dead import ZeroSlices, masked_slices, removable, zero_slices
-from fxprune.dependencies import Dependencies, Step
+from fxprune.analysis.analyze import analyze
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.remaining import Flags, Places, Remaining
+from fxprune.analysis.steps import Step
 from fxprune.errors import AnalysisError, ShrinkError
-from fxprune.folds import Fold
-from fxprune.frontends.effects import may_write
-from fxprune.kept import Flags, Kept, Places
-from fxprune.modules import compiled_later
-from fxprune.passes.attributes import put_tensor, slice_tensor, update_sizes
+from fxprune.graph.buffers import buffers_of, own_buffers
+from fxprune.graph.captured import as_graph_module, compiled_later
+from fxprune.graph.masks import all_masked
+from fxprune.graph.metadata import forget_methods
+from fxprune.graph.paths import holders, join, modules_by_path, owners
+from fxprune.graph.side_effects import may_write
 from fxprune.passes.compensate import erase_corrections
-from fxprune.passes.fold import amounts_of, fold_into_biases
+from fxprune.passes.fold_constants import amounts_of, fold_into_biases
 from fxprune.passes.in_place import write_in_place
 from fxprune.passes.inline import inline_all
 from fxprune.passes.lower import lower
-from fxprune.passes.mask import remove_masks
-from fxprune.passes.repair import may_be_stuck, repair, shrinking_steps
-from fxprune.passes.structured import BAKED, dead_axes, removed_units, shared_copy
+from fxprune.passes.mask_parameters import remove_masks
+from fxprune.passes.mask_units import BAKED, dead_axes, removed_units, shared_copy
+from fxprune.passes.repair.module_sizes import put_tensor, slice_tensor, update_sizes
+from fxprune.passes.repair.repair import may_be_stuck, repair, shrinking_steps
 from fxprune.rules.labels import Label
-from fxprune.uncollected import uncollected
+from fxprune.torch_internals import uncollected
+from fxprune.zeros.folds import Fold
+from fxprune.zeros.removable import ZeroSlices, masked_slices, removable, zero_slices
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
@@ -51,7 +55,7 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
     """
     stuck: tuple[str, ...] = ()
     while True:
-        kept = Kept(deps.units, removed)
+        kept = Remaining(deps.units, removed)
         steps = shrinking_steps(gm, deps, kept)
         spare = _spare(gm) if may_be_stuck(gm, steps) else None
         try:
@@ -79,7 +83,7 @@ def _spare(gm: _Graph) -> _Graph:
         return shared_copy(gm)
 
 
-def _dead_axes(deps: Dependencies, kept: Kept) -> dict[tuple[str, int], Flags]:
+def _dead_axes(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Flags]:
     return {
         (t.name, dim): ~kept(axis)
         for t in deps.tracked
@@ -88,7 +92,7 @@ def _dead_axes(deps: Dependencies, kept: Kept) -> dict[tuple[str, int], Flags]:
     }
 
 
-def _shrink_once(gm: fx.GraphModule, deps: Dependencies, kept: Kept, steps: dict[str, list[Step]]) -> None:
+def _shrink_once(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, steps: dict[str, list[Step]]) -> None:
     _lower_what_cannot_shrink(gm, deps, kept)
     indices = _slice_tensors(gm, deps, kept)
     read = _read(gm)
@@ -121,9 +125,9 @@ def _is_kept(gm: fx.GraphModule, node: fx.Node) -> bool:
     return node.is_impure() or node.op in ("placeholder", "output") or may_write(node, gm)
 
 
-def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> None:
+def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> None:
     """Write out multi-head attention that loses something: its module knows heads of one width only."""
-    modules = state.modules_by_path(gm)
+    modules = modules_by_path(gm)
     attentions = [
         (node, module)
         for node in gm.graph.find_nodes(op="call_module")
@@ -135,16 +139,16 @@ def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Kept
     names = {
         node.name
         for node, module in attentions
-        if any(state.join(str(node.target), name) in smaller for name, _ in module.named_parameters())
+        if any(join(str(node.target), name) in smaller for name, _ in module.named_parameters())
     }
     if names:
         lower(gm, (), names)
 
 
-def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Kept) -> dict[str, Places]:
+def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> dict[str, Places]:
     """Put what is left of parameters and buffers in their place; return the positions left by name."""
     indices: dict[str, Places] = {}
-    modules, held = state.modules_by_path(gm), state.holders(gm)
+    modules, held = modules_by_path(gm), holders(gm)
     sliced: dict[nn.Module, None] = {}
     with torch.inference_mode(False), torch.no_grad():
         for tracked in deps.tracked:
@@ -176,7 +180,7 @@ def _of_those(before: Places, index: Places) -> Places:
     return tuple(old if new is None else new if old is None else old[new] for old, new in pairs)
 
 
-def _note_what_is_left(gm: fx.GraphModule, deps: Dependencies, kept: Kept, indices: dict[str, Places]) -> None:
+def _note_what_is_left(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, indices: dict[str, Places]) -> None:
     """Note which positions are left: of tensors since the first shrink, of values of nodes since this one."""
     before: dict[str, Places] = gm.meta.get("fxprune.kept", {})
     now = {name: _of_those(before[name], index) if name in before else index for name, index in indices.items()}
@@ -203,8 +207,8 @@ class Shrink:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place; nothing is verified."""
-        smaller, removed = shrunk_copy(state.graph_module(graph_module))
-        modified = removed or bool(state.all_masked(graph_module))
+        smaller, removed = shrunk_copy(as_graph_module(graph_module))
+        modified = removed or bool(all_masked(graph_module))
         if modified:
             adopt(graph_module, smaller)
         return PassResult(graph_module, modified)
@@ -213,15 +217,15 @@ class Shrink:
 def baked_copy(gm: _Graph) -> _Graph:
     """Return a copy with all masks baked into parameters of its own; what is not masked is shared."""
     copy = shared_copy(gm)
-    for masked in state.all_masked(copy):  # baking writes into the parameter, which the other graph has, too
+    for masked in all_masked(copy):  # baking writes into the parameter, which the other graph has, too
         with torch.inference_mode(False):
             old = masked.orig.detach()
             fresh = nn.Parameter(old.clone() if old.is_inference() else old, requires_grad=masked.orig.requires_grad)
-        for owner, attribute in list(state.owners(copy, masked.orig)):
+        for owner, attribute in list(owners(copy, masked.orig)):
             owner._parameters[attribute] = fresh
     erase_corrections(copy)
-    remove_masks(copy, state.all_masked(copy))
-    state.forget_methods(copy)
+    remove_masks(copy, all_masked(copy))
+    forget_methods(copy)
     _free_names(copy.graph)
     copy.recompile()
     return copy
@@ -247,7 +251,7 @@ def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
     if removed.any():
         shrink_units(copy, deps, removed)
         fold_into_biases(copy, folds, amounts)
-    state.own_buffers(copy, state.buffers_of(gm))
+    own_buffers(copy, buffers_of(gm))
     return copy, bool(removed.any())
 
 
@@ -258,13 +262,13 @@ def _with_others(
     training = _analyze_in_train_mode(gm)
     if training is None:
         return removed, [], []
-    gone = removed_units(training, _dead_axes(deps, Kept(deps.units, removed)))
+    gone = removed_units(training, _dead_axes(deps, Remaining(deps.units, removed)))
     more, folds = removable(gm, training, zeros, gone)
-    kept = Kept(training.units, gone | more)
+    kept = Remaining(training.units, gone | more)
     dead = _dead_axes(training, kept)
     both = removed_units(deps, dead)
     # The two analyses number their units apart; what goes is the same on all parameters, or else nothing more goes.
-    same = _dead_axes(deps, Kept(deps.units, both))
+    same = _dead_axes(deps, Remaining(deps.units, both))
     if dead.keys() != same.keys() or not all(np.array_equal(flags, same[at]) for at, flags in dead.items()):
         return removed, [], []
     return both, folds, amounts_of(gm, kept, folds)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.dependencies import Dependencies, Group
-from fxprune.plan import Plan
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Group
+from fxprune.planning.plan import Plan
 from tests.golden.registry import NETS
 
 

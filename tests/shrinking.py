@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.dependencies import Dependencies
-from fxprune.plan import Plan
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.planning.plan import Plan
 from fxprune.testing import check_graph
 from tests.compare import relative_error
 from tests.properties.surviving import buffer_error, gradient_error, run_backward

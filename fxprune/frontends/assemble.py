@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.modules import CapturedModule, Container, clone, compiled_later
-from fxprune.state import ensure_container, join, split, value_at
-from fxprune.tree import all_modules
+from fxprune.graph.captured import CapturedModule, compiled_later
+from fxprune.graph.parts import Container, clone, ensure_container
+from fxprune.graph.paths import all_modules, join, split, value_at
 
 
 def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> CapturedModule:

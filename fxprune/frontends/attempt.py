@@ -10,17 +10,17 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
-from fxprune.frontends.align import flatten
 from fxprune.frontends.assemble import assemble
-from fxprune.frontends.check import ModelError, check_against_model
-from fxprune.frontends.export import Exported, batched, export, two_samples
-from fxprune.frontends.merge import merge_modes
-from fxprune.frontends.modes import ModeReads, in_mode, is_mixed, noting_mode_reads
-from fxprune.frontends.program import Programs
+from fxprune.frontends.equivalence.check import ModelError, check_against_model
+from fxprune.frontends.equivalence.program import Programs
+from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
+from fxprune.frontends.modes.align import flatten
+from fxprune.frontends.modes.merge import merge_modes
+from fxprune.frontends.modes.reads import ModeReads, in_mode, is_mixed, noting_mode_reads
+from fxprune.frontends.torch_export import Exported, batched, export, two_samples
 from fxprune.frontends.trace import Traced, bind, trace
-from fxprune.frontends.untouched import Changes, Kept
-from fxprune.modules import CapturedModule
-from fxprune.tree import all_modules
+from fxprune.graph.captured import CapturedModule
+from fxprune.graph.paths import all_modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Example:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    kept: Kept  # the model as the capture has to leave it
+    kept: ModelSnapshot  # the model as the capture has to leave it
     programs: Programs  # comparisons with the model, which share what they find out
 
     @property

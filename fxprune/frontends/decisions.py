@@ -21,10 +21,10 @@ from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fxprune import functional
-from fxprune.frontends.export import batched
-from fxprune.frontends.modes import unnoted
-from fxprune.propagation import IncomparableError, frozen
+from fxprune.abstract.form import IncomparableError, frozen
+from fxprune.frontends.modes.reads import unnoted
+from fxprune.frontends.torch_export import batched
+from fxprune.functional import layers
 
 # Batch sizes besides the example's: a neighbour tells most dependences, a large one thresholds.
 _OTHER_BATCHES = (3, 5, 4099)
@@ -63,7 +63,7 @@ class _Operand(NamedTuple):
 
 
 # Results without tensors that nobody can change. Of others only tensors are known, and tuples and lists of them.
-_PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
+_UNCHANGING = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 
 
 # Stands for operands where the rest of a call is looked at.
@@ -166,7 +166,7 @@ def _form(result: Any, operands: dict[int, _Operand]) -> Any:
     """Return what :func:`_made` makes a result like this from; None if it has to be computed each time."""
     if isinstance(result, Tensor):
         return operands.get(id(result)) or (_Empty.of(result) if result.is_meta else None)
-    if type(result) in _PLAIN:
+    if type(result) in _UNCHANGING:
         return _Plain(result)
     if type(result) in (tuple, list) and all(isinstance(part, Tensor) for part in result):
         parts = [_form(part, operands) for part in result]
@@ -362,7 +362,7 @@ class Decisions:
             if all(n == -1 for n in expected):
                 continue
             with graph.inserting_after(last or max(self.inputs)):
-                last = graph.call_function(functional.check_shape, (node, expected, node.name))
+                last = graph.call_function(layers.check_shape, (node, expected, node.name))
 
 
 def _is_of_tensors(value: Any) -> bool:

@@ -24,13 +24,13 @@ from torch.fx.proxy import ParameterProxy, Scope, TraceError
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune import functional
-from fxprune.code_lines import calling_lines
 from fxprune.errors import CaptureError, InputError
-from fxprune.forms import is_opaque
 from fxprune.frontends.decisions import Decisions
+from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.proxies import Proxy
-from fxprune.frontends.untouched import Kept
+from fxprune.functional import layers
+from fxprune.functional.leaf_forms import is_opaque
+from fxprune.graph.source_lines import calling_lines
 
 
 class Tracer(fx.Tracer):
@@ -49,7 +49,7 @@ class Tracer(fx.Tracer):
     def __init__(
         self, call: inspect.BoundArguments, tensors: Mapping[str, Tensor], *, fixed_numbers: bool, decisions: Decisions | None
     ) -> None:
-        super().__init__(autowrap_functions=functional.ALL, param_shapes_constant=fixed_numbers)
+        super().__init__(autowrap_functions=layers.ALL, param_shapes_constant=fixed_numbers)
         self._call = call
         self._context = _context()
         self._fixed_numbers = fixed_numbers
@@ -165,7 +165,7 @@ class Tracer(fx.Tracer):
         # Most are of a few types, which torch.fx would come to at last.
         if kind is Proxy:
             return a.node
-        if kind in _PLAIN:
+        if kind in _GRAPH_CONSTANTS:
             return a
         if kind is tuple or kind is list:
             return kind([self.create_arg(part) for part in a])
@@ -226,7 +226,7 @@ class Tracer(fx.Tracer):
 
 
 def inside_module(forward: Any, args: Any, kwargs: Any) -> Any:
-    """Call what is inside a module; the lines around this are known, see :func:`fxprune.code_lines.calling_lines`."""
+    """Call what is inside a module; the lines around this are known, see :func:`fxprune.graph.source_lines.calling_lines`."""
     return forward(*args, **kwargs)
 
 
@@ -247,7 +247,7 @@ def _context() -> tuple[bool, ...]:
 def _check_fixed(tracer: fx.Tracer, placeholder: fx.Proxy, name: str, value: Any) -> None:
     message = f"input {name!r} was {value!r} when the graph was captured; capture the model again for another value"
     if value is None:
-        tracer.create_proxy("call_function", functional.check_none, (placeholder, message), {})
+        tracer.create_proxy("call_function", layers.check_none, (placeholder, message), {})
         return
     same = tracer.create_proxy("call_function", operator.eq, (placeholder, value), {})
     tracer.create_proxy("call_function", torch._assert, (same, message), {})
@@ -267,7 +267,7 @@ def _is_integral(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
-_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype})
+_GRAPH_CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype})
 _SWITCHES = "the model switches gradients or autocast within forward, which a traced graph cannot keep"
 # What is asked of the form of a tensor; its values have no part in the answer.
 _OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")
@@ -317,7 +317,7 @@ class Traced:
     for_several: bool = False
 
 
-def trace(kept: Kept, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
+def trace(kept: ModelSnapshot, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
     """Trace a model in its current mode.
 
     Args:
@@ -340,7 +340,7 @@ def trace(kept: Kept, call: inspect.BoundArguments, *, decides: bool = False) ->
             raise CaptureError(_reason(error)) from error
 
 
-def _traced(kept: Kept, call: inspect.BoundArguments, decides: bool) -> Traced:
+def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) -> Traced:
     model = kept.model
     with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness():
         decisions = Decisions(call, model) if decides else None

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.axes import NONE, Index
-from fxprune.dependencies import Dependencies, Group
+from fxprune.algebra.axes import NONE, Index
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError
 from fxprune.importance.criterion import Criterion, Normalizer, Scorer, checked, normalized
 from fxprune.importance.gradients import undisturbed

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.dependencies import Dependencies, Group
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Group
 from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, combined, normalized
 from fxprune.importance.magnitude import Magnitude
 from fxprune.importance.weights import Weights, accurate, by_unit

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import torch
 from torch import Tensor
 
-from fxprune.dependencies import Dependencies, Group, Member
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Group, Member
 from fxprune.errors import PlanError
 from fxprune.importance.weights import Sums
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.dependencies import Dependencies, Member
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Member
 from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_members
 from fxprune.importance.weights import Weights, accurate
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.dependencies import Dependencies, Group
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Group
 from fxprune.importance.criterion import Criterion, Reduction, Scorer, checked, over_sums
 from fxprune.importance.magnitude import powers
 from fxprune.importance.weights import Weights

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.dependencies import Dependencies
+from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import PlanError
 from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_sums
 from fxprune.importance.weights import Sums, Weights

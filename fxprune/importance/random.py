@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fxprune.dependencies import Dependencies
+from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import PruningTypeError
 from fxprune.importance.criterion import Criterion, Scorer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fxprune.dependencies import Dependencies
+from fxprune.analysis.dependencies import Dependencies
 from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_sums
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fxprune import state
-from fxprune.axes import Index
-from fxprune.dependencies import Dependencies, Member
+from fxprune.algebra.axes import Index
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Member
 from fxprune.errors import PlanError
-from fxprune.modules import ORIG
+from fxprune.graph.masks import ORIG, find_masked, find_parameter
+from fxprune.graph.paths import parameters_by_name
 
 _PIECE = 1 << 17  # elements
 
@@ -31,7 +32,7 @@ class Weights:
                 if not member.is_buffer and member.dim not in self.dims.setdefault(member.parameter, []):
                     self.dims[member.parameter].append(member.dim)
         self._gm = deps.gm
-        self._own = state.parameters_by_name(deps.gm)
+        self._own = parameters_by_name(deps.gm)
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return a parameter itself; of a masked one what is stored, without its mask."""
@@ -39,7 +40,7 @@ class Weights:
         if found is None:
             found = self._own.get(name + ORIG)
         if found is None:
-            found = state.find_parameter(self._gm, name)
+            found = find_parameter(self._gm, name)
         if found.is_meta:
             raise PlanError(
                 f"parameter {name!r} is on the meta device and has no values to be ranked by: load the weights, or give an "
@@ -50,7 +51,7 @@ class Weights:
     def value(self, name: str) -> Tensor:
         """Return what the graph computes with, mask included."""
         value = self.parameter(name).detach()
-        masked = None if name in self._own else state.find_masked(self._gm, name)
+        masked = None if name in self._own else find_masked(self._gm, name)
         return value if masked is None else value * masked.mask.to(value.dtype)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fxprune.axes import Axis, Reason
+from fxprune.algebra.axes import Axis, Reason
+from fxprune.algebra.units import Units
 from fxprune.rules.labels import Label, Zero
-from fxprune.units import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +96,10 @@ class Call:
         if one is not other and not self.units.join(one, other):
             self.units.couple(one, other, self.why("meets an axis that stays whole"))
 
-    def freeze(self, axis: Axis, text: str) -> None:
+    def keep_whole(self, axis: Axis, text: str) -> None:
         """Say that no position of an axis can go."""
         if not axis.is_whole:
-            self.units.freeze(axis, self.why(text))
+            self.units.keep_whole(axis, self.why(text))
 
     def whole(self, size: int, text: str) -> Axis:
         """Return an axis that stays whole."""

@@ -6,14 +6,14 @@ from fxprune.rules.call import Call
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
-_PLAIN = "{b}[i] *s, o [i] *k, o -> {b}o *t"
+_UNGROUPED = "{b}[i] *s, o [i] *k, o -> {b}o *t"
 _GROUPED = "{b}(g [i]) *s, (g o) [i] *k, (g o) -> {b}(g o) *t"
 _TRANSPOSED = "{b}(g [i]) *s, (g [i]) o *k, (g o) -> {b}(g o) *t"
 
 
 def _convolution(call: Call) -> str:
     transposed = bool(call.arguments.get("transposed", False)) or "conv_transpose" in call.op.name()
-    text = _TRANSPOSED if transposed else _GROUPED if call["groups"] > 1 else _PLAIN
+    text = _TRANSPOSED if transposed else _GROUPED if call["groups"] > 1 else _UNGROUPED
     # Below autograd there always is a batch; the functions above take a single sample, too.
     return text.format(b="b " if len(call.operand(0)) == len(call.operand(1)) else "")
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fxprune.axes import Axis, Index
+from fxprune.algebra.axes import Axis, Index
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import replaced
@@ -35,10 +35,10 @@ def look_up(call: Call, axis: Axis, zero: Zero, index: Label) -> Label:
     states = []
     positions = _positions(index, axis.size)
     if positions is None:
-        call.freeze(axis, "is indexed by values that are not known")
+        call.keep_whole(axis, "is indexed by values that are not known")
         return Label(index.axes, (Zero.FINITE,) * len(index))
     if not len(index):
-        call.freeze(axis.take(positions), "is picked by its index")
+        call.keep_whole(axis.take(positions), "is picked by its index")
         return Label((), ())
     picked = reshape(call, Label((axis.take(positions),), (Zero.FINITE,)), index.shape)
     for one, other in zip(picked.axes, index.axes, strict=True):
@@ -89,9 +89,9 @@ class AdvancedIndex:
         """Keep the indexed dimensions and the indices whole; the others pass."""
         for index in call.operands[1:]:
             for axis in index.axes if index is not None else ():
-                call.freeze(axis, "is an index together with others, or of flags")
+                call.keep_whole(axis, "is an index together with others, or of flags")
         for d in dims:
-            call.freeze(label.axes[d], "is indexed by several tensors, or by flags")
+            call.keep_whole(label.axes[d], "is indexed by several tensors, or by flags")
         shape = call.shapes[0]
         # What is picked stands in place of the indices where they are next to each other, and in front otherwise.
         at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
@@ -125,7 +125,7 @@ class Gather:
         label, index = call.operand(0), call.operand(1)
         if call["dim"] is None:
             for axis in label.axes:
-                call.freeze(axis, "is flattened and picked from by values")
+                call.keep_whole(axis, "is flattened and picked from by values")
             return [Label(index.axes, (Zero.FINITE,) * len(index))]
         d = call.dim()
         axes, states = [], []
@@ -135,7 +135,7 @@ class Gather:
             axes.append(one if wide else two)
             states.append(Zero.FINITE if k == d else label.zeros[k])
             if k == d:
-                call.freeze(one, "is gathered from by values")
+                call.keep_whole(one, "is gathered from by values")
             elif not wide and one.size >= two.size:
                 call.couple(one.take(np.arange(two.size)), two)
         return [Label(tuple(axes), tuple(states))]
@@ -157,8 +157,8 @@ class Scatter:
                 continue
             for k, (one, two) in enumerate(zip(label.axes, other.axes, strict=True)):
                 if k == d:
-                    call.freeze(one, "is written to at places given by values")
-                    call.freeze(two, "is written to places given by values")
+                    call.keep_whole(one, "is written to at places given by values")
+                    call.keep_whole(two, "is written to places given by values")
                 else:
                     call.couple(one.take(np.arange(two.size)), two)
                     # The index is of whole numbers and not what is written.

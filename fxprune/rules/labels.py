@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fxprune.axes import Axis, Reason
+from fxprune.algebra.axes import Axis, Reason
 
 
 class Zero(enum.IntEnum):

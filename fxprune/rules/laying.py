@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fxprune.axes import Axis
+from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero, product
 from fxprune.rules.parsing import STATES, Dim, Shape, parse
@@ -125,7 +125,7 @@ class Laid:
         operands, axes = call.operands, dict[str, Axis]()
         for i in self.unread:
             for axis in call.operand(i).axes:
-                call.freeze(axis, "used as a whole")
+                call.keep_whole(axis, "used as a whole")
         for act, i, d, name, dim in self._steps:
             axis = operands[i].axes[d]  # type: ignore[union-attr]  # only operands that are there have dimensions
             if act is _Act.NAME:
@@ -133,7 +133,7 @@ class Laid:
             elif act is _Act.COUPLE:
                 call.couple(axes[name], axis)
             elif act is _Act.HOLD:
-                call.freeze(axis, _WHOLE)
+                call.keep_whole(axis, _WHOLE)
                 axes.setdefault(name, axis)
             else:
                 self._split(call, axis, dim, axes)
@@ -150,7 +150,7 @@ class Laid:
 
     def _bind(self, call: Call, part: Axis, name: str, dim: Dim, axes: dict[str, Axis]) -> None:
         if name in dim.whole:
-            call.freeze(part, _WHOLE)
+            call.keep_whole(part, _WHOLE)
         elif name in axes:
             call.couple(axes[name], part)
         axes.setdefault(name, part)

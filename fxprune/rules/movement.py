@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxprune.axes import Axis, Index, concatenate
+from fxprune.algebra.axes import Axis, Index, concatenate
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
@@ -81,7 +81,7 @@ class Roll(Take):
         """Return the label with rolled rows."""
         if not call["dims"] and len(call.operand(0)) > 1:
             for axis in call.operand(0).axes:
-                call.freeze(axis, "is rolled over the flattened tensor")
+                call.keep_whole(axis, "is rolled over the flattened tensor")
         return super().apply(call)
 
 
@@ -96,7 +96,7 @@ class Select:
         label, d = call.operand(0), call.dim()
         indices = [call["index"]] if "index" in call.arguments else range(label.shape[d])
         picked = label.axes[d].take(np.array([i % label.shape[d] for i in indices], np.intp))
-        call.freeze(picked, "is picked by its index")
+        call.keep_whole(picked, "is picked by its index")
         rest = Label(label.axes[:d] + label.axes[d + 1 :], label.zeros[:d] + label.zeros[d + 1 :])
         return [rest for _ in call.shapes]
 
@@ -155,7 +155,7 @@ class RepeatInterleave:
         label = call.operand(0)
         if call["dim"] is None:
             for axis in label.axes:
-                call.freeze(axis, "is repeated over the flattened tensor")
+                call.keep_whole(axis, "is repeated over the flattened tensor")
             return [Label.whole(call.shapes[0])]
         d = call.dim()
         merged = label.axes[d].merge(call.units.fresh(call["repeats"]))
@@ -193,7 +193,7 @@ def _padded_by_values(call: Call) -> list[Label]:
     label, pad = call.operand(0), call["pad"]
     padded = [len(label) - 1 - k for k in range(len(pad) // 2) if any(pad[2 * k : 2 * k + 2])]
     for d in padded:
-        call.freeze(label.axes[d], "is padded with its own values")
+        call.keep_whole(label.axes[d], "is padded with its own values")
     return [replaced(label, {d: call.whole(call.shapes[0][d], "is padded") for d in padded})]
 
 
@@ -206,7 +206,7 @@ class Unfold:
     def apply(self, call: Call) -> list[Label]:
         """Return the label with an axis of windows and one of places in a window."""
         label, d = call.operand(0), call.dim("dimension")
-        call.freeze(label.axes[d], "is cut into windows")
+        call.keep_whole(label.axes[d], "is cut into windows")
         base = replaced(label, {d: call.whole(call.shapes[0][d], "counts windows")})
         return [Label((*base.axes, call.whole(call["size"], "is a window")), (*base.zeros, Zero.FINITE))]
 
@@ -235,7 +235,7 @@ class SelectScatter:
     def apply(self, call: Call) -> list[Label]:
         """Freeze the written position, couple the other dimensions."""
         label, source, d = call.operand(0), call.operand(1), call.dim()
-        call.freeze(label.axes[d].take(np.array([call["index"] % label.shape[d]])), "is picked by its index")
+        call.keep_whole(label.axes[d].take(np.array([call["index"] % label.shape[d]])), "is picked by its index")
         rest = [k for k in range(len(label)) if k != d]
         for k, other in zip(rest, source.axes, strict=True):
             call.couple(label.axes[k], other)

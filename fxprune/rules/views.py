@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fxprune.axes import Axis
+from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
@@ -145,7 +145,7 @@ class Expand:
         return [_like_other(call, Label(tuple(axes), tuple(states)))]
 
 
-def _keep_or_freeze(call: Call) -> str:
+def _kept_or_whole(call: Call) -> str:
     """Return the pattern of a view under another dtype: elements may merge or split along the last dimension."""
     same = call.operand(0).shape == call.shapes[0]
     return "...x -> ...x" if same else "...x !a -> ...x !b"
@@ -169,6 +169,6 @@ register(overloads("t numpy_T t_copy"), Move("a b -> b a", lambda call: range(le
 # Only the dtype or the device of the other operand counts.
 register(overloads("type_as to.other"), Move("x, _ -> x", lambda call: range(len(call.operand(0)))))
 register(overloads("mT adjoint mH"), Move("...x a b -> ...x b a", _swap_last))
-register(overloads("view.dtype"), Pattern(_keep_or_freeze, "...x !a -> ...x !b", zeros="0"))
+register(overloads("view.dtype"), Pattern(_kept_or_whole, "...x !a -> ...x !b", zeros="0"))
 register(overloads("view_as_complex view_as_complex_copy"), Pattern("...x !c -> ...x", zeros="0"))
 register(overloads("view_as_real view_as_real_copy"), Pattern("...x -> ...x !c", zeros="0"))

@@ -7,7 +7,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.dependencies import Dependencies, Group
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Group
 
 
 class Net(nn.Module):

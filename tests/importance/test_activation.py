@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.importance import Activation
-from fxprune.plan import plan
+from fxprune.planning.planner import plan
 from tests.importance.nets import batch, deps_of, net
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fxprune.importance import FPGM
-from fxprune.plan import plan
+from fxprune.planning.planner import plan
 from tests.importance.nets import deps_of, net, parameters, slices
 
 

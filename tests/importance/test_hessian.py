@@ -9,7 +9,7 @@ from torch.func import functional_call, hessian
 
 from fxprune.errors import PlanError
 from fxprune.importance import Hessian
-from fxprune.plan import plan
+from fxprune.planning.planner import plan
 from tests.importance.nets import deps_of, loss, net, parameters, slices
 
 

@@ -7,7 +7,7 @@ import torch
 
 from fxprune.errors import PlanError
 from fxprune.importance import LAMP, Magnitude
-from fxprune.plan import plan
+from fxprune.planning.planner import plan
 from tests.importance.nets import deps_of, net, parameters, slices
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.importance import Magnitude
-from fxprune.plan import plan
+from fxprune.planning.planner import plan
 from tests.importance.nets import deps_of, net, parameters, slices
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.importance import Criterion, Hessian, Taylor
-from fxprune.plan import plan
+from fxprune.planning.planner import plan
 from tests.importance.nets import deps_of, loss, net, parameters, slices
 
 

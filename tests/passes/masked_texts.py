@@ -28,13 +28,13 @@ TEXTS = (
             norm_bias_mask0 = self.norm.bias_mask0
             norm_bias = norm_bias_orig * norm_bias_mask0
             fxprune_keep_0 = self.fxprune_keep_0
-            norm = fxprune_kept_statistics_layer_norm_of_kept(up, weight = norm_weight, bias = norm_bias, normalized_shape = [8], eps = 1e-05, keeps = [fxprune_keep_0], keep_dims = [1])
+            norm = fxprune_functional_over_kept_layer_norm_of_kept(up, weight = norm_weight, bias = norm_bias, normalized_shape = [8], eps = 1e-05, keeps = [fxprune_keep_0], keep_dims = [1])
             sigmoid = torch.sigmoid(norm)
             rms_weight_orig = self.rms.weight_orig
             rms_weight_mask0 = self.rms.weight_mask0
             rms_weight = rms_weight_orig * rms_weight_mask0
             fxprune_keep_1 = self.fxprune_keep_0
-            rms = fxprune_kept_statistics_rms_norm_of_kept(sigmoid, weight = rms_weight, normalized_shape = [8], eps = 1e-06, keeps = [fxprune_keep_1], keep_dims = [1])
+            rms = fxprune_functional_over_kept_rms_norm_of_kept(sigmoid, weight = rms_weight, normalized_shape = [8], eps = 1e-06, keeps = [fxprune_keep_1], keep_dims = [1])
             down_weight_orig = self.down.weight_orig
             down_weight_mask1 = self.down.weight_mask1
             down_weight = down_weight_orig * down_weight_mask1
@@ -42,7 +42,7 @@ TEXTS = (
             down = torch._C._nn.linear(rms, down_weight, down_bias)
             mean = rms.mean(-1, keepdim = True)
             fxprune_keep_2 = self.fxprune_keep_0
-            mean_of_kept = fxprune_kept_statistics_mean_of_kept(mean, fxprune_keep_2)
+            mean_of_kept = fxprune_functional_over_kept_mean_of_kept(mean, fxprune_keep_2)
             add = down + mean_of_kept
             return add
         """,  # noqa: E501
@@ -63,13 +63,13 @@ TEXTS = (
             up_bias = up_bias_orig * up_bias_mask0
             up = torch._C._nn.linear(x, up_weight, up_bias)
             fxprune_keep_0 = self.fxprune_keep_0
-            var = fxprune_kept_statistics_var_of_kept(up, dims = [1], correction = 1.0, keepdim = True, root = False, keeps = [fxprune_keep_0], keep_dims = [1])
+            var = fxprune_functional_over_kept_var_of_kept(up, dims = [1], correction = 1.0, keepdim = True, root = False, keeps = [fxprune_keep_0], keep_dims = [1])
             fxprune_keep_1 = self.fxprune_keep_0
-            keep_only = fxprune_kept_statistics_keep_only(up, fxprune_keep_1, 1, -inf)
+            keep_only = fxprune_functional_over_kept_keep_only(up, fxprune_keep_1, 1, -inf)
             amax = keep_only.amax(-1, keepdim = True)
             add = var + amax
             fxprune_keep_2 = self.fxprune_keep_0
-            keep_only_1 = fxprune_kept_statistics_keep_only(up, fxprune_keep_2, 1, -inf)
+            keep_only_1 = fxprune_functional_over_kept_keep_only(up, fxprune_keep_2, 1, -inf)
             softmax = keep_only_1.softmax(-1)
             down_weight_orig = self.down.weight_orig
             down_weight_mask1 = self.down.weight_mask1
@@ -79,7 +79,7 @@ TEXTS = (
             add_1 = down + add
             sigmoid = torch.sigmoid(up)
             fxprune_keep_3 = self.fxprune_keep_0
-            keep_only_2 = fxprune_kept_statistics_keep_only(sigmoid, fxprune_keep_3, 1, 0.0)
+            keep_only_2 = fxprune_functional_over_kept_keep_only(sigmoid, fxprune_keep_3, 1, 0.0)
             sum_1 = keep_only_2.sum(-1, keepdim = True)
             add_2 = add_1 + sum_1
             return add_2
@@ -107,7 +107,7 @@ TEXTS = (
             norm_bias_mask0 = self.norm.bias_mask0
             norm_bias = norm_bias_orig * norm_bias_mask0
             fxprune_keep_0 = self.fxprune_keep_0
-            norm = fxprune_kept_statistics_group_norm_of_kept(first, weight = norm_weight, bias = norm_bias, num_groups = 2, eps = 1e-05, keeps = [fxprune_keep_0], keep_dims = [1])
+            norm = fxprune_functional_over_kept_group_norm_of_kept(first, weight = norm_weight, bias = norm_bias, num_groups = 2, eps = 1e-05, keeps = [fxprune_keep_0], keep_dims = [1])
             relu = torch.relu(norm)
             second_weight_orig = self.second.weight_orig
             second_weight_mask0 = self.second.weight_mask0
@@ -146,22 +146,22 @@ TEXTS = (
             down_weight_mask1 = self.down.weight_mask1
             down_weight = down_weight_orig * down_weight_mask1
             down_bias = self.down.bias
-            check_shape = fxprune_functional_check_shape(x, [-1, 3], 'x')
+            check_shape = fxprune_functional_layers_check_shape(x, [-1, 3], 'x')
             linear = torch.ops.aten.linear.default(x, up_weight, up_bias)
             fxprune_keep_0 = self.fxprune_keep_0
-            var = fxprune_kept_statistics_var_of_kept(linear, dims = [1], correction = 1.0, keepdim = True, root = False, keeps = [fxprune_keep_0], keep_dims = [1])
+            var = fxprune_functional_over_kept_var_of_kept(linear, dims = [1], correction = 1.0, keepdim = True, root = False, keeps = [fxprune_keep_0], keep_dims = [1])
             fxprune_keep_1 = self.fxprune_keep_0
-            keep_only = fxprune_kept_statistics_keep_only(linear, fxprune_keep_1, 1, -inf)
+            keep_only = fxprune_functional_over_kept_keep_only(linear, fxprune_keep_1, 1, -inf)
             amax = torch.ops.aten.amax.default(keep_only, [-1], True)
             add = torch.ops.aten.add.Tensor(var, amax)
             fxprune_keep_2 = self.fxprune_keep_0
-            keep_only_1 = fxprune_kept_statistics_keep_only(linear, fxprune_keep_2, 1, -inf)
+            keep_only_1 = fxprune_functional_over_kept_keep_only(linear, fxprune_keep_2, 1, -inf)
             softmax = torch.ops.aten.softmax.int(keep_only_1, -1)
             linear_1 = torch.ops.aten.linear.default(softmax, down_weight, down_bias)
             add_1 = torch.ops.aten.add.Tensor(linear_1, add)
             sigmoid = torch.ops.aten.sigmoid.default(linear)
             fxprune_keep_3 = self.fxprune_keep_0
-            keep_only_2 = fxprune_kept_statistics_keep_only(sigmoid, fxprune_keep_3, 1, 0.0)
+            keep_only_2 = fxprune_functional_over_kept_keep_only(sigmoid, fxprune_keep_3, 1, 0.0)
             sum_1 = torch.ops.aten.sum.dim_IntList(keep_only_2, [-1], True)
             add_2 = torch.ops.aten.add.Tensor(add_1, sum_1)
             return pytree.tree_unflatten((add_2,), self._out_spec)

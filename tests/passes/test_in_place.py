@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.modules import CapturedModule
+from fxprune.graph.captured import CapturedModule
 
 X = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(2, 5)
 

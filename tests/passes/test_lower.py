@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.modules import Lowered
+from fxprune.graph.parts import Lowered
 from fxprune.passes import Lower, RaiseLeaves
 from fxprune.testing import check_graph
 from tests.kinds import KINDS, Kind, loss, readable

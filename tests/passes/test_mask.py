@@ -74,7 +74,7 @@ GOLDEN = (
             norm_running_var = self.norm.running_var
             norm_training = self.norm.training
             norm_num_batches_tracked = self.norm.num_batches_tracked
-            batch_norm_momentum = fxprune_functional_batch_norm_momentum(norm_num_batches_tracked, 0.1, norm_training)
+            batch_norm_momentum = fxprune_functional_layers_batch_norm_momentum(norm_num_batches_tracked, 0.1, norm_training)
             norm_weight_orig = self.norm.weight_orig
             norm_weight_mask = self.norm.weight_mask
             norm_weight = norm_weight_orig * norm_weight_mask
@@ -102,7 +102,7 @@ GOLDEN = (
             layer_out_proj_weight = layer_out_proj_weight_orig * layer_out_proj_weight_mask
             layer_out_proj_bias = self.layer.out_proj.bias
             layer_training = self.layer.training
-            layer = fxprune_functional_multi_head_attention(inputs_0, inputs_1, inputs_2, 4, 2, layer_in_proj_weight, layer_in_proj_bias, None, None, False, 0.0, layer_out_proj_weight, layer_out_proj_bias, layer_training, False, q_proj_weight = None, k_proj_weight = None, v_proj_weight = None, need_weights = False)
+            layer = fxprune_functional_layers_multi_head_attention(inputs_0, inputs_1, inputs_2, 4, 2, layer_in_proj_weight, layer_in_proj_bias, None, None, False, 0.0, layer_out_proj_weight, layer_out_proj_bias, layer_training, False, q_proj_weight = None, k_proj_weight = None, v_proj_weight = None, need_weights = False)
             return layer
         """,  # noqa: E501
     ),
@@ -173,7 +173,7 @@ GOLDEN = (
             layer_bias_ih_l0 = self.layer.bias_ih_l0
             layer_bias_hh_l0 = self.layer.bias_hh_l0
             layer_training = self.layer.training
-            layer = fxprune_functional_gru(inputs_0, None, [layer_weight_ih_l0, layer_weight_hh_l0, layer_bias_ih_l0, layer_bias_hh_l0], True, 1, 0.0, layer_training, False, False, 'gru')
+            layer = fxprune_functional_layers_gru(inputs_0, None, [layer_weight_ih_l0, layer_weight_hh_l0, layer_bias_ih_l0, layer_bias_hh_l0], True, 1, 0.0, layer_training, False, False, 'gru')
             return layer
         """,  # noqa: E501
     ),
@@ -199,7 +199,7 @@ def test_masked_graph_of_the_export_front_end_reads() -> None:
             layer_weight_mask = self.layer.weight_mask
             layer_weight = layer_weight_orig * layer_weight_mask
             layer_bias = self.layer.bias
-            check_shape = fxprune_functional_check_shape(x, [-1, 4], 'x')
+            check_shape = fxprune_functional_layers_check_shape(x, [-1, 4], 'x')
             linear = torch.ops.aten.linear.default(x, layer_weight, layer_bias)
             tanh = torch.ops.aten.tanh.default(linear)
             linear_1 = torch.ops.aten.linear.default(tanh, layer_weight, layer_bias)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.planned import Plan
-from fxprune.state import find_masked
+from fxprune.graph.masks import find_masked
+from fxprune.planning.plan import Plan
 from tests.compare import tensors_of
 
 

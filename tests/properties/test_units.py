@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxprune.axes import NONE, Axis, Reason, concatenate
-from fxprune.units import Units
+from fxprune.algebra.axes import NONE, Axis, Reason, concatenate
+from fxprune.algebra.units import Units
 
 WHY = Reason("a test")
 
@@ -71,9 +71,9 @@ def _step(program: Program, draw: st.DataObject) -> None:
     elif kind == "concatenate":
         axes.append(concatenate([axis, draw.draw(st.sampled_from(axes))]))
     elif kind == "freeze":
-        program.units.freeze(axis, WHY)
+        program.units.keep_whole(axis, WHY)
     else:
-        program.units.freeze(axis.take(np.array([draw.draw(st.integers(0, axis.size - 1))])), WHY)
+        program.units.keep_whole(axis.take(np.array([draw.draw(st.integers(0, axis.size - 1))])), WHY)
 
 
 def run(draw: st.DataObject, steps: int) -> Program:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fxprune.axes import Axis, Reason, Rows
+from fxprune.algebra.axes import Axis, Reason, Rows
+from fxprune.algebra.units import Units
 from fxprune.rules import Call, Label, Mixing, Pattern, Rule, Zero
 from fxprune.rules.call import tensors_in
 from fxprune.rules.notation import parse
-from fxprune.units import Units
 from tests.rules.sample import Context, Keep, Keeps, Sample
 
 _FILLS = {

@@ -9,12 +9,12 @@ import torch
 from torch._ops import OpOverload
 
 import fxprune.rules
-from fxprune.axes import Axis, Reason
+from fxprune.algebra.axes import Axis, Reason
+from fxprune.algebra.units import Units
 from fxprune.errors import RuleError
 from fxprune.rules import Call, Label, Pattern, Zero, registered
 from fxprune.rules.notation import Dim, parse
 from fxprune.rules.registry import overloads, register, unregister
-from fxprune.units import Units
 
 ADD = torch.ops.aten.add.Tensor
 _MANY = Dim(("b",), many=True)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.dependencies import Dependencies
+from fxprune.analysis.dependencies import Dependencies
 from tests.compare import relative_error, tensors_of
 from tests.properties.surviving import buffer_error, gradient_error, run_backward
 from tests.zoo.apart import NoAnswerError, call_apart

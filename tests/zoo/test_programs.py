@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.frontends import check
-from fxprune.frontends.program import Programs
-from fxprune.frontends.untouched import Changes
+from fxprune.frontends.equivalence import check
+from fxprune.frontends.equivalence.program import Programs
+from fxprune.frontends.model.snapshot import Changes
 from tests.zoo import shim
 from tests.zoo.models import build, example
 

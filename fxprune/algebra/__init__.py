@@ -1,0 +1,8 @@
+"""Units and axes as pure values.
+
+In: couplings, merges and splits of axes. Out: for each position of an axis the set of units that it goes with.
+
+Read ``axes.py`` first, then ``units.py`` (couple, merge, split, keep whole), ``equations.py`` (what is known of single units)
+and ``rows.py`` (functions of arrays).
+Tests: ``tests/properties/test_units.py`` and ``tests/algebra``.
+"""

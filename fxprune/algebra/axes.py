@@ -1,0 +1,103 @@
+"""Axes: the positions of one tensor dimension, each with the units that it goes with.
+
+Pure values: nothing here changes, and nothing knows what the units are. :mod:`fxprune.algebra.units` does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int32]
+Index = NDArray[np.intp]
+
+NONE = -1  # fills a row up to the width of its array
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an axis or a unit can never go.
+
+    Attributes:
+        text: what holds it, in a few words.
+        op: the operator that does, or ``""``.
+        node: the graph node at which it does, or ``""``.
+        source: the line of the model's code, or ``""``.
+        because: why the other side of a coupling can never go.
+    """
+
+    text: str
+    op: str = ""
+    node: str = ""
+    source: str = ""
+    because: Reason | None = None
+
+    def __str__(self) -> str:
+        at = " in ".join(part for part in (self.op, f"node {self.node!r}" if self.node else "") if part)
+        line = f"{self.text} ({at})" if at else self.text
+        line += f", at {self.source}" if self.source else ""
+        return f"{line}; {self.because}" if self.because else line
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The positions of one tensor dimension.
+
+    Attributes:
+        rows: int32 array of shape (positions, k): the units of each position, filled up with ``NONE``.
+        why: why there are no units here, if somebody said so.
+        block: the number of the kind of units that were made for this axis, all of them in order; -1 for any other rows.
+    """
+
+    rows: Rows
+    why: Reason | None = None
+    block: int = -1
+
+    @staticmethod
+    def whole(size: int, why: Reason | None = None) -> Axis:
+        """Return an axis of ``size`` positions that can never go."""
+        return Axis(_no_units(size), why)
+
+    @property
+    def size(self) -> int:
+        """The number of positions."""
+        return len(self.rows)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the axis was made without units; one whose units froze later says so only when resolved."""
+        return not self.rows.shape[1]
+
+    def take(self, index: Index) -> Axis:
+        """Return the axis whose position i is position ``index[i]`` of this one; an index of -1 gives an empty row."""
+        if self.is_whole:
+            return Axis.whole(len(index), self.why)
+        rows = self.rows[index]
+        if (index < 0).any():
+            rows[index < 0] = NONE
+        return Axis(rows, self.why)
+
+    def merge(self, inner: Axis) -> Axis:
+        """Return the axis of all pairs of positions, this one's outermost: a pair goes if either position goes."""
+        for one, other in ((self, inner), (inner, self)):
+            if other.size == 1 and other.is_whole:  # nothing new
+                why = self.why or inner.why
+                return one if one.why is why else Axis(one.rows, why, one.block)
+        rows = np.concatenate([np.repeat(self.rows, inner.size, 0), np.tile(inner.rows, (self.size, 1))], 1)
+        return Axis(rows, self.why or inner.why)
+
+
+@functools.lru_cache(1 << 12)
+def _no_units(size: int) -> Rows:
+    return np.empty((size, 0), np.int32)
+
+
+def concatenate(axes: Sequence[Axis]) -> Axis:
+    """Return the axes one after the other."""
+    width = max(axis.rows.shape[1] for axis in axes)
+    rows = [np.pad(a.rows, ((0, 0), (0, width - a.rows.shape[1])), constant_values=NONE) for a in axes]
+    return Axis(np.concatenate(rows, 0), next((axis.why for axis in axes if axis.why), None))

@@ -1,0 +1,362 @@
+"""analyze: which positions of which parameters have to be removed together.
+
+The graph is run once on fake tensors. Whatever a node is - a module, a function, an operator - it dissolves into calls of
+ATen operators, which a dispatch mode sees; the rule of each operator carries labels from its operands to its results.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from fxprune.abstract.counters import Counters, number
+from fxprune.abstract.fakes import Fakes, has_hints
+from fxprune.algebra.axes import Axis, Reason
+from fxprune.algebra.units import Units
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.flops import Work, work_of
+from fxprune.analysis.operators import Operator
+from fxprune.analysis.runner import Run
+from fxprune.analysis.sources import MAX_CONSTANT, Sources, named_tensors
+from fxprune.analysis.steps import MixingPoint, Step
+from fxprune.errors import AnalysisError, RuleError
+from fxprune.graph.captured import as_graph_module
+from fxprune.graph.source_lines import code_line
+from fxprune.rules import Call, Label, Rule, Zero
+from fxprune.rules.call import tensors_in
+from fxprune.rules.registry import is_by_user
+from fxprune.torch_internals import uncollected
+
+
+def analyze(gm: fx.GraphModule) -> Dependencies:
+    """Find out which positions of which parameters and buffers have to be removed together.
+
+    The graph runs once on fake tensors: no weight is read, and models on the meta device do as well.
+
+    Args:
+        gm: a graph of :func:`fxprune.capture`, masked or not; only read. Its inputs carry example values
+            (``node.meta["val"]``), whose sizes are those that FLOPs are counted at.
+
+    Returns:
+        The groups, the reasons of what has to stay whole, and the mixing points.
+
+    Raises:
+        AnalysisError: an input node carries no example value, or a node cannot run on fake tensors; names the node.
+        RuleError: a rule does not fit an operator's shapes; names node, operator, rule and shapes.
+
+    Example:
+        >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
+        >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
+    """
+    with uncollected():
+        return _analyze(as_graph_module(gm))
+
+
+def _analyze(gm: fx.GraphModule) -> Dependencies:
+    watch = _Watch(gm)
+    inputs = _example_inputs(gm, watch.fakes)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The fast path of nn.MultiheadAttention is another operator, and only for inference.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        # Below autograd and above decomposition: composite operators arrive as they were called.
+        with torch.inference_mode(), watch.fakes.mode, watch:
+            Run(gm, watch).run(*inputs, enable_io_processing=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return watch.dependencies()
+
+
+def _example_inputs(gm: fx.GraphModule, fakes: Fakes) -> list[Any]:
+    """Return fake tensors like the example values on the input nodes."""
+    inputs: list[Any] = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        if "val" not in node.meta:
+            raise AnalysisError(
+                f"input node {node.name!r} carries no example value in meta['val'], so the shapes in the graph are not known: "
+                "analyze the graph as fxprune.capture made it, or capture it again with example inputs"
+            )
+        inputs.append(pytree.tree_map(fakes.like, node.meta["val"]))
+    return inputs
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every ATen call of a graph and labels what it returns."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__()
+        self.gm = gm
+        self.units = Units()
+        self.fakes = Fakes()
+        self.here = Reason("")
+        self.operators: dict[OpOverload, Operator] = {}
+        self.example: Any = None  # what the node that runs gave for the example inputs, if that was noted
+        self.values: dict[str, Any] = {}
+        self.mixing_points: list[MixingPoint] = []
+        self.work: list[Work] = []
+        self.counts = True  # whether what runs is work
+        self.steps: list[Step] = []
+        self.without_rule: dict[str, None] = {}
+        self.counters = Counters()
+        self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
+        self.stepping: dict[int, list[_Stepping]] = {}  # by memory
+        self.sources = Sources(self.units)
+        for name, tensor in named_tensors(gm):
+            self._track(name, tensor)
+
+    # Where the run is.
+
+    def at(self, node: fx.Node, inside: str) -> None:
+        """Take note of the node that runs next, of the graph or of one inside."""
+        self.here = Reason("", node=inside + node.name, source=code_line(node))
+        self.example = node.meta.get("val")
+
+    def finish(self, node: fx.Node, value: Any, inside: str) -> None:
+        """Take note of a node's value."""
+        if inside:
+            pass  # what goes in and comes out is a value of the graph outside
+        elif node.op == "placeholder":
+            why = replace(self.here, text=f"graph input {node.name!r}")
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor):
+                    self._set(leaf, Label.whole(leaf.shape, why))
+        elif node.op == "output":
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor):
+                    for axis in self.label(leaf).axes:
+                        self.units.keep_whole(axis, replace(self.here, text="graph output"))
+        elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
+            self._track(str(node.target), value)
+        self.values[inside + node.name] = self._labelled(value)
+
+    def couple(self, one: Any, other: Any) -> None:
+        """Say that two results, of the two modes, stand for the same."""
+        for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
+            if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+                continue
+            for x, y in zip(self.label(a).axes, self.label(b).axes, strict=True):
+                if x.size == y.size:
+                    self.units.couple(x, y, replace(self.here, text="differs by mode"))
+                else:
+                    self.units.keep_whole(x, replace(self.here, text="has another size in the other mode"))
+                    self.units.keep_whole(y, replace(self.here, text="has another size in the other mode"))
+
+    # Labels.
+
+    def _labelled(self, value: Any) -> Any:
+        """Return a value with a label in place of each tensor."""
+        if isinstance(value, Tensor):
+            return self.label(value)
+        if value is None or type(value) in (int, float, bool, str):
+            return value
+        return pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+    def _track(self, name: str, tensor: Tensor) -> None:
+        if (tracked := self.sources.add(name, tensor, producer=len(self.steps))) is not None:
+            self.steps.append(Step(name, "", tracked))
+
+    def label(self, tensor: Tensor) -> Label:
+        """Return the label of a tensor that the graph meets."""
+        if isinstance(tensor, FakeTensor):
+            known: Label | None = tensor.__dict__.get("_fxprune_label")
+            return Label.whole(tensor.shape, replace(self.here, text="of unknown origin")) if known is None else known
+        return self.sources.label(tensor, self.here)
+
+    def _set(self, tensor: Tensor, label: Label) -> None:
+        if not isinstance(tensor, FakeTensor):
+            return
+        tensor.__dict__["_fxprune_label"] = label
+        self.aliases.setdefault(tensor.untyped_storage()._cdata, []).append(weakref.ref(tensor))
+
+    # Calls.
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = self.operators.get(func)
+        if op is None:
+            op = self.operators[func] = Operator.of(func)
+        if op.is_free:
+            return func(*args, **kwargs)
+        if op.rule is None and func._can_decompose():
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if op.reads_value:
+            return self._item(args[0])
+        try:
+            result = self.fakes.call(func, args, kwargs)
+        except DynamicOutputShapeException:  # how many there are depends on values; the example's were counted
+            if not isinstance(self.example, Tensor) or not has_hints(self.example):
+                raise
+            result = self.fakes.like(self.example)
+        returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        if not returned and not op.is_mutable:
+            return result  # a check, or a size: nothing that could carry positions
+        call = self._call(op, args, kwargs, returned)
+        labels, constants = self._apply(op.rule, call), self._evaluate(func, args, kwargs, returned)
+        labels = [Label(la.axes, la.zeros, c, len(self.steps)) for la, c in zip(labels, constants, strict=True)]
+        self._record(call, labels, result)
+        for tensor, label in zip(returned, labels, strict=True):
+            self._set(tensor, label)
+        if func is torch.ops.aten.slice.Tensor and call["step"] > 1:
+            storage = returned[0].untyped_storage()
+            given = slice(call["start"], call["end"], call["step"])
+            self.stepping.setdefault(storage._cdata, []).append(_Stepping(call.operand(0).axes[call.dim()], given, storage))
+        if op.is_mutable:
+            self._written(func, args)
+            self.counters.written(func, args, kwargs)
+        return result
+
+    def _call(self, op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
+        arguments: dict[str, Any] = {}
+        operands: list[Label | None] = []
+        for place, (name, default, takes_tensors) in enumerate(op.parameters):
+            value = arguments[name] = args[place] if place < len(args) else kwargs.get(name, default)
+            if isinstance(value, Tensor):
+                operands.append(self.label(value))
+            elif takes_tensors:
+                operands += [None] if value is None else [None if t is None else self.label(t) for t in tensors_in(value)]
+        shapes = [tuple(r.shape) for r in returned]
+        at = Reason("", op.name, self.here.node, self.here.source)
+        return Call(op.func, arguments, operands, shapes, self.units, at)
+
+    def _apply(self, rule: Rule | None, call: Call) -> list[Label]:
+        """Return the labels of the results; where a rule of ours does not fit the call, nothing is known."""
+        if rule is None:
+            return self._unknown(call, "an operator without a rule: see fxprune.register_rule")
+        try:
+            labels = rule.apply(call)
+            self._check(call, labels)
+        except RuleError as error:
+            if is_by_user(call.op):
+                raise
+            call.mixings.clear()
+            call.axes = {}
+            return self._unknown(call, str(error))
+        return labels
+
+    def _unknown(self, call: Call, text: str) -> list[Label]:
+        """Keep whole all that a call touches."""
+        why = call.why(text)
+        for label in call.operands:
+            for axis in label.axes if label is not None else ():
+                if self.units.resolve(axis).size:
+                    self.without_rule[f"{call.op} at node {call.at.node!r}"] = None
+                self.units.keep_whole(axis, why)
+        return [Label.whole(shape, why) for shape in call.shapes]
+
+    def _check(self, call: Call, labels: list[Label]) -> None:
+        if [label.shape for label in labels] != call.shapes:
+            raise RuleError(
+                f"the rule of {call.op} at node {call.at.node!r} gives results of shapes {[list(la.shape) for la in labels]}, "
+                f"where the operator gives {[list(s) for s in call.shapes]}"
+            )
+
+    def _record(self, call: Call, labels: list[Label], result: Any) -> None:
+        for m in call.mixings:
+            self.mixing_points.append(
+                MixingPoint(call.at.node, call.at.op, m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, len(self.steps))
+            )
+        if self.counts:
+            self.work += work_of(call, result)
+        self.steps.append(Step(call.at.node, call.at.op, None, call, tuple(labels)))
+
+    def _evaluate(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]
+    ) -> list[Tensor | None]:
+        """Return the values of results that are integers or flags and depend on nothing else."""
+        unknown: list[Tensor | None] = [None] * len(returned)
+        if any(map(Tensor.is_floating_point, returned)):
+            return unknown
+        if any(r.is_complex() or r.numel() > MAX_CONSTANT or r.is_meta for r in returned):
+            return unknown
+        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags or not returned:
+            return unknown
+        if any(self.label(leaf).constant is None for leaf in leaves) or "empty" in func.name():
+            return unknown
+        real_args, real_kwargs = pytree.tree_map(
+            lambda x: self.label(x).constant if isinstance(x, Tensor) else x, (args, kwargs)
+        )
+        if "device" in real_kwargs:
+            real_kwargs["device"] = torch.device("cpu")
+        with _disable_current_modes():
+            return [r for r in pytree.tree_leaves(func(*real_args, **real_kwargs)) if isinstance(r, Tensor)]
+
+    def _item(self, tensor: Tensor) -> Any:
+        constant = self.label(tensor).constant if isinstance(tensor, FakeTensor) else self.counters.now(tensor)
+        if constant is None or constant.is_meta:
+            raise AnalysisError(
+                f"node {self.here.node!r} asks for the value of a tensor, which is not known before the graph runs"
+            )
+        return number(constant)
+
+    def _written(self, func: OpOverload, args: tuple[Any, ...]) -> None:
+        """After a write in place, expect no zeros and no known values of whatever shares the memory."""
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for tensor in tensors_in(value):
+                if tensor is not None:
+                    self.forget(tensor)
+
+    def forget(self, tensor: Tensor) -> None:
+        """Expect no zeros and no known values of whatever shares the memory of a tensor that is written to."""
+        memory = self.fakes.of(tensor).untyped_storage()._cdata
+        for reference in self.aliases.get(memory, ()):
+            if (alias := reference()) is not None and alias is not tensor:
+                _forget_values(alias)
+        for stepping in self.stepping.pop(memory, ()):
+            stepping.couple(self.units, replace(self.here, text="is written to through a slice with a step"))
+        if (origin := self.fakes.origin(memory)) is not None:
+            self.sources.forget_values(origin)
+
+    def dependencies(self) -> Dependencies:
+        """Return what was found."""
+        return Dependencies(
+            gm=self.gm,
+            units=self.units,
+            tracked=self.sources.tracked,
+            values=self.values,
+            points=self.mixing_points,
+            work=self.work,
+            steps=self.steps,
+            without_rule=tuple(self.without_rule),
+        )
+
+
+class _Stepping(NamedTuple):
+    """A slice with a step; its memory is held, so that no other takes its address.
+
+    When positions go, such a slice may have to pick uneven places, which no view can, and what is written to the memory has to
+    show in it. Where the positions from one that it picks to the next go together, it stays a slice.
+    """
+
+    axis: Axis
+    given: slice
+    memory: torch.UntypedStorage
+
+    def couple(self, units: Units, why: Reason) -> None:
+        start, stop, step = self.given.indices(self.axis.size)
+        places = np.arange(start, min(stop + step, self.axis.size) - 1)
+        places = places[(places - start) % step != step - 1]
+        units.couple(self.axis.take(places), self.axis.take(places + 1), why)
+
+
+def _forget_values(tensor: Tensor) -> None:
+    label: Label = tensor.__dict__["_fxprune_label"]
+    zeros = tuple(min(zero, Zero.FINITE) for zero in label.zeros)
+    tensor.__dict__["_fxprune_label"] = Label(label.axes, zeros, None, label.producer)

@@ -1,0 +1,79 @@
+"""Which sizes in a graph are those of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.abstract.fakes import Fakes
+
+
+class _Standing(TorchDispatchMode):
+    """Gives fake tensors for what operators make of tensors."""
+
+    def __init__(self, fakes: Fakes) -> None:
+        super().__init__()
+        self.fakes = fakes
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.fakes.call(func, args, kwargs or {})
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph on fake tensors and notes those that some nodes give."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = self.found[n] = super().run_node(n)
+        return value
+
+
+def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
+    """Return what every node gives, as fake tensors, for inputs whose first dimension is ``batch`` times the example's."""
+    fakes, run = Fakes(), _Shapes(gm)
+
+    def larger(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return getattr(getattr(leaf, "node", None), "hint", leaf)
+        shape = [int(getattr(getattr(n, "node", None), "hint", n)) for n in leaf.shape]
+        return torch.empty([batch * n if d == 0 else n for d, n in enumerate(shape)], dtype=leaf.dtype)
+
+    with torch.no_grad(), fakes.mode:
+        inputs = [pytree.tree_map(larger, n.meta["val"]) for n in gm.graph.find_nodes(op="placeholder")]
+        with _Standing(fakes):
+            run.run(*inputs, enable_io_processing=False)
+    return {node.name: value for node, value in run.found.items()}
+
+
+class Batches:
+    """Tells which sizes of a graph's values grow with the batch; runs the graph, on fake tensors, when it is first asked.
+
+    Args:
+        gm: the graph, with example values on its inputs.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self._gm = gm
+        self._shapes: list[dict[str, Any]] | None = None
+
+    def grows(self, node: str, dim: int) -> bool:
+        """Tell whether a dimension of what a node gives is larger for twice the batch; no, for a graph that takes no other."""
+        if self._shapes is None:
+            try:
+                self._shapes = [shapes_of_batch(self._gm, batch) for batch in (1, 2)]
+            except Exception:  # the model's own code, on a size that it does not take
+                self._shapes = []
+        sizes = [value.shape[dim] for shapes in self._shapes if isinstance(value := shapes.get(node), Tensor)]
+        return len(set(sizes)) > 1

@@ -1,0 +1,373 @@
+"""Corrections: what a masked graph has to do at a mixing point so that it computes what the smaller network will.
+
+Masks make removed positions zero at the parameters, but not everywhere behind them, and a mean counts zeros, too. Here is
+decided, call by call, what makes up for it; :mod:`fxprune.passes.compensate` writes it into the graph. What cannot be made
+up for is held whole by the analysis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxprune.algebra.axes import Axis
+from fxprune.algebra.units import Units
+from fxprune.analysis.batch_sizes import Batches
+from fxprune.analysis.operators import runs_own_code
+from fxprune.analysis.steps import MixingPoint, Step
+from fxprune.functional import over_kept
+from fxprune.rules.call import Call
+from fxprune.rules.factories import UNINITIALISED
+from fxprune.rules.labels import Label, Zero
+
+_aten = torch.ops.aten
+
+# What changes nothing in each kind of combination.
+_NEUTRAL = {
+    "contract": 0.0,
+    "sum": 0.0,
+    "norm": 0.0,
+    "mean": 0.0,
+    "prod": 1.0,
+    "max": -math.inf,
+    "min": math.inf,
+    "softmax": -math.inf,
+    "logsumexp": -math.inf,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A dimension of a value that a node reads: the reading node, the node read, the dimension."""
+
+    node: str
+    input: str
+    dim: int
+    axis: Axis
+
+
+@dataclass(frozen=True, eq=False)
+class Fill:
+    """Let removed positions of an input hold ``value``."""
+
+    place: Place
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Clear:
+    """Let removed positions of what a node returns be zero: of nothing it made something infinite."""
+
+    place: Place
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """Let a mean over positions, zero where they were removed, be the mean over the others."""
+
+    place: Place
+
+
+@dataclass(frozen=True, eq=False)
+class Restrict:
+    """Call another function in place of the node's, which takes the same statistics over kept positions.
+
+    ``given`` are the arguments of ``function`` that the node's operator takes under these names, ``plain`` the others.
+    """
+
+    places: tuple[Place, ...]
+    function: Callable[..., Any]
+    op: Any
+    given: tuple[str, ...]
+    plain: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Impossible:
+    """Nothing can make up for what happens to an axis at a call."""
+
+    axis: Axis
+    step: Step
+    text: str
+
+
+Correction = Fill | Clear | Rescale | Restrict | Impossible
+
+
+def corrections(
+    gm: fx.GraphModule,
+    values: dict[str, Any],
+    steps: Sequence[Step],
+    points: Iterable[MixingPoint],
+    units: Units,
+    is_live: Callable[[Axis], bool],
+) -> Iterator[Correction]:
+    """Yield what each call of an analysed graph needs.
+
+    Args:
+        gm: the graph, with example values on its inputs.
+        values: the value of every node, a label in place of each tensor.
+        steps: the calls.
+        points: the mixing points.
+        units: the units.
+        is_live: tells of an axis whether positions of it go.
+    """
+    by_step: dict[int, list[MixingPoint]] = {}
+    for point in points:
+        if not point.neutral:
+            by_step.setdefault(point.step, []).append(point)
+    nodes = {node.name: node for node in gm.graph.nodes}
+    together: dict[str, list[Step]] = {}
+    for step in steps:
+        together.setdefault(step.node, []).append(step)
+    live, batches = None, Batches(gm)
+    for number, step in enumerate(steps):
+        if step.call is None:
+            continue
+        found = [p for p in by_step.get(number, ()) if is_live(p.axis)]
+        unknown = any(zero is Zero.UNKNOWN for label in step.results for zero in label.zeros)
+        if not found and not unknown:
+            continue
+        live = _live_steps(values, steps) if live is None else live
+        if number in live:
+            one = _Corrected(step, nodes.get(step.node), values, together[step.node], units, is_live, batches)
+            yield from one.all(found)
+
+
+def _live_steps(values: dict[str, Any], steps: Sequence[Step]) -> set[int]:
+    """Return the calls on which a result of the graph depends, or which write into something."""
+    waiting = [leaf.producer for leaf in pytree.tree_leaves(values.get("output")) if isinstance(leaf, Label)]
+    waiting += [n for n, step in enumerate(steps) if step.call is not None and step.call.op._schema.is_mutable]
+    found: set[int] = set()
+    while waiting:
+        number = waiting.pop()
+        if number not in found and number >= 0:
+            found.add(number)
+            waiting += [label.producer for label in steps[number].operands]
+    return found
+
+
+@dataclass
+class _Corrected:
+    """One call that needs something."""
+
+    step: Step
+    node: fx.Node | None
+    values: dict[str, Any]
+    beside: list[Step]
+    units: Units
+    is_live: Callable[[Axis], bool]
+    batches: Batches
+
+    @property
+    def call(self) -> Call:
+        assert self.step.call is not None
+        return self.step.call
+
+    def all(self, points: list[MixingPoint]) -> Iterator[Correction]:
+        contracted: dict[int, list[MixingPoint]] = {}
+        counted: list[MixingPoint] = []
+        for point in points:
+            if point.kind == "contract":
+                contracted.setdefault(id(point.axis.rows), []).append(point)
+            elif point.kind in ("var", "normalize") or self.call.op in _RESTRICTED:
+                counted.append(point)
+            else:
+                yield from self._filled(point, point.zero is Zero.ZERO and _NEUTRAL[point.kind] == 0.0)
+        for sides in contracted.values():
+            yield from self._contracted(sides)
+        if counted:
+            yield self._restricted(counted)
+        yield from self._sanitised({id(point.axis.rows) for point in points})
+
+    def _place(self, operand: int, dim: int) -> Place | None:
+        """Return where the node reads an operand, if it does so itself."""
+        label = self.call.operands[operand]
+        if self.node is None or label is None:
+            return None
+        read = next((read for read in self.node.all_input_nodes if self.values.get(read.name) is label), None)
+        return None if read is None else self._place_of(read.name, dim, label.axes[dim])
+
+    def _place_of(self, value: str, dim: int, axis: Axis) -> Place | None:
+        """Return a dimension of a value of the graph, unless its size is the batch's: flags could not follow that."""
+        # An axis with a part that came with an input has a reason from the start.
+        if axis.why is not None and self.batches.grows(value, dim):
+            return None
+        return Place(self.step.node, value, dim, axis)
+
+    def _fill(self, operand: int, dim: int, value: float) -> Fill | None:
+        place = self._place(operand, dim)
+        tensor = next((t for label, t in self.call.given() if label is self.call.operands[operand]), None)
+        label = self.call.operands[operand]
+        # What the same node's other calls read has to suit them as well.
+        readers = [step for step in self.beside if any(label is other for other in step.operands)]
+        if place is None or tensor is None or not (len(readers) == 1 or value == 0.0):
+            return None
+        if self.call.op._schema.is_mutable:  # it would write into the filled copy
+            return None
+        if math.isinf(value) and not tensor.is_floating_point():
+            return None
+        return Fill(place, value)
+
+    def _filled(self, point: MixingPoint, is_filled: bool) -> Iterator[Correction]:
+        if not is_filled:
+            fill = self._fill(point.operand, point.dim, _NEUTRAL[point.kind])
+            if fill is None:
+                yield self._impossible(point.axis, point.kind)
+                return
+            yield fill
+        if point.kind == "mean":
+            place = self._place(point.operand, point.dim)
+            # The mean has to be what the node returns, where it can be rescaled.
+            ends = self._is_result(self.step.results[0])
+            yield Rescale(place) if place is not None and ends else self._impossible(point.axis, point.kind)
+
+    def _contracted(self, sides: list[MixingPoint]) -> Iterator[Correction]:
+        """Correct all sides that may be infinite; or else one, a small one."""
+        unknown = [point for point in sides if point.zero is Zero.UNKNOWN]
+        fills = [(self._fill(p.operand, p.dim, 0.0), p) for p in unknown or sides]
+        if unknown:
+            yield from (fill if fill is not None else self._impossible(p.axis, p.kind) for fill, p in fills)
+            return
+        possible = [(math.prod(self.call.operand(p.operand).shape), fill) for fill, p in fills if fill is not None]
+        if possible:
+            yield min(possible, key=lambda pair: pair[0])[1]
+        else:
+            yield self._impossible(sides[0].axis, "contract")
+
+    def _restricted(self, points: list[MixingPoint]) -> Correction:
+        form = _RESTRICTED.get(self.call.op)
+        first = min(p.operand for p in points)  # the others, such as weights, have the same positions
+        places = [self._place(first, dim) for dim in dict.fromkeys(p.dim for p in points if p.operand == first)]
+        if form is None or len(self.beside) > 1 or None in places or self._hides_operands():
+            return self._impossible(points[0].axis, points[0].kind)
+        function, given, plain = form
+        known = tuple(place for place in places if place is not None)
+        return Restrict(known, function, self.call.op, given, plain(self.call))
+
+    def _hides_operands(self) -> bool:
+        """Tell whether the node calls a function of the user's own, which may give the operator what it likes."""
+        if self.node is None or not runs_own_code(self.node):
+            return False
+        is_single = self.node.args == (*self.node.all_input_nodes,) and len(self.node.args) == 1 and not self.node.kwargs
+        return not is_single or len(list(self.call.given())) > 1
+
+    def _sanitised(self, mixed: set[int]) -> Iterator[Correction]:
+        """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
+        if self.call.op in UNINITIALISED:  # makes nothing of them
+            return
+        combined = {(mixing.operand, mixing.dim) for mixing in self.call.mixings}
+        for label in self.step.results:
+            for d, (axis, zero) in enumerate(zip(label.axes, label.zeros, strict=True), -len(label)):
+                if zero is not Zero.UNKNOWN or not self.is_live(axis):
+                    continue
+                if id(axis.rows) in mixed:  # a logarithm of a share, for which nothing in its place would do
+                    result = self._place_of(self.step.node, len(label) + d, axis) if self._is_result(label) else None
+                    if result is not None and not self.call.op._schema.is_mutable:
+                        yield Clear(result)
+                    continue
+                if any(state is Zero.UNKNOWN and self._is_same(one, axis) for one, state in self._dimensions()):
+                    continue  # it was so before
+                # Other dimensions may have the same units and yet be combined.
+                sides = [
+                    (i, len(operand) + d, operand.zeros[d])
+                    for i, operand in enumerate(self.call.operands)
+                    if operand is not None and len(operand) >= -d and (i, len(operand) + d) not in combined
+                    if self._is_same(operand.axes[d], axis)
+                ]
+                for i, place, state in sides:
+                    if state is Zero.ZERO:
+                        yield self._fill(i, place, 1.0) or self._impossible(axis, "of zeros that are not numbers")
+
+    def _is_result(self, label: Label) -> bool:
+        """Tell whether a result of the call is what the node returns."""
+        result = self.values.get(self.step.node)
+        return isinstance(result, Label) and result.axes == label.axes
+
+    def _dimensions(self) -> Iterator[tuple[Axis, Zero]]:
+        """Yield each dimension of each operand, and what is at its removed positions."""
+        for operand in self.step.operands:
+            yield from zip(operand.axes, operand.zeros, strict=True)
+
+    def _is_same(self, one: Axis, other: Axis) -> bool:
+        return one.rows is other.rows or np.array_equal(self.units.resolve(one), self.units.resolve(other))
+
+    def _impossible(self, axis: Axis, kind: str) -> Impossible:
+        return Impossible(axis, self.step, f"a mask could not correct what is combined here ({kind})")
+
+
+def _layer_norm(call: Call) -> dict[str, Any]:
+    eps = torch.finfo(call["input"].dtype).eps if call["eps"] is None else call["eps"]
+    return {"normalized_shape": list(call["normalized_shape"]), "eps": eps}
+
+
+def _correction(call: Call) -> float:
+    given = call.arguments.get("correction", 1 if call.arguments.get("unbiased", True) else 0)
+    return 1.0 if given is None else float(given)
+
+
+def degrees_lost(call: Call) -> int:
+    """Return how many degrees of freedom a call of a variance takes off: so many numbers have none.
+
+    Args:
+        call: a call of ``var``, ``std``, ``var_mean`` or ``std_mean``; 0 for any other.
+    """
+    return math.floor(_correction(call)) if call.op in _VARIANCES else 0
+
+
+def _var(root: bool) -> Callable[[Call], dict[str, Any]]:
+    def plain(call: Call) -> dict[str, Any]:
+        dims = call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
+        return {
+            "dims": dims,
+            "correction": _correction(call),
+            "keepdim": bool(call.arguments.get("keepdim", False)),
+            "root": root,
+        }
+
+    return plain
+
+
+_OF_VARIANCE = (over_kept.var_of_kept, over_kept.var_mean_of_kept)
+
+_Form = tuple[Callable[..., Any], tuple[str, ...], Callable[[Call], dict[str, Any]]]
+
+# For each operator: the function over kept positions, the arguments that it takes as they are, and its others.
+_RESTRICTED: dict[Any, _Form] = {
+    _aten.layer_norm.default: (over_kept.layer_norm_of_kept, ("input", "weight", "bias"), _layer_norm),
+    _aten.rms_norm.default: (over_kept.rms_norm_of_kept, ("input", "weight"), _layer_norm),
+    _aten.group_norm.default: (
+        over_kept.group_norm_of_kept,
+        ("input", "weight", "bias"),
+        lambda call: {"num_groups": call["num_groups"], "eps": call["eps"]},
+    ),
+    _aten.batch_norm.default: (
+        over_kept.batch_norm_of_kept,
+        ("input", "weight", "bias"),
+        lambda call: {"eps": call["eps"]},
+    ),
+    _aten.scaled_dot_product_attention.default: (
+        over_kept.attention_to_kept,
+        ("query", "key", "value", "attn_mask", "dropout_p"),
+        lambda call: {name: call.arguments[name] for name in ("scale", "enable_gqa")},
+    ),
+    **{
+        op: (over_kept.var_of_kept, ("self",), _var(root))
+        for root, packet in ((False, _aten.var), (True, _aten.std))
+        for op in (packet.default, packet.dim, packet.correction)
+    },
+    **{
+        op: (over_kept.var_mean_of_kept, ("self",), _var(root))
+        for root, packet in ((False, _aten.var_mean), (True, _aten.std_mean))
+        for op in (packet.default, packet.dim, packet.correction)
+    },
+}
+
+_VARIANCES = {op for op, (function, *_) in _RESTRICTED.items() if function in _OF_VARIANCE}

@@ -1,0 +1,115 @@
+"""Counts what is left of a graph when units go: positions of axes, elements of parameters, floating-point operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.algebra.axes import NONE, Axis, Index, Rows
+from fxprune.algebra.units import Units
+from fxprune.analysis.flops import Work
+from fxprune.analysis.sources import Tracked
+from fxprune.analysis.steps import Step
+
+Flags = NDArray[np.bool_]
+
+
+class Census:
+    """The positions of many axes side by side, so that all of them are counted at once.
+
+    Args:
+        units: what is known about the units.
+        axes: the axes; those with the same units at the same positions are laid out once.
+    """
+
+    def __init__(self, units: Units, axes: Iterable[Axis]) -> None:
+        self._slots: dict[int, int] = {}
+        self._axes: list[Axis] = []  # kept, so that no other array can take the identity of one of these
+        self.rows: list[Index | Rows] = []
+        by_content: dict[tuple[tuple[int, ...], bytes], int] = {}
+        for axis in axes:
+            if id(axis.rows) in self._slots:
+                continue
+            self._axes.append(axis)
+            rows = axis.rows if axis.is_whole else units.resolve(axis)
+            slot = by_content.setdefault((rows.shape, rows.tobytes()), len(self.rows))
+            if slot == len(self.rows):
+                self.rows.append(rows)
+            self._slots[id(axis.rows)] = slot
+        self.sizes = np.array([len(rows) for rows in self.rows], np.intp)
+        self.blocks = list(self._side_by_side())
+
+    def _side_by_side(self) -> Iterator[tuple[Index, Index, Index]]:
+        """Yield all rows that are equally wide in one array: of which axes, where each starts, and the array."""
+        widths = np.array([rows.shape[1] if len(rows) else 0 for rows in self.rows], np.intp)
+        for width in np.unique(widths[widths > 0]):
+            at = np.flatnonzero(widths == width)
+            starts = np.r_[0, np.cumsum(self.sizes[at])[:-1]].astype(np.intp)
+            beside = np.concatenate([self.rows[i] for i in at.tolist()], dtype=np.intp)
+            for i, start in zip(at.tolist(), starts.tolist(), strict=True):
+                self.rows[i] = beside[start : start + len(self.rows[i])]  # a view
+            yield at, starts, beside
+
+    def slot(self, axis: Axis) -> int:
+        """Return the place of an axis in ``rows``, ``sizes`` and what :meth:`kept` returns."""
+        return self._slots[id(axis.rows)]
+
+    def gone(self, removed: Flags) -> list[Flags]:
+        """Return for every axis which of its positions go with the units flagged in ``removed``."""
+        found = [np.zeros(len(rows), bool) for rows in self.rows]
+        for at, starts, gone in self._gone(removed):
+            for slot, start in zip(at.tolist(), starts.tolist(), strict=True):
+                found[slot] = gone[start : start + len(self.rows[slot])]
+        return found
+
+    def kept(self, removed: Flags) -> Index:
+        """Return how many positions of every axis are left when the units flagged in ``removed`` go."""
+        left = self.sizes.copy()
+        for at, starts, gone in self._gone(removed):
+            left[at] -= np.add.reduceat(gone, starts, dtype=np.intp)
+        return left
+
+    def _gone(self, removed: Flags) -> Iterator[tuple[Index, Index, Flags]]:
+        flags = np.append(removed, False)
+        assert NONE == -1, "the filler of rows finds the flag at the end"
+        for at, starts, rows in self.blocks:
+            gone = flags[rows[:, 0]]
+            for column in rows.T[1:]:
+                gone |= flags[column]
+            yield at, starts, gone
+
+
+class Costs:
+    """Counts parameters and operations of one graph, for as many choices of units as asked.
+
+    Args:
+        units: what is known about the units.
+        steps: parameters and calls in the order of the run.
+        tracked: the parameters and buffers of the graph.
+        work: the floating-point operations of every call.
+
+    Attributes:
+        census: every axis that the analysis met.
+    """
+
+    def __init__(self, units: Units, steps: Sequence[Step], tracked: Sequence[Tracked], work: Sequence[Work]) -> None:
+        labels = [label for step in steps for label in step.results] + [t.label for t in tracked]
+        places = [part.axes for part in work] + [label.axes for label in labels]
+        axes = [axis for axes in places for axis in axes]
+        self.census = Census(units, axes)
+        self._parameters = [[self.census.slot(axis) for axis in t.label.axes] for t in tracked if t.is_parameter]
+        self._work = [(part.flops, [self.census.slot(axis) for axis in part.axes]) for part in work]
+
+    def parameters(self, removed: Flags) -> int:
+        """Return how many elements the parameters have left; a tied parameter counts once."""
+        kept = self.census.kept(removed).tolist()
+        return sum(math.prod(kept[slot] for slot in slots) for slots in self._parameters)
+
+    def flops(self, removed: Flags) -> float:
+        """Return how many operations are left: each call's, times the share that is left of every axis it repeats over."""
+        sizes = self.census.sizes
+        share = (self.census.kept(removed) / np.where(sizes, sizes, 1)).tolist()
+        return float(sum(flops * math.prod(share[slot] for slot in slots) for flops, slots in self._work))

@@ -1,0 +1,112 @@
+"""The networkx graph of an analysis, and its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+import networkx as nx
+import numpy as np
+
+from fxprune.algebra.axes import NONE
+from fxprune.algebra.units import Units
+from fxprune.analysis.groups import Group
+from fxprune.analysis.steps import Step
+from fxprune.errors import AnalysisValueError
+from fxprune.rules.labels import Label
+
+GroupsOn = Callable[[Label, int], tuple[str, ...]]
+
+
+def coupling_graph(units: Units, groups: Iterable[Group], steps: Iterable[Step]) -> nx.MultiGraph[str]:
+    """Return the graph of parameter axes and of the operations that positions with units pass.
+
+    A parameter or buffer axis is a node like ``"conv1.weight[0]"``; a call is a node like ``"conv1:aten.conv2d.default"``, with
+    a number behind it where a graph node calls the operator several times. An edge joins two places if an axis with units
+    goes from one to the other.
+
+    Args:
+        units: what is known about the units.
+        groups: the groups of units.
+        steps: parameters and calls in the order of the run.
+    """
+    group_of = np.full(units.count, NONE, np.intp)
+    for group in groups:
+        group_of[group.units] = group.index
+    known: dict[int, tuple[str, ...]] = {}
+
+    def groups_on(label: Label, dim: int) -> tuple[str, ...]:
+        rows = label.axes[dim].rows
+        if id(rows) not in known:
+            found = units.resolve(label.axes[dim])
+            numbers = np.unique(group_of[found[found != NONE]])
+            known[id(rows)] = tuple(str(n) for n in numbers if n != NONE)
+        return known[id(rows)]
+
+    graph: nx.MultiGraph[str] = nx.MultiGraph()
+    places: dict[int, str] = {}  # by number of the step
+    for number, step in enumerate(steps):
+        if step.tracked is not None:
+            for dim, size in enumerate(step.tracked.label.shape):
+                if on_axis := groups_on(step.tracked.label, dim):
+                    name = f"{step.tracked.name}[{dim}]"
+                    graph.add_node(name, kind="axis", size=size, groups=" ".join(on_axis))
+            places[number] = step.tracked.name
+            continue
+        edges = list(_edges(step.operands, places, groups_on))
+        live = edges or any(groups_on(label, d) for label in step.results for d in range(len(label)))
+        if not live:
+            continue
+        places[number] = name = _free_name(graph, f"{step.node}:{step.op}")
+        graph.add_node(name, kind="op", node=step.node, op=step.op)
+        for source, passing in edges:
+            graph.add_edge(source, name, groups=" ".join(passing))
+    return graph
+
+
+def _edges(operands: Iterable[Label], places: dict[int, str], groups_on: GroupsOn) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Yield where the operands' axes with groups come from: a parameter axis, or the call that made the tensor."""
+    for label in operands:
+        if (source := places.get(label.producer)) is None:
+            continue
+        passing: dict[str, None] = {}
+        for dim in range(len(label)):
+            groups = groups_on(label, dim)
+            if groups and ":" not in source:
+                yield f"{source}[{dim}]", groups
+            passing |= dict.fromkeys(groups)
+        if passing and ":" in source:
+            yield source, tuple(passing)
+
+
+def _free_name(graph: nx.MultiGraph[str], name: str) -> str:
+    if name not in graph:
+        return name
+    return next(f"{name}#{k}" for k in range(2, len(graph) + 3) if f"{name}#{k}" not in graph)
+
+
+def write_graph(graph: nx.MultiGraph[str], path: str | os.PathLike[str]) -> None:
+    """Write a coupling graph as GraphML or DOT, by the ending of the file's name."""
+    path = os.fspath(path)
+    if path.endswith(".graphml"):
+        nx.write_graphml(graph, path)
+    elif path.endswith(".dot"):
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(_dot(graph))
+    else:
+        raise AnalysisValueError(f"a graph is saved as .graphml or .dot, not as {path!r}")
+
+
+def _dot(graph: nx.MultiGraph[str]) -> Iterable[str]:
+    """Yield the lines of a DOT file; networkx writes them only with pydot or Graphviz installed."""
+    yield "graph couplings {\n"
+    for name, data in graph.nodes(data=True):
+        shape = "box" if data["kind"] == "axis" else "ellipse"
+        yield f"  {_quoted(name)} [shape={shape}];\n"
+    for one, other, data in graph.edges(data=True):
+        yield f"  {_quoted(one)} -- {_quoted(other)} [label={_quoted(data['groups'])}];\n"
+    yield "}\n"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,238 @@
+"""What an analysis found: groups of units, why axes stay whole, mixing points, and the graph of couplings."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from tabulate import tabulate
+from torch import fx
+
+from fxprune.algebra.axes import NONE, Axis, Reason, Rows
+from fxprune.algebra.units import Units
+from fxprune.analysis.corrections import Impossible, corrections
+from fxprune.analysis.costs import Costs
+from fxprune.analysis.coupling_graph import coupling_graph, write_graph
+from fxprune.analysis.flops import Work
+from fxprune.analysis.grouping import Found, form_groups
+from fxprune.analysis.groups import Explanation, Group, Member, digest
+from fxprune.analysis.sources import Tracked
+from fxprune.analysis.steps import MixingPoint, Step
+from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
+
+
+@dataclass(eq=False)
+class Dependencies:
+    """The result of :func:`fxprune.analyze`; ``str()`` gives a table of the groups.
+
+    Attributes:
+        gm: the graph.
+        units: what is known about the units.
+        tracked: the parameters and buffers of the graph.
+        values: every node's value by node name, a label in place of each tensor.
+        points: everything that combines positions, those of whole axes included.
+        work: the floating-point operations of every call.
+        steps: parameters and calls in the order of the run.
+        without_rule: operators without a rule that met an axis with units, each with its node.
+    """
+
+    gm: fx.GraphModule
+    units: Units
+    tracked: Sequence[Tracked]
+    values: dict[str, Any]
+    points: Sequence[MixingPoint]
+    work: Sequence[Work]
+    steps: Sequence[Step]
+    without_rule: tuple[str, ...] = ()
+    _found: Found = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._hold_what_cannot_go()
+        self._hold_what_no_mask_corrects()
+        self._hold_what_is_never_combined()
+        self._found = form_groups(self.units, [(t.label, t.is_parameter) for t in self.tracked], self.work)
+
+    def _hold_what_cannot_go(self) -> None:
+        """Keep what nothing uses, and units whose removal would leave nothing of some tensor."""
+        seen: set[int] = set()
+        made: list[tuple[Axis, Tracked | Step]] = []
+        for tracked in self.tracked:
+            axes = [axis for axis in tracked.label.axes if not axis.is_whole]
+            seen.update([id(axis.rows) for axis in axes])
+            made += [(axis, tracked) for axis in axes]
+        for step in self.steps:
+            for label in step.results:
+                for axis in label.axes:
+                    if not axis.is_whole and id(axis.rows) not in seen:
+                        seen.add(id(axis.rows))
+                        made.append((axis, step))
+        # Units only ever become fewer, so that what holds for no unit now never will.
+        may_cover = self.units.may_cover([axis for axis, _ in made])
+        for (axis, maker), covered in zip(made, may_cover, strict=True):
+            if isinstance(maker, Tracked) and not maker.used:
+                self.units.keep_whole(axis, Reason(f"{maker.name!r} is not used by the graph"))
+            elif covered and isinstance(maker, Tracked):
+                self.units.keep_covering_whole(axis, Reason(f"all of an axis of {maker.name!r} would go together"))
+            elif covered and isinstance(maker, Step):
+                why = Reason(f"all of an axis of {axis.size} would go together", maker.op, maker.node)
+                self.units.keep_covering_whole(axis, why)
+
+    def _hold_what_no_mask_corrects(self) -> None:
+        """Keep what a masked graph could not compute as the smaller one."""
+
+        def is_live(axis: Axis) -> bool:
+            return not axis.is_whole and bool(self.units.resolve(axis).size)
+
+        for found in corrections(self.gm, self.values, self.steps, self.points, self.units, is_live):
+            if isinstance(found, Impossible):
+                self.units.keep_whole(found.axis, Reason(found.text, found.step.op, found.step.node))
+
+    def _hold_what_is_never_combined(self) -> None:
+        """Keep what no result depends on, such as the places of a position table behind the end of the example."""
+        combined = np.zeros(self.units.count + 1, bool)
+        combined[NONE] = True
+        for rows in self._distinct(point.axis for point in self.points):
+            combined[rows] = True
+        for rows in self._distinct(axis for tracked in self.tracked for axis in tracked.label.axes):
+            if not combined[rows].all():
+                self.units.keep_units_whole(rows[~combined[rows]], Reason("is not used with inputs like the examples"))
+
+    def _distinct(self, axes: Iterable[Axis]) -> Iterator[Rows]:
+        """Yield what axes resolve to, that of axes with the same units at the same positions once for the most part."""
+        seen: dict[int, Rows] = {}
+        for axis in axes:
+            if not axis.is_whole and id(rows := self.units.resolve(axis)) not in seen:
+                seen[id(rows)] = rows
+                yield rows
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that own positions of at least one parameter, in the order of the parameters."""
+        groups = []
+        for index, found in enumerate(self._found.groups):
+            members = [
+                Member(self.tracked[t].name, dim, positions, not self.tracked[t].is_parameter)
+                for t, dim, positions in found.members
+            ]
+            members.sort(key=lambda m: m.is_buffer)
+            groups.append(Group(index, len(found.units), tuple(members), found.parameters, found.units, self._found))
+        return tuple(groups)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What counts positions, parameters and operations that are left when units go."""
+        return Costs(self.units, self.steps, self.tracked, self.work)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 digest, in hex, of what a plan depends on: names and shapes of the parameters, and the groups on them.
+
+        Masks neither change it nor, therefore, make a plan outdated; nor does the order in which parameters are registered.
+        """
+        names = sorted(f"{t.name} {list(t.label.shape)}" for t in self.tracked if t.is_parameter)
+        groups = sorted(digest(group) for group in self.groups)
+        return hashlib.sha256("\n".join([*names, *groups]).encode()).hexdigest()
+
+    @property
+    def share(self) -> float:
+        """The share of the parameters' elements that belong to at least one group, in [0, 1]."""
+        return self._found.share
+
+    @cached_property
+    def mixing_points(self) -> tuple[MixingPoint, ...]:
+        """The places where positions that can go are combined."""
+        live: dict[int, bool] = {}
+        for point in self.points:
+            key = id(point.axis.rows)
+            if key not in live:
+                live[key] = bool(self.units.resolve(point.axis).size)
+        return tuple(point for point in self.points if live[id(point.axis.rows)])
+
+    def explain(self, name: str, dim: int = 0) -> Explanation:
+        """Tell which groups live on an axis, or why it has to stay whole.
+
+        Args:
+            name: the dotted name of a parameter or buffer.
+            dim: one of its dimensions.
+
+        Returns:
+            The explanation; ``print`` it.
+
+        Raises:
+            UnknownParameterError: the graph has no such parameter or buffer; names those most alike.
+            PruningIndexError: it has no such dimension.
+
+        Example:
+            >>> print(deps.explain("fc.weight", dim=0))
+            fc.weight[0], 1000 positions: whole: graph output (node 'output')
+        """
+        tracked = self._find(name)
+        rank = len(tracked.label)
+        if not isinstance(dim, int) or isinstance(dim, bool):
+            raise PruningTypeError(f"dim must be the number of a dimension of {name!r}, not {dim!r}")
+        if not -rank <= dim < rank:
+            raise PruningIndexError(f"{name!r} of shape {list(tracked.label.shape)} has no dimension {dim}")
+        dim %= rank
+        axis = tracked.label.axes[dim]
+        groups = tuple(
+            group for group in self.groups if any(m.parameter == tracked.name and m.dim == dim for m in group.members)
+        )
+        rows = self.units.resolve(axis)
+        free = int((rows >= 0).any(1).sum()) if rows.size else 0
+        return Explanation(name, dim, axis.size, groups, free, tuple(self.units.reasons_of(axis)))
+
+    def _find(self, name: str) -> Tracked:
+        if not isinstance(name, str):
+            raise PruningTypeError(f"name must be the dotted name of a parameter or buffer, not {name!r}")
+        for tracked in self.tracked:
+            if name in tracked.names:
+                return tracked
+        names = [n for tracked in self.tracked for n in tracked.names]
+        close = difflib.get_close_matches(name, names, 3)
+        hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+        raise UnknownParameterError(f"the graph has no parameter or buffer {name!r}{hint}")
+
+    @cached_property
+    def graph(self) -> nx.MultiGraph[str]:
+        """The couplings: parameter axes and the operations between them, an edge wherever positions that can go pass.
+
+        Nodes have ``kind`` ("axis" or "op"); edges have ``groups``, the indices of the groups that pass, apart by blanks.
+        Plain numbers and strings throughout, so that ``networkx.write_graphml`` and :meth:`save` take it.
+        """
+        return coupling_graph(self.units, self.groups, self.steps)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write :attr:`graph` to a file.
+
+        Args:
+            path: the file; ``.graphml`` or ``.dot`` says in which format.
+
+        Raises:
+            ValueError: the file's name ends in neither.
+        """
+        write_graph(self.graph, path)
+
+    def __str__(self) -> str:
+        rows = [
+            [g.index, g.size, g.parameters, round(g.flops), len(g.members), _shortened([str(m) for m in g.members])]
+            for g in self.groups
+        ]
+        table = tabulate(
+            rows,
+            headers=["group", "units", "parameters / unit", "FLOPs / unit", "axes", "members"],
+            intfmt=",",
+        )
+        total = f"{len(self.groups)} groups, {self.share:.1%} of the parameters in at least one"
+        return f"{table}\n{total}"
+
+
+def _shortened(members: list[str], most: int = 4) -> str:
+    rest = len(members) - most
+    return ", ".join(members[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,109 @@
+"""Groups as people see them: on which axes of parameters their units live, and why other axes have none."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fxprune.algebra.axes import Index, Reason
+from fxprune.analysis.grouping import Found
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One parameter or buffer axis on which the units of a group have positions.
+
+    Attributes:
+        parameter: the dotted name.
+        dim: the dimension.
+        positions: int array of shape (units, p): the positions that each unit owns.
+        is_buffer: whether it is a buffer.
+    """
+
+    parameter: str
+    dim: int
+    positions: Index
+    is_buffer: bool
+
+    @property
+    def name(self) -> str:
+        """The dotted name."""
+        return self.parameter
+
+    def __str__(self) -> str:
+        times = f"*{self.positions.shape[1]}" if self.positions.shape[1] != 1 else ""
+        return f"{self.parameter}[{self.dim}]{times}"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units of one kind, which own equally many positions on the same axes.
+
+    Attributes:
+        index: its place in ``Dependencies.groups``.
+        size: how many units there are.
+        members: the axes that they live on, parameters first.
+        parameters: elements of parameters that go with one unit.
+        units: the units themselves.
+    """
+
+    index: int
+    size: int
+    members: tuple[Member, ...]
+    parameters: int
+    units: Index
+    _found: Found = field(repr=False)
+
+    @property
+    def flops(self) -> float:
+        """The floating-point operations at the example's sizes that go with one unit, on average."""
+        return self._found.flops[self.index]
+
+    def __str__(self) -> str:
+        return f"group {self.index}: {self.size} units of {self.parameters:,} parameters on " + " ".join(map(str, self.members))
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why an axis may shrink, and why it may not.
+
+    Attributes:
+        parameter: the dotted name.
+        dim: the dimension.
+        size: its positions.
+        groups: the groups on it.
+        free: how many positions belong to a group.
+        reasons: why the others, or parts of their units, stay.
+    """
+
+    parameter: str
+    dim: int
+    size: int
+    groups: tuple[Group, ...]
+    free: int
+    reasons: tuple[Reason, ...]
+
+    def __str__(self) -> str:
+        head = f"{self.parameter}[{self.dim}], {self.size} positions: "
+        if not self.groups and self.free:
+            return head + f"{self.free} of them could go, but no two alike, so that there is no group to choose from"
+        if not self.groups:
+            return head + "whole: " + "; ".join(map(str, self.reasons))
+        lines = [head + f"{self.free} of them in {len(self.groups)} group{'s' if len(self.groups) > 1 else ''}"]
+        lines += [f"  {group}" for group in self.groups]
+        lines += [f"  held: {reason}" for reason in self.reasons]
+        return "\n".join(lines)
+
+
+def digest(group: Group) -> str:
+    """Return a digest of a group's places on parameters, in which the order of members and of units makes no difference."""
+    members = sorted((m for m in group.members if not m.is_buffer), key=lambda m: (m.parameter, m.dim))
+    positions = np.concatenate([np.empty((group.size, 0), np.int64), *(m.positions for m in members)], 1)
+    if not (positions[1:, :1] > positions[:-1, :1]).all():  # in order already if the first column is
+        positions = positions[np.lexsort(positions.T[::-1])]
+    ordered = positions.astype("<i8")
+    digest = hashlib.sha256(" ".join(f"{m.parameter} {m.dim} {m.positions.shape[1]}" for m in members).encode())
+    digest.update(ordered.tobytes())
+    return f"{group.size} {digest.hexdigest()}"

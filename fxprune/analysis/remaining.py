@@ -1,0 +1,116 @@
+"""What is left of axes when some units go."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.algebra.axes import NONE, Axis, Rows
+from fxprune.algebra.units import Units
+from fxprune.rules.labels import Label
+
+Flags = NDArray[np.bool_]
+Places = tuple[Tensor | None, ...]
+
+
+# What holds no labels and is a value of its own.
+PLAIN = (int, float, bool, str, type(None))
+
+
+class _Left(NamedTuple):
+    """What is left of an axis: flags, their number, and the positions; None if they are all there are."""
+
+    flags: Flags
+    size: int
+    places: Tensor | None
+
+
+class Remaining:
+    """Says of any axis of an analysis which of its positions are left.
+
+    Args:
+        units: what the analysis knows of the units.
+        removed: one flag for each unit, whether it goes; a position goes with any of its units.
+    """
+
+    def __init__(self, units: Units, removed: Flags) -> None:
+        self._units = units
+        # The last flag is that of ``NONE``, which numpy takes for the last element.
+        self._removed = np.append(removed, False)
+        # By the identity of their rows, which are kept with it so that no other array can take it; and by their content.
+        self._known: dict[int, tuple[Rows, _Left]] = {}
+        self._by_content: dict[tuple[tuple[int, ...], bytes], _Left] = {}
+        self._places: dict[Label, Places] = {}
+        self._shrinks: dict[Label, bool] = {}
+
+    def _left(self, axis: Axis) -> _Left:
+        known = self._known.get(id(axis.rows))
+        if known is None:
+            known = self._known[id(axis.rows)] = axis.rows, self._found(axis)
+        return known[1]
+
+    def _found(self, axis: Axis) -> _Left:
+        rows = axis.rows if axis.is_whole else self._units.resolve(axis)
+        key = (rows.shape, rows.tobytes())
+        left = self._by_content.get(key)
+        if left is None:
+            assert NONE == -1
+            flags = ~np.asarray(self._removed[rows].any(1), bool)
+            positions = np.flatnonzero(flags)
+            places = None if len(positions) == len(flags) else torch.from_numpy(positions)
+            left = self._by_content[key] = _Left(flags, len(positions), places)
+        return left
+
+    def __call__(self, axis: Axis) -> Flags:
+        """Return one flag for each position, whether it is left."""
+        return self._left(axis).flags
+
+    def places(self, axis: Axis) -> Tensor | None:
+        """Return the positions that are left, int64 of shape (size,); None if they all are."""
+        return None if axis.is_whole else self._left(axis).places
+
+    def index(self, axis: Axis) -> NDArray[np.intp]:
+        """Return the positions that are left, as an array."""
+        return np.flatnonzero(self(axis))
+
+    def size(self, axis: Axis) -> int:
+        """Return how many positions are left."""
+        return axis.size if axis.is_whole else self._left(axis).size
+
+    def shape(self, label: Label) -> tuple[int, ...]:
+        """Return the shape that is left of a tensor."""
+        return tuple(map(self.size, label.axes))
+
+    def places_of(self, label: Label) -> Places:
+        """Return for each dimension of a tensor the positions that are left; None if they all are."""
+        found = self._places.get(label)
+        if found is None:
+            found = tuple([None if axis.is_whole else self._left(axis).places for axis in label.axes])
+            self._places[label] = found
+        return found
+
+    def shrinks_any(self, value: Any) -> bool:
+        """Tell whether any label in a value stands for a tensor that loses positions."""
+        if isinstance(value, Label):
+            return self.shrinks(value)
+        if type(value) in (tuple, list):
+            return any(map(self.shrinks_any, value))
+        return type(value) not in PLAIN and any(map(self.shrinks_any, leaves(value)))
+
+    def shrinks(self, label: Label) -> bool:
+        """Tell whether any position of a tensor goes."""
+        known = self._shrinks.get(label)
+        if known is None:
+            known = self._shrinks[label] = any(places is not None for places in self.places_of(label))
+        return known
+
+
+def leaves(value: Any) -> list[Any]:
+    """Return the leaves of a value that has some besides itself."""
+    found = pytree.tree_leaves(value)
+    return [] if len(found) == 1 and found[0] is value else found

@@ -1,0 +1,157 @@
+"""The tensors that an analysis starts from: parameters, buffers and constants of the code, told apart by their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxprune.algebra.axes import Axis, Reason
+from fxprune.algebra.units import Units
+from fxprune.graph.masks import ORIG, all_masked
+from fxprune.graph.paths import join, modules_by_path
+from fxprune.rules.labels import Label, Zero
+
+# Index tables and flags are followed by value up to this many elements; larger ones keep what they index whole.
+MAX_CONSTANT = 1 << 20
+
+_SINGLE = Reason("has a single position")
+
+
+@dataclass(eq=False)
+class Tracked:
+    """A parameter or buffer of the graph.
+
+    Attributes:
+        names: its dotted names; a tied parameter has several.
+        is_parameter: whether it is a parameter, not a buffer.
+        label: its axes.
+        used: whether any operation reads it.
+    """
+
+    names: list[str]
+    is_parameter: bool
+    label: Label
+    used: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its first name."""
+        return self.names[0]
+
+
+class _Layout(NamedTuple):
+    """Which bytes of a storage a tensor is, as what and in which order."""
+
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Layout:
+        if tensor.layout is not torch.strided:
+            return _Layout(0, tuple(tensor.shape), (), tensor.dtype)
+        return _Layout(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    @property
+    def start(self) -> int:
+        """The first byte."""
+        return self.offset * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """The place behind the last byte."""
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=False))
+        return (last + 1) * self.dtype.itemsize
+
+
+class Sources:
+    """Finds the parameter or buffer that a tensor is, and gives each its units."""
+
+    def __init__(self, units: Units) -> None:
+        self.units = units
+        self.tracked: list[Tracked] = []
+        self._by_identity: dict[int, Tracked] = {}
+        self._by_storage: dict[int, dict[_Layout, Tracked]] = {}
+
+    def add(self, name: str, tensor: Tensor, producer: int) -> Tracked | None:
+        """Take a parameter or buffer in; return it if it is a new one, not another name of one that is known."""
+        storage, layout = _storage(tensor), _Layout.of(tensor)
+        beside = self._by_storage.setdefault(storage, {})
+        tracked = self._by_identity.get(id(tensor)) or beside.get(layout)
+        if is_new := tracked is None:
+            is_parameter = isinstance(tensor, nn.Parameter)
+            axes = tuple([self.units.unread(n) if n > 1 else Axis.whole(n, _SINGLE) for n in tensor.shape])
+            zeros = (Zero.ZERO if is_parameter else Zero.FINITE,) * tensor.dim()
+            tracked = Tracked([], is_parameter, Label(axes, zeros, exact_values(tensor), producer))
+            for other in self._overlapping(tensor) if beside else ():
+                for one, two in ((tracked, other), (other, tracked)):
+                    self._keep_whole(one, Reason(f"shares its memory with {(two.names or [name])[0]!r} in another layout"))
+            beside[layout] = tracked
+            self.tracked.append(tracked)
+        tracked.names.append(name)
+        self._by_identity[id(tensor)] = tracked
+        return tracked if is_new else None
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is a parameter or buffer."""
+        return self._find(tensor) is not None
+
+    def label(self, tensor: Tensor, here: Reason) -> Label:
+        """Return the label of a real tensor; one that is no parameter or buffer as a whole stays whole."""
+        tracked = self._find(tensor)
+        if tracked is not None:
+            tracked.used = True
+            return tracked.label
+        for other in self._overlapping(tensor):
+            self._keep_whole(other, replace(here, text=f"part of {other.name!r} is read past the graph"))
+        whole = Label.whole(tensor.shape, replace(here, text="a constant of the model's code"))
+        return replace(whole, constant=exact_values(tensor))
+
+    def forget_values(self, tensor: Tensor) -> None:
+        """After a write into its memory: what is in it is not known any more, nor that masks made it zero."""
+        for tracked in self._by_storage.get(_storage(tensor), {}).values():
+            zeros = tuple(min(zero, Zero.FINITE) for zero in tracked.label.zeros)
+            tracked.label = replace(tracked.label, zeros=zeros, constant=None)
+
+    def _find(self, tensor: Tensor) -> Tracked | None:
+        known = self._by_identity.get(id(tensor))
+        return known or self._by_storage.get(_storage(tensor), {}).get(_Layout.of(tensor))
+
+    def _overlapping(self, tensor: Tensor) -> Iterator[Tracked]:
+        mine = _Layout.of(tensor)
+        for layout, tracked in self._by_storage.get(_storage(tensor), {}).items():
+            if layout.start < mine.end and mine.start < layout.end:
+                yield tracked
+
+    def _keep_whole(self, tracked: Tracked, why: Reason) -> None:
+        for axis in tracked.label.axes:
+            self.units.keep_whole(axis, why)
+
+
+def named_tensors(gm: fx.GraphModule) -> list[tuple[str, Tensor]]:
+    """Return all parameters, then all buffers, by all of their names; what is masked first comes under its own name."""
+    parameters: list[tuple[str, Tensor]] = []
+    buffers: list[tuple[str, Tensor]] = []
+    for path, module in modules_by_path(gm).items():
+        parameters += [(join(path, name), p) for name, p in module._parameters.items() if p is not None]
+        buffers += [(join(path, name), b) for name, b in module._buffers.items() if b is not None]
+    masked = all_masked(gm) if any(name.endswith(ORIG) for name, _ in parameters) else []
+    return [*((name, m.orig) for m in masked for name in m.names), *parameters, *buffers]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def exact_values(tensor: Tensor) -> Tensor | None:
+    """Return the values of a real tensor of integers or flags, which index tables are made of; None for any other."""
+    if type(tensor) is not Tensor or tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
+        return None
+    with _disable_current_modes():
+        return tensor.detach().cpu() if tensor.numel() <= MAX_CONSTANT else None

@@ -1,0 +1,164 @@
+"""Rewrites a graph into what TorchScript can compile."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from fxprune.graph.captured import CapturedModule
+from fxprune.graph.parts import ByMode, Container, Lowered
+
+
+def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Return a copy with the module's tensors, mode and converted submodules, and no other attribute.
+
+    The copy is of the module's class if that computes something, else a :class:`Container`.
+    """
+    copied: nn.Module
+    if isinstance(module, fx.GraphModule):
+        copied = CapturedModule(nn.Module(), fx.Graph(), type(module).__name__)
+    elif isinstance(module, ByMode):
+        copied = ByMode(module.in_train, module.in_eval)
+    else:
+        copied = Container()
+    for name, parameter in module._parameters.items():
+        copied.register_parameter(name, parameter)
+    for name, buffer in module._buffers.items():
+        copied.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+    for name, child in module._modules.items():
+        copied._modules[name] = None if child is None else convert(child)
+    copied.training = module.training
+    return copied
+
+
+def scriptable(gm: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of the graph that TorchScript has a chance to compile; tensors are shared.
+
+    Operator overloads become the operators that TorchScript resolves itself, inputs and outputs become plain values, and
+    stand-ins for lowered modules lose the configuration that TorchScript has no types for.
+    """
+    copied = _copy_for_script(gm)
+    assert isinstance(copied, fx.GraphModule)
+    return copied
+
+
+def _copy_for_script(module: nn.Module) -> nn.Module:
+    copied = bare_copy(module, _copy_for_script) if _is_ours(module) else module
+    if isinstance(module, fx.GraphModule):
+        assert isinstance(copied, fx.GraphModule)
+        graph = copy.deepcopy(module.graph)
+        _use_plain_values(graph)
+        for node in list(graph.nodes):
+            if node.target in (_REGIONS.wrap_with_set_grad_enabled, _REGIONS.wrap_with_autocast):
+                _inline_region(module, graph, node)
+        for node in list(graph.nodes):
+            if isinstance(node.target, torch._ops.OpOverload):
+                _use_packet(graph, node)
+        copied.graph = graph
+        _drop_unused_regions(copied)
+    return copied
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return isinstance(module, fx.GraphModule | ByMode | Lowered) or not _computes(module)
+
+
+def _computes(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward
+
+
+def _use_packet(graph: fx.Graph, node: fx.Node) -> None:
+    if node.target is torch.ops.aten.sym_size.int:
+        with graph.inserting_before(node):
+            size = graph.call_method("size", node.args)
+        node.replace_all_uses_with(size)
+        graph.erase_node(node)
+    else:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        node.target = node.target.overloadpacket
+
+
+def _use_plain_values(graph: fx.Graph) -> None:
+    """Write the structure of the output into the graph, in types that TorchScript knows."""
+    output = graph.output_node()
+    result = output.args[0]
+    info = getattr(graph._codegen, "pytree_info", None)
+    if info is not None:
+        leaves = result if isinstance(result, list | tuple) else [result]
+        result = pytree.tree_unflatten(leaves, info.out_spec) if info.out_spec is not None else result
+        graph.set_codegen(CodeGen())
+    output.args = (plain(result),)
+    for node in graph.find_nodes(op="placeholder"):
+        if node.type is None and "val" in node.meta and node.meta["val"] is None:
+            node.type = Tensor | None
+
+
+def _inline_region(module: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
+    """Write the body of a ``no_grad`` or ``autocast`` region in its place, if leaving the region makes no difference.
+
+    Switched-off gradients matter only to what depends on a trained parameter, and switched-off autocast only where autocast
+    is on, which TorchScript decides for itself. Other regions stay, and TorchScript will refuse them.
+    """
+    if node.target is _REGIONS.wrap_with_set_grad_enabled:
+        enabled, body, *operands = node.args
+        transparent = not enabled and not _depends_on_trained(module, operands)
+    else:
+        _, _, enabled, _, body, *operands = node.args
+        transparent = not enabled
+    if not transparent or not isinstance(body, fx.Node):
+        return
+    inner: Any = module.get_submodule(str(body.target))
+    places = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
+    with graph.inserting_before(node):
+        results = graph.graph_copy(inner.graph, places)
+    for getitem in list(node.users):
+        assert isinstance(results, tuple | list)
+        getitem.replace_all_uses_with(results[getitem.args[1]])  # type: ignore[index]
+        graph.erase_node(getitem)
+    graph.erase_node(node)
+    if not body.users:
+        graph.erase_node(body)
+
+
+def _drop_unused_regions(gm: fx.GraphModule) -> None:
+    """Drop the bodies of regions that were written out; TorchScript would compile them all the same."""
+    used = {str(node.target) for node in gm.graph.find_nodes(op="get_attr")}
+    called = {str(node.target).split(".")[0] for node in gm.graph.find_nodes(op="call_module")}
+    for name, child in list(gm._modules.items()):
+        if isinstance(child, fx.GraphModule) and name not in used | called:
+            del gm._modules[name]
+
+
+_REGIONS = torch.ops.higher_order
+
+
+def _depends_on_trained(module: nn.Module, operands: list[Any]) -> bool:
+    trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    seen: set[fx.Node] = set()
+    todo = [operand for operand in operands if isinstance(operand, fx.Node)]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "get_attr" and node.target in trained:
+            return True
+        if node.op == "call_module" and any(p.requires_grad for p in module.get_submodule(str(node.target)).parameters()):
+            return True
+        todo.extend(node.all_input_nodes)
+    return False
+
+
+def plain(value: Any) -> Any:
+    """Return a result with its mappings turned into dicts without None, and other sequences into tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain(v) for key, v in value.items() if v is not None}
+    if isinstance(value, tuple | list):
+        return tuple(plain(v) for v in value)
+    return value

@@ -1,0 +1,149 @@
+"""Which front end captures a model, and why another one did not."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError, InputError
+from fxprune.frontends.attempt import Attempt, Example, by_copy, by_export, by_trace
+from fxprune.frontends.equivalence.program import Programs
+from fxprune.frontends.model.hooks import Pruned, check_hooks, without_prune_hooks
+from fxprune.frontends.model.snapshot import ModelSnapshot, own_random_numbers
+from fxprune.frontends.modes.reads import in_mode, switching_changes
+from fxprune.frontends.trace import bind
+from fxprune.graph.captured import CapturedModule, compiled_later
+from fxprune.graph.paths import Modules, all_modules
+from fxprune.torch_internals import uncollected
+
+Frontend = Literal["auto", "trace", "export"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Captured:
+    """A graph before masks are inserted.
+
+    Attributes:
+        gm: the graph, with its example inputs; its code is not made yet within :func:`compiled_later`.
+        pruned: the parameters that ``torch.nn.utils.prune`` masks in the model.
+        notes: what the graph cannot keep of the model, each once, in words.
+    """
+
+    gm: CapturedModule
+    pruned: list[Pruned]
+    notes: list[str]
+
+
+def capture_graph(
+    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None, frontend: Frontend = "auto"
+) -> Captured:
+    """Capture a model as :func:`fxprune.capture` does, without its masks and its warnings.
+
+    Args:
+        model: the model; left as it was.
+        example_inputs: positional inputs as a tuple or list, or the single one.
+        example_kwargs: keyword inputs.
+        frontend: "trace", "export", or "auto" for the first of these that works.
+
+    Raises:
+        InputError: the example inputs do not fit the model.
+        HookError: a module of the model has hooks.
+        CaptureError: no front end can capture the model; gives the reason of each.
+    """
+    model = _as_written(model)
+    args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
+    modules = all_modules(model)
+    check_hooks(modules)
+    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
+        with without_prune_hooks(modules) as pruned:
+            kept = ModelSnapshot(model, modules)
+            with own_random_numbers(kept.tensors.values()) as other_generators:
+                attempt = _first_that_works(Example(model, args, kwargs, kept, Programs(kept)), frontend)
+        attempt.gm.example = (args, kwargs)
+        notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(modules), *_unsynchronised(modules)]
+    return Captured(attempt.gm, pruned, list(dict.fromkeys(notes)))
+
+
+# Both torch.fx and the watch for mode reads patch nn.Module while they trace.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def _as_written(model: Any) -> Any:
+    """Return the model that ``torch.compile`` was given, which holds the parameters under their own names."""
+    compiled = type(model).__module__.startswith("torch._dynamo") and isinstance(model, nn.Module)
+    return model._modules.get("_orig_mod", model) if compiled else model
+
+
+def _unsynchronised(modules: Modules) -> list[str]:
+    paths = [path for path, module in modules if isinstance(module, nn.SyncBatchNorm)]
+    if not paths:
+        return []
+    return [f"{', '.join(paths)}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does"]
+
+
+def _of_generator(name: str) -> str:
+    return f"the model draws numbers from {name}; those drawn during the capture are constants of the graph"
+
+
+def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if frontend not in ("auto", "trace", "export"):
+        raise CaptureError(f'frontend must be "auto", "trace" or "export", not {frontend!r}')
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
+    scripted = [path for path, module in all_modules(model) if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise CaptureError(f"module {scripted[0] or '(the model itself)'!r} is TorchScript, which no front end looks into")
+    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    bind(model, args, dict(kwargs or {}))
+    return args, dict(kwargs or {})
+
+
+def _first_that_works(example: Example, frontend: Frontend) -> Attempt:
+    attempts = {"trace": by_trace, "export": by_export}
+    if isinstance(example.model, CapturedModule):
+        attempts, frontend = {"copy": by_copy}, "auto"
+    reasons: dict[str, CaptureError] = {}
+    found: list[Attempt] = []
+    for name in attempts if frontend == "auto" else [frontend]:
+        try:
+            attempt = attempts[name](example)
+        except CaptureError as error:
+            reasons[name] = error
+            continue
+        if attempt.follows_mode or not attempt.could_follow:
+            return attempt
+        found.append(attempt)  # the other front end may keep more of the model
+    if found:
+        return min(found, key=lambda attempt: len(attempt.notes))
+    _blame_inputs(example)
+    listed = "\n  ".join(f"{name}: {error}" for name, error in reasons.items())
+    hint = "" if frontend == "auto" else '\nThe other front end may be able to: frontend="auto" tries both.'
+    last = list(reasons.values())[-1]
+    raise CaptureError(f"{type(example.model).__name__} could not be captured:\n  {listed}{hint}") from last
+
+
+def _blame_inputs(example: Example) -> None:
+    """Raise InputError if the model itself cannot run on the example inputs."""
+    try:
+        model = copy.deepcopy(example.model)
+    except Exception:  # a model that cannot be copied is not run: that could change it
+        return
+    try:
+        with torch.no_grad(), in_mode(all_modules(model), training=False):
+            model(*copy.deepcopy(example.args), **copy.deepcopy(example.kwargs))
+    except Exception as error:
+        shapes = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, example.args)
+        keywords = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, example.kwargs)
+        raise InputError(
+            f"the example inputs do not fit the model: {type(example.model).__name__} itself fails on inputs of shapes "
+            f"{shapes} {keywords or ''}: {type(error).__name__}: {error}"
+        ) from error

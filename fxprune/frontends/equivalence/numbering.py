@@ -1,0 +1,355 @@
+"""Value numbering: notes what operators do to tensors whose values nobody computes.
+
+A dispatch mode sees every operator and gives its result a number, the same for the same operator on arguments of the same
+numbers. A write gives all that shares the memory new numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.abstract.form import Form, IncomparableError, frozen, operator_errors, storage
+from fxprune.abstract.propagation import Effect, Propagation, Traits, written
+from fxprune.frontends.equivalence.values import Memory, OfTensors, OperatorCall, Value
+
+# Above so many bytes, a constant is told by its memory instead of its values.
+_LARGE = 1 << 26
+
+
+class NumberingError(RuntimeError):
+    """The numbering itself went wrong, whatever program it followed: a bug of this package, which nothing may hide."""
+
+
+class Numbering:
+    """The numbers of values, the same for the same in all runs to be compared."""
+
+    def __init__(self, propagation: Propagation) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._kept: dict[int, torch.UntypedStorage] = {}
+        self.propagation = propagation
+
+    def of(self, *key: Any) -> int:
+        """Return the number of ``key``, the same each time."""
+        return self._numbers.setdefault(key, len(self._numbers) + 1)
+
+    def equate(self, key: tuple[Any, ...], number: int) -> None:
+        """Give ``key`` the number of something else that is always the same, before it is asked for."""
+        self._numbers[key] = number
+
+    def address(self, tensor: Tensor) -> int:
+        """Return the address of the elements of ``tensor``, which nothing else takes from now on."""
+        memory = tensor.untyped_storage()
+        self._kept[memory._cdata] = memory
+        return tensor.data_ptr()
+
+
+class Execution(TorchDispatchMode):
+    """A run on stand-ins, within the context.
+
+    Calls on constants alone are computed, as real ones: their results are constants, and code may look at them.
+    """
+
+    def __init__(self, numbering: Numbering) -> None:
+        super().__init__()
+        self._numbering = numbering
+        self._effects = numbering.propagation
+        self._values = OfTensors()  # of stand-ins
+        self._leaves: dict[int, Value] = {}  # of real tensors that are without values here, maybe since others stand for them
+        self._constants = OfTensors()
+        self._memories: dict[int, Memory] = {}  # of real tensors
+        self._fresh: dict[int, torch.UntypedStorage] = {}  # made by computed calls
+        self._draws = 0
+        self._devices: dict[torch.device, None] = {}
+        self._generators: list[Tensor] = []
+        self._tape: list[OperatorCall] = []
+        self._refusals: list[str] = []
+        self._bug: NumberingError | None = None
+
+    def leaf(self, real: Tensor, *name: Any) -> Value:
+        """Take ``real``, a tensor that ``name`` tells from all others, for one without values; return what is known of it."""
+        if type(real) not in (Tensor, nn.Parameter):
+            raise IncomparableError(f"a tensor of type {type(real).__name__}")
+        form, memory = Form.of(real), self._memory_of(real)
+        value = Value(self._numbering.of("leaf", name, form, real.storage_offset()), form, memory, 0, real)
+        self._leaves[id(real)] = value
+        self._devices.setdefault(real.device)
+        return value
+
+    def stand_in(self, real: Tensor, *name: Any) -> Tensor:
+        """Return a stand-in for ``real``, a tensor that ``name`` tells from all others."""
+        value = self.leaf(real, *name)
+        tensor = value.form.stand_in().requires_grad_(real.requires_grad)
+        if isinstance(real, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=real.requires_grad)
+        value.address = storage(tensor)
+        self._values[tensor] = value
+        return tensor
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Within the context, which is for the code that is followed alone, operators are noted instead of computed.
+
+        Raises:
+            IncomparableError: the code failed, as it may on stand-ins; or an operator did, though the code caught that.
+            NumberingError: the numbering failed, though the code caught that.
+        """
+
+        def checked(read: Callable[..., Any]) -> Callable[..., Any]:
+            def call(tensor: Tensor, **options: Any) -> Any:
+                self._noting_failures(self._check_is_known, tensor)
+                return read(tensor, **options)
+
+            return call
+
+        tolist, numpy = checked(torch._C.TensorBase.tolist), checked(torch._C.TensorBase.numpy)  # which call no operator
+        with torch.no_grad(), _replaced(Tensor, "tolist", tolist), _replaced(Tensor, "numpy", numpy):
+            for device in {torch.device("cpu"): None, **self._devices}:
+                torch.rand((), device=device)  # now no seed gives the state that the generator is in
+            self._generators = self._random_states()
+            try:
+                with self:
+                    yield
+            except Exception as error:  # as code likes; if it fails on tensors as well, a real run will say so
+                self._refusals.append(f"the code fails: {error}")
+        if self._bug is not None:
+            raise self._bug
+        if self._refusals:
+            raise IncomparableError(self._refusals[0])
+
+    def _noting_failures(self, do: Callable[..., Any], *args: Any) -> Any:
+        """Return what ``do`` gives; note if it fails, as the code that called it may catch the error and go on."""
+        try:
+            return do(*args)
+        except IncomparableError as error:
+            self._refusals.append(str(error))  # the error itself would keep tensors alive
+            raise
+        except Exception as error:
+            self._bug = NumberingError(f"a bug of fxprune, in comparing the graph with its model: {error!r}")
+            raise self._bug from error
+
+    def number(self, tensor: Tensor) -> int:
+        """Return the number of what ``tensor`` holds now."""
+        return self._now(self._value(tensor))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._noting_failures(self._follow, func, args, kwargs or {})
+
+    def _follow(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operator gives, for stand-ins without computing it."""
+        tensors: list[Tensor] = []
+        others = frozen((args, kwargs), tensors)
+        known = [self._known(tensor) for tensor in tensors]
+        effect = None
+        if tensors and None not in known:  # as nearly always
+            values: list[Any] = known
+            effect = self._effects.known(self._effects.key(func, others, tensors, [value.form for value in values]))
+        if effect is None or not effect.is_plain:
+            return self._call(func, others, tensors, args, kwargs)
+        return self._results(effect, tensors, self._do(effect, values))
+
+    def _call(self, func: Any, others: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
+        traits, targets = Traits.of(func), written(func, args, kwargs)
+        if not all(self._has_value(t) or self._is_fresh(t) for t in targets):
+            raise IncomparableError(f"{func} writes to a tensor that is no parameter, buffer or input")
+        if traits.strided and not _strides_alike(func, args, kwargs):
+            raise IncomparableError(f"{func} sees how its argument lies in memory, which numbers do not say")
+        # Memory that nobody has written to is as unknown as a stand-in's.
+        if not (traits.ordered or traits.raw or any(map(self._is_unknown, tensors))):
+            return self._compute(func, args, kwargs, bool(targets))
+        if traits.strided and targets:
+            return self._restride(func, args, kwargs, others)
+        place = self._place() if traits.ordered else 0
+        values = [self._value(t) for t in tensors]
+        forms = [value.form for value in values]
+        key = self._effects.key(func, others, tensors, forms)
+        effect = self._effects.effect(key, list(zip(tensors, forms, strict=True)), args, kwargs)
+        return self._results(effect, tensors, self._do(effect, values, place))
+
+    def _results(self, effect: Effect, tensors: list[Tensor], made: list[Value | None]) -> Any:
+        results: list[Any] = []
+        for output, value in zip(effect.outputs, made, strict=True):
+            if value is not None:
+                results.append(self._stand_in_of(value))
+            else:
+                results.append(output.plain if output.argument is None else tensors[output.argument])
+        return results[0] if effect.spec.is_leaf() else pytree.tree_unflatten(results, effect.spec)
+
+    def _place(self) -> int:
+        """Return the place of a random draw among all."""
+        if not all(map(torch.equal, self._generators, self._random_states())):
+            raise IncomparableError("the model seeds a generator")
+        self._draws += 1
+        return self._draws
+
+    def _restride(self, func: Any, args: Any, kwargs: Any, others: Any) -> Tensor:
+        """Let a result have other strides where they make no difference to its elements."""
+        result: Tensor = args[0]
+        value = self._values.get(result)
+        if value is None or value.real is not None:
+            raise IncomparableError(f"{func} changes a parameter, buffer, input or constant")
+        with operator_errors(func):
+            func(*args, **kwargs)
+        self._tape.append(OperatorCall(func, others, [value], [None]))
+        value.form = Form.of(result)
+        return result
+
+    def _do(self, effect: Effect, values: list[Value], place: int = 0) -> list[Value | None]:
+        """Do to values what a call does, and return a value for each of its results that is new.
+
+        Args:
+            effect: what it does.
+            values: its operands.
+            place: its place among random draws, or 0.
+        """
+        of, now = self._numbering.of, list(map(self._now, values))
+        # Which number of a random draw goes where depends on how tensors lie in memory.
+        forms = [value.form for value in values] if place else []
+        number = of(effect.computed, effect.frozen, *now, place, *forms)
+        if effect.source is not None:
+            self._numbering.equate(("output", number, 0), now[effect.source])
+        for index in effect.written:
+            values[index].memory.written = of("write", number, index)
+        if effect.replaces:
+            first = values[0]
+            first.number, first.written = of("output", number, 0), first.memory.written
+        made: list[Value | None] = []
+        for index, output in enumerate(effect.outputs):
+            if output.form is None:
+                made.append(None)
+                continue
+            memory = Memory() if output.shares is None else values[output.shares].memory
+            made.append(Value(of("output", number, index), output.form, memory, memory.written))
+        self._tape.append(OperatorCall(effect.func, effect.frozen, values, made))
+        return made
+
+    def _stand_in_of(self, value: Value) -> Tensor:
+        tensor = value.form.stand_in()
+        value.address = storage(tensor)
+        self._values[tensor] = value
+        return tensor
+
+    # -- constants ---------------------------------------------------------------------------------------------------
+
+    def _compute(self, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
+        with operator_errors(func):
+            result = func(*args, **kwargs)
+        if writes:
+            self._constants.clear()
+        elif not Traits.of(func).shares:
+            self._fresh |= {storage(t): t.untyped_storage() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)}
+        return result
+
+    def _random_states(self) -> list[Tensor]:
+        others = [device for device in self._devices if device.type != "cpu"]
+        return [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in others)]
+
+    # -- tensors -----------------------------------------------------------------------------------------------------
+
+    def _has_value(self, tensor: Tensor) -> bool:
+        return tensor in self._values or id(tensor) in self._leaves
+
+    def _is_fresh(self, tensor: Tensor) -> bool:
+        return storage(tensor) in self._fresh
+
+    def _is_unknown(self, tensor: Tensor) -> bool:
+        if self._has_value(tensor):
+            return True
+        with _memory_reads():
+            tensor.data_ptr()
+        memory = self._memories.get(storage(tensor))
+        return memory is not None and bool(memory.written)
+
+    def _check_is_known(self, tensor: Tensor) -> None:
+        if self._is_unknown(tensor):
+            raise IncomparableError("the code reads a tensor without values")
+
+    def _known(self, tensor: Tensor) -> Value | None:
+        """Return the value of a stand-in, or of the tensor that it stands for."""
+        value = self._values.get(tensor)
+        if value is None:
+            return self._leaves.get(id(tensor))
+        if value.address != storage(tensor):
+            raise IncomparableError("a tensor was given other data")
+        return value
+
+    def _memory_of(self, real: Tensor) -> Memory:
+        return self._memories.setdefault(storage(real), Memory(0, real.untyped_storage()))
+
+    def _now(self, value: Value) -> int:
+        written = value.memory.written
+        return value.number if written == value.written else self._numbering.of("after", value.number, written)
+
+    def _value(self, tensor: Tensor) -> Value:
+        value = self._known(tensor) or self._constants.get(tensor)
+        if value is None:
+            # Where it lies in its memory says what a write to it writes to.
+            form = Form.of(tensor)
+            number = self._numbering.of("constant", form, tensor.storage_offset(), self._content(tensor))
+            self._constants[tensor] = value = Value(number, form, self._memory_of(tensor), 0, tensor)
+        return value
+
+    def _content(self, tensor: Tensor) -> Any:
+        """Return what tells the elements of a constant from those of others."""
+        with _memory_reads():
+            if tensor.numel() * tensor.element_size() > _LARGE:
+                return self._numbering.address(tensor)
+            elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            return hashlib.sha256(torch._C.TensorBase.numpy(elements).data).digest()
+
+    # -- leaks -------------------------------------------------------------------------------------------------------
+
+    def mend_leaks(self) -> None:
+        """Give stand-ins that are still in use, in a cache of the model's code for one, what a real run had left there."""
+        gc.collect()
+        if not self.leaks():
+            return
+        env: dict[Value, Tensor] = {v: v.real.detach().clone() for v in self._leaves.values() if v.real is not None}
+        with torch.no_grad():
+            for entry in self._tape:
+                entry.run(env)
+        for tensor, value in self._values.items():
+            left = env.get(value, value.real)
+            assert left is not None
+            tensor.data = left.data
+
+    def leaks(self) -> bool:
+        """Tell whether stand-ins are still in use, or constants were written to."""
+        return len(self._values) > 0 or any(value.memory.written for _, value in self._constants.items())
+
+
+def _memory_reads() -> contextlib.AbstractContextManager[None]:
+    """Within the context, memory is read, which fails for a tensor that shares a stand-in's behind the dispatcher's back."""
+    return operator_errors("a read of memory")
+
+
+def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:
+    """Tell whether new strides leave every element of a tensor where it is, as those of dimensions of size one do."""
+    arguments = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    tensor, size, stride = args[0], arguments.get("size"), arguments.get("stride")
+    offset = arguments.get("storage_offset")
+    if size is None or stride is None or tuple(size) != tuple(tensor.shape) or offset not in (None, tensor.storage_offset()):
+        return False
+    return all(n == 1 or old == new for n, old, new in zip(size, tensor.stride(), stride, strict=True))
+
+
+@contextlib.contextmanager
+def _replaced(owner: type, name: str, method: Any) -> Iterator[None]:
+    """Give a class another method within the context."""
+    own = vars(owner).get(name)  # one that it inherits comes back when the other goes
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)

@@ -1,0 +1,312 @@
+"""Aligns two graphs of one model, of train and of eval mode, node by node.
+
+The result says which nodes of the two are the same, where one graph has nodes that the other has not (hunks), and in which
+arguments nodes that are the same otherwise differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxprune.graph.paths import value_at
+
+_BODY = ("call_function", "call_method", "call_module")
+
+
+@dataclasses.dataclass(eq=False)
+class Hunk:
+    """Nodes that only one of the modes has, at one place: before the node ``at`` of the base graph."""
+
+    base: list[fx.Node]
+    other: list[fx.Node]
+    at: fx.Node
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """An argument of the base node ``user`` that is ``ours`` there and ``theirs`` else.
+
+    ``place`` leads to it: into ``(args, kwargs)``, then into one aggregate after the other.
+    """
+
+    user: fx.Node
+    place: tuple[Any, ...]
+    ours: Any
+    theirs: Any
+
+    @property
+    def is_value(self) -> bool:
+        """Whether both are nodes, so that what differs is a value computed by the graph."""
+        return isinstance(self.ours, fx.Node) and isinstance(self.theirs, fx.Node)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether both are numbers that can be chosen by a flag: two bools, or two others."""
+        kinds = {type(self.ours), type(self.theirs)}
+        return kinds == {bool} or kinds <= {int, float}
+
+
+class Alignment:
+    """What is the same in two graphs and what is not.
+
+    Args:
+        gm: the module of the base graph. Sizes and reads that only the other graph has are added to its graph.
+        other: the other graph.
+        constants: the constants that ``other`` reads, by target.
+    """
+
+    def __init__(self, gm: fx.GraphModule, other: fx.Graph, constants: dict[str, Any]) -> None:
+        self.gm, self.graph, self.constants = gm, gm.graph, constants
+        self.twin: dict[fx.Node, fx.Node] = {}  # node of the other graph -> the same node of the base graph
+        self.reads: dict[fx.Node, list[fx.Node]] = {}  # get_attr node of the base graph -> those of the other that are the same
+        self.hunk_of: dict[fx.Node, Hunk] = {}
+        self.hunks: list[Hunk] = []
+        self.sizes: set[fx.Node] = set()  # base nodes whose values are sizes, besides those with an example value
+        self._differing: dict[fx.Node, list[Difference] | None] = {}  # by base node; None where the structure differs
+        self._changed: dict[fx.Node, fx.Node] | None = None  # pairs to compare anew; at first all
+        end = self.graph.output_node()
+        self.twin[other.output_node()] = end
+        self.twin.update(zip(other.find_nodes(op="placeholder"), self.graph.find_nodes(op="placeholder"), strict=True))
+        self._align_reads(other)
+        self._align_body([n for n in self.graph.nodes if n.op in _BODY], [n for n in other.nodes if n.op in _BODY], end)
+        for hunk in self.hunks:
+            self._share_sizes(hunk)
+        while self._part_unlike() or self._join_hunks():
+            pass
+
+    def differences(self) -> list[Difference]:
+        """Return what differs between nodes that are the same otherwise, in the order of the base graph."""
+        self._compare_changed()
+        return [d for _, found in sorted(self._differing.items()) for d in found or ()]
+
+    def odd(self) -> list[fx.Node]:
+        """Return the base nodes whose arguments differ in structure, in order."""
+        self._compare_changed()
+        return sorted(node for node, found in self._differing.items() if found is None)
+
+    # -- who is who --------------------------------------------------------------------------------------------------
+
+    def _align_body(self, a: list[fx.Node], b: list[fx.Node], end: fx.Node) -> None:
+        matcher = difflib.SequenceMatcher(None, [self._key(n) for n in a], [self._key(n) for n in b], autojunk=False)
+        for tag, a0, a1, b0, b1 in matcher.get_opcodes():
+            if tag == "equal":
+                self.twin.update(zip(b[b0:b1], a[a0:a1], strict=True))
+            else:
+                self._add(Hunk(a[a0:a1], b[b0:b1], a[a1] if a1 < len(a) else end), len(self.hunks))
+
+    def _key(self, node: fx.Node) -> tuple[Any, ...]:
+        """Return what nodes that are the same share: what they call for which module, and if nobody uses that, on what."""
+        first = node.args[0] if node.args and not node.users else None
+        read = self.twin.get(first, first) if isinstance(first, fx.Node) and first.op == "get_attr" else None
+        return node.op, node.target, node.meta.get("fxprune_module"), read
+
+    def _add(self, hunk: Hunk, index: int) -> None:
+        self.hunks.insert(index, hunk)
+        self.hunk_of.update(dict.fromkeys([*hunk.base, *hunk.other], hunk))
+
+    def _align_reads(self, other: fx.Graph) -> None:
+        reads = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
+        for node in other.find_nodes(op="get_attr"):
+            twin = self._read_like(reads, str(node.target))
+            if twin is not None:
+                self.twin[node] = twin
+                self.reads.setdefault(twin, []).append(node)
+
+    def _read_like(self, reads: dict[str, fx.Node], target: str) -> fx.Node | None:
+        """Return the base node that reads what ``target`` is in the other graph, making it if there is none."""
+        constant = self.constants.get(target)
+        if constant is None:  # a tensor of the model
+            if target not in reads and value_at(self.gm, target) is not None:
+                reads[target] = self._new_read(target)
+            return reads.get(target)
+        # Constants are numbered in order of appearance, which the mode may change; so they are compared by value.
+        for name in [target, *reads] if target in reads else reads:
+            if _same_constant(value_at(self.gm, name), constant):
+                return reads[name]
+        if not isinstance(constant, Tensor):
+            return None
+        name = f"{target}_by_mode"
+        owner, _, last = name.rpartition(".")
+        self.gm.get_submodule(owner).register_buffer(last, constant, persistent=False)
+        reads[name] = self._new_read(name)
+        return reads[name]
+
+    def _new_read(self, target: str) -> fx.Node:
+        first = next(n for n in self.graph.nodes if n.op != "placeholder")
+        with self.graph.inserting_before(first):
+            node = self.graph.create_node("get_attr", target)
+        node.meta["val"] = value_at(self.gm, target)
+        return node
+
+    # -- sizes -------------------------------------------------------------------------------------------------------
+
+    def _share_sizes(self, hunk: Hunk) -> None:
+        """Take computations on sizes out of a hunk: they are the same in both modes, and other hunks may use them."""
+        for node in [n for n in hunk.base if self._is_size(n, lambda n: n not in self.hunk_of)]:
+            hunk.base.remove(node)
+            del self.hunk_of[node]
+            self.sizes.add(node)
+        for node in [n for n in hunk.other if self._is_size(n, lambda n: n in self.twin)]:
+            hunk.other.remove(node)
+            del self.hunk_of[node]
+            with self.graph.inserting_before((hunk.base or [hunk.at])[0]):
+                self.twin[node] = copy = self.graph.node_copy(node, self.twin.__getitem__)
+            self.sizes.add(copy)
+
+    def _is_size(self, node: fx.Node, is_common: Callable[[fx.Node], bool]) -> bool:
+        of_tensor = (
+            node.target is torch.ops.aten.sym_size.int
+            or (node.op == "call_method" and (node.target == "dim" or (node.target == "size" and len(node.args) == 2)))
+            or (node.target is getattr and node.args[1] == "ndim")
+        )
+        of_sizes = (
+            node.op == "call_function"
+            and getattr(node.target, "__module__", None) == operator.mul.__module__
+            and all(n in self.sizes or self.twin.get(n) in self.sizes for n in node.all_input_nodes)
+        )
+        return (of_tensor or of_sizes) and all(is_common(n) for n in node.all_input_nodes)
+
+    # -- pairs that are not the same after all -----------------------------------------------------------------------
+
+    def _part_unlike(self) -> bool:
+        """Make a hunk of each pair of nodes that share no form; returns whether there were such."""
+        unlike = [*self.odd(), *(d.user for d in self.differences() if not d.is_value and not d.is_number)]
+        unlike = [node for node in unlike if node.op in _BODY]
+        others = {ours: theirs for theirs, ours in self.twin.items()} if unlike else {}
+        for ours in dict.fromkeys(unlike):
+            theirs = others[ours]
+            self._part(theirs)
+            at = ours.next
+            self._add(Hunk([ours], [theirs], at), sum(hunk.at <= ours for hunk in self.hunks))
+        return bool(unlike)
+
+    # -- hunks that belong together ----------------------------------------------------------------------------------
+
+    def _join_hunks(self) -> bool:
+        """Make one of two hunks if one uses what the other makes; returns whether there were such."""
+        uses = [(hunk, n) for hunk in self.hunks for node in [*hunk.base, *hunk.other] for n in node.all_input_nodes]
+        together = [(hunk, self.hunk_of[n]) for hunk, n in uses if self.hunk_of.get(n, hunk) is not hunk]
+        for d in self.differences():
+            made = [self.hunk_of[n] for n in (d.ours, d.theirs) if isinstance(n, fx.Node) and n in self.hunk_of]
+            if len(made) == 2 and made[0] is not made[1]:
+                together.append((made[0], made[1]))
+        if not together:
+            return False
+        first, last = sorted(map(self.hunks.index, together[0]))
+        self._join(first, last)
+        return True
+
+    def _join(self, first: int, last: int) -> None:
+        """Put the hunks from ``first`` to ``last`` and everything between them into one."""
+        joined = self.hunks[first : last + 1]
+        base, other = ([n for h in joined for n in h.base], [n for h in joined for n in h.other])
+        start, end = joined[0].at, joined[-1].at
+        between = {ours: theirs for theirs, ours in self.twin.items() if start <= ours < end and ours.op in _BODY}
+        between = {ours: theirs for ours, theirs in between.items() if ours not in self.sizes}
+        for theirs in between.values():
+            self._part(theirs)
+        del self.hunks[first : last + 1]
+        self._add(Hunk(sorted([*base, *between]), sorted([*other, *between.values()]), end), first)
+
+    # -- differences -------------------------------------------------------------------------------------------------
+
+    def _part(self, theirs: fx.Node) -> None:
+        """Let a node of the other graph have no twin any more; what uses it is compared anew."""
+        assert self._changed is not None  # only what was compared is found to be unlike
+        self._differing.pop(self.twin.pop(theirs), None)
+        self._changed.pop(theirs, None)
+        self._changed.update((user, self.twin[user]) for user in theirs.users if user in self.twin)
+
+    def _compare_changed(self) -> None:
+        for theirs, ours in (self.twin if self._changed is None else self._changed).items():
+            self._differing.pop(ours, None)
+            found = self._compare(ours, theirs)
+            if found != []:
+                self._differing[ours] = found
+        self._changed = {}
+
+    def _compare(self, ours: fx.Node, theirs: fx.Node) -> list[Difference] | None:
+        """Return the arguments in which two nodes differ; None if their structure does."""
+        if self._is_same(ours.args, theirs.args) and self._is_same(ours.kwargs, theirs.kwargs):
+            return []
+        _spell_out_defaults(ours, theirs)
+        _spell_out_defaults(theirs, ours)
+        found: list[Difference] = []
+        alike = self._compare_parts(ours, (ours.args, ours.kwargs), (theirs.args, theirs.kwargs), (), found)
+        return found if alike else None
+
+    def _compare_parts(self, user: fx.Node, x: Any, y: Any, place: tuple[Any, ...], found: list[Difference]) -> bool:
+        """Add the differences between two arguments to ``found``; returns whether their structure is the same."""
+        keys = _keys(x)
+        if keys is None and _keys(y) is None:
+            if not self._is_same(x, y):
+                found.append(Difference(user, place, x, y))
+            return True
+        if keys is None or type(x) is not type(y) or keys != _keys(y):
+            return False
+        return all(self._compare_parts(user, x[key], y[key], (*place, key), found) for key in keys)
+
+    def _is_same(self, x: Any, y: Any) -> bool:
+        """Tell whether arguments of the base graph and of the other are the same, aggregates with all that is in them."""
+        if isinstance(y, fx.Node):
+            return isinstance(x, fx.Node) and self.twin.get(y) is x
+        if type(x) is not type(y):
+            return False
+        if isinstance(x, tuple | list):
+            return len(x) == len(y) and all(map(self._is_same, x, y))
+        if isinstance(x, dict):
+            return list(x) == list(y) and all(map(self._is_same, x.values(), y.values()))
+        return bool(x == y)
+
+
+def _keys(value: Any) -> list[Any] | None:
+    """Return what leads to the parts of an aggregate, None for any other value."""
+    if isinstance(value, dict):
+        return list(value)
+    return list(range(len(value))) if isinstance(value, tuple | list) else None
+
+
+def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """Return arguments with another one at a place that a :class:`Difference` has."""
+    if not place:
+        return new
+    key, *rest = place
+    part = replaced(value[key], tuple(rest), new)
+    if isinstance(value, dict):
+        return {**value, key: part}
+    items = [*value[:key], part, *value[key + 1 :]]
+    return items if isinstance(value, list) else type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
+    """Return the leaves and the structure of a node's arguments."""
+    return pytree.tree_flatten((node.args, node.kwargs))
+
+
+def _spell_out_defaults(node: fx.Node, like: fx.Node) -> None:
+    """Give ``node`` the default arguments that ``like`` has and it leaves out; torch.export drops them."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    schema = node.target._schema.arguments
+    missing = schema[len(node.args) : len(like.args)]
+    node.args = (*node.args, *(argument.default_value for argument in missing))
+    defaults = {argument.name: argument.default_value for argument in schema}
+    node.kwargs = {**{k: defaults[k] for k in like.kwargs if k not in node.kwargs}, **node.kwargs}
+
+
+def _same_constant(ours: Any, theirs: Any) -> bool:
+    if ours is theirs:
+        return True
+    if isinstance(ours, fx.GraphModule) and isinstance(theirs, fx.GraphModule):
+        return ours.code == theirs.code
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        return ours.dtype == theirs.dtype and ours.device == theirs.device and torch.equal(ours, theirs)
+    return False

@@ -1,0 +1,191 @@
+"""Notices where a model's code depends on ``self.training`` while it is being captured, and switches modes for that."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from fxprune.graph.paths import Modules, join
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A read of the ``training`` flag of the module at path ``owner``, by code of the module ``reader`` at ``line``."""
+
+    owner: str
+    reader: str
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.owner or '(the model itself)'} at {self.line}"
+
+
+class ModeReads:
+    """The reads of ``module.training`` seen during a capture, in order, each once."""
+
+    def __init__(self, modules: Modules) -> None:
+        self._paths = {id(module): path for path, module in modules}
+        self._seen: dict[Read, None] = {}
+        self._asked: dict[str, set[str]] = {}  # by the module that reads flags those that it reads them of
+
+    def note(self, module: nn.Module, frame: FrameType) -> None:
+        """Record that the code of ``frame`` asked ``module`` for its mode."""
+        owner = self._paths.get(id(module))
+        if owner is not None:
+            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            reader = self._reader(frame, owner)
+            self._seen.setdefault(Read(owner, reader, line))
+            self._asked.setdefault(reader, set()).add(owner)
+
+    def _reader(self, frame: FrameType | None, default: str) -> str:
+        """Return the path of the module whose method the code belongs to, or was called from."""
+        while frame is not None:
+            path: str | None = self._paths.get(id(frame.f_locals.get("self")))
+            if path is not None:
+                return path
+            frame = frame.f_back
+        return default
+
+    def __bool__(self) -> bool:
+        return bool(self._seen)
+
+    def owner_for(self, path: str) -> str | None:
+        """Return the module whose flag decides on what the code of the module at ``path`` does; None if several may.
+
+        A module that asks nobody goes by what the modules around it ask, which pass it their answer.
+        """
+        while True:
+            if owners := self._asked.get(path):
+                return path if path in owners else next(iter(owners)) if len(owners) == 1 else None
+            if not path:
+                return ""
+            path = path.rpartition(".")[0]
+
+    def inside(self, path: str) -> list[Read]:
+        """Return the reads by the module at ``path`` or one around it, the innermost first; all if there are none."""
+        around = [r for r in self._seen if not r.owner or path == r.owner or path.startswith(r.owner + ".")]
+        return sorted(around, key=lambda read: -len(read.owner)) or list(self._seen)
+
+
+class _NotingFlag:
+    """A data descriptor that stands for ``training`` on nn.Module: stores as before, and notes who reads."""
+
+    def __init__(self, reads: ModeReads) -> None:
+        self.reads = reads
+
+    def __get__(self, module: nn.Module | None, owner: type[nn.Module]) -> object:
+        if module is None:
+            raise AttributeError("training")
+        self.reads.note(module, sys._getframe(1))
+        try:
+            return module.__dict__["training"]
+        except KeyError:
+            raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'") from None
+
+    def __set__(self, module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = value
+
+
+@contextlib.contextmanager
+def noting_mode_reads(modules: Modules) -> Iterator[ModeReads]:
+    """Record, within the context, every read of the ``training`` flag of one of ``modules``, all those of a model.
+
+    ``training`` is a plain attribute, so the only place to stand is the class: as torch.fx does for calls, nn.Module is
+    patched for the time of the capture.
+    """
+    reads = ModeReads(modules)
+    nn.Module.training = _NotingFlag(reads)  # type: ignore[assignment]
+    try:
+        yield reads
+    finally:
+        del nn.Module.training
+
+
+@contextlib.contextmanager
+def unnoted() -> Iterator[None]:
+    """Within the context, reads of the flag are noted nowhere."""
+    noting = vars(nn.Module).get("training")
+    if noting is not None:
+        del nn.Module.training
+    try:
+        yield
+    finally:
+        if noting is not None:
+            nn.Module.training = noting
+
+
+@contextlib.contextmanager
+def in_mode(modules: Modules, training: bool) -> Iterator[None]:
+    """Put ``modules`` in train or eval mode within the context."""
+    attributes = [vars(module) for _, module in modules]
+    before = [found["training"] for found in attributes]
+    for found in attributes:
+        found["training"] = training
+    try:
+        yield
+    finally:
+        for found, flag in zip(attributes, before, strict=True):
+            found["training"] = flag
+
+
+def is_mixed(modules: Modules) -> bool:
+    """Tell whether some modules are in train mode and others in eval mode."""
+    return len({module.training for _, module in modules}) > 1
+
+
+def switching_changes(modules: Modules) -> list[str]:
+    """Describe each module whose own ``train`` or ``eval`` does more than to set the flag, found out on a copy."""
+    notes = []
+    for path, module in modules:
+        if type(module).train is nn.Module.train and type(module).eval is nn.Module.eval:
+            continue
+        changed = _changed_by_switching(module)
+        if changed:
+            notes.append(
+                f"{type(module).__name__}.train() of module {path or '(the model itself)'!r} changes {', '.join(changed)}, "
+                "where torch.nn.Module.train() sets every flag and nothing else, as it does on the graph"
+            )
+    return notes
+
+
+def _changed_by_switching(module: nn.Module) -> list[str]:
+    for copied in (_without_values, copy.deepcopy):
+        try:
+            return _changed_in(copied(module))
+        except Exception:  # one whose values are asked for needs them; one that cannot be copied is not switched
+            continue
+    return ["attributes that could not be compared"]
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """Return a copy of a module on the meta device, which takes no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        bare = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+    return copy.deepcopy(module, memo)
+
+
+def _changed_in(copied: nn.Module) -> list[str]:
+    """Return what a module's own ``train`` and ``eval`` change beside the flag; the module is changed."""
+    changed: dict[str, None] = {}
+    for training in (not copied.training, copied.training):
+        before = {path: dict(vars(m)) for path, m in copied.named_modules()}
+        versions = {name: t._version for name, t in copied.state_dict(keep_vars=True).items()}
+        copied.train(training)
+        for path, part in copied.named_modules():
+            if part.training is not training:
+                changed[f"not the mode of {path!r}"] = None
+            was, now = before.get(path, {}), vars(part)
+            # Emptied caches are fine: nothing in the graph comes from one.
+            names = [k for k in {**was, **now} if k != "training" and now.get(k) is not was.get(k) and now.get(k) != {}]
+            changed.update(dict.fromkeys(join(path, name) for name in names))
+        changed.update(dict.fromkeys(n for n, t in copied.state_dict(keep_vars=True).items() if versions.get(n) != t._version))
+    return list(changed)

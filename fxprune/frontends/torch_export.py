@@ -1,0 +1,221 @@
+"""The export front end: ``torch.export``, for what symbolic tracing cannot follow.
+
+Gives an ATen-level graph whose parameters are read under their original names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import operator
+import re
+import unittest.mock
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
+from torch.nn.modules import transformer
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError
+from fxprune.frontends.model.snapshot import ModelSnapshot
+from fxprune.functional import layers
+from fxprune.graph.paths import value_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A graph, its constants by the names it reads them under, and why its batch size is fixed, if it is."""
+
+    graph: fx.Graph
+    constants: dict[str, Any]
+    fixed_batch: str | None
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, free_batch: bool) -> Exported:
+    """Export ``model`` in its current mode.
+
+    Args:
+        model: the model; left as it was.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        free_batch: whether to leave the batch size free where the model allows it.
+
+    Raises:
+        CaptureError: if ``torch.export`` refuses the model; the cause is chained.
+    """
+    try:
+        with ModelSnapshot(model).untouched(), _quiet(), _slow_attention():
+            shapes = _dynamic(model, args, kwargs) if free_batch else None
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            # The guards are written into the graph below, as nodes that script and pickle.
+            unlifted = program.module(check_guards=False)
+    except Exception as error:  # torch.export raises many kinds of errors, and the model its own
+        raise CaptureError(_reason(error)) from error
+    graph = unlifted.graph
+    graph.owning_module = None
+    for node in graph.nodes:
+        node.meta["fxprune_module"] = _module_path(node)
+    for node in graph.find_nodes(op="get_attr"):
+        if not node.users:  # the second name of a tied parameter, or a parameter out of use
+            graph.erase_node(node)
+    fixed_batch = _why_batch_is_fixed(program, graph, batched(args, kwargs)) if free_batch else None
+    _write_guards(graph)
+    read = {str(node.target): value_at(unlifted, str(node.target)) for node in graph.find_nodes(op="get_attr")}
+    of_model = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
+    constants = {target: value for target, value in read.items() if target not in of_model}
+    return Exported(graph, constants, fixed_batch)
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    return "" if path.startswith("_empty_nn_module_stack") else path.partition("@")[0]
+
+
+def _why_batch_is_fixed(program: ExportedProgram, graph: fx.Graph, inputs: list[Tensor]) -> str | None:
+    """Return why the graph is not right for every batch size, as far as ``torch.export`` knows; None if it is."""
+    if not inputs:
+        return None
+    values = [n.meta.get("val") for n in graph.find_nodes(op="placeholder")]
+    sizes: list[Any] = [v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() > 0]
+    free = [size for size in sizes if _is_free(size)]
+    if not free:
+        return "its code needs the number itself"
+    for symbol, bounds in program.range_constraints.items():
+        if symbol in {s.node.expr for s in free} and (bounds.lower > 2 or bounds.upper.is_Integer):
+            return f"its code depends on the batch size being in [{bounds.lower}, {bounds.upper}]"
+    broken = [guard for guard in program._guards_code if not _holds_for_all_batches(guard)]
+    return f"its code depends on {broken[0]}" if broken else None
+
+
+def _holds_for_all_batches(guard: str) -> bool:
+    """Try a guard, Python code over input sizes, at several batch sizes; the same one for all inputs."""
+    names = dict.fromkeys(re.findall(r"L((?:\[[^\]]+\])+)\.size\(\)\[0\]", guard))
+    others = re.sub(r"L(?:\[[^\]]+\])+\.size\(\)\[0\]", "", guard)
+    if re.search(r"L\[", others):
+        return False  # about something else than batch sizes
+    # The numbers that it names, too: it may be about one of them.
+    named = {int(n) + d for n in re.findall(r"\b\d+\b", others) for d in (-1, 0, 1)}
+    for batch in sorted({2, 3, 4, 5, 7, 64, 1021} | {n for n in named if n > 1}):
+        code = guard
+        for name in names:
+            code = code.replace(f"L{name}.size()[0]", str(batch))
+        try:
+            if not eval(code, {"__builtins__": {}}, dict(SYMPY_INTERP)):
+                return False
+        except Exception:  # a function that only torch knows
+            return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # About torch.export's own internals; what concerns the user is raised or warned of here.
+        warnings.simplefilter("ignore")
+        # torch.export logs whole graphs when it fails, which here is one of two ways and no news to the user.
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@contextlib.contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Switch off what nn.MultiheadAttention does for speed alone: a fused kernel in eval mode, and looks into masks."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    # torch looks into a mask to see whether it is the causal one. That only chooses a kernel, but cannot be exported.
+    with unittest.mock.patch.object(
+        transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: bool(is_causal)
+    ):
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
+
+
+def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the input tensors whose first dimension is the batch: as long as that of the first tensor."""
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 0]
+    return [t for t in tensors if t.shape[0] == tensors[0].shape[0]]
+
+
+def two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Repeat a batch of one: ``torch.export`` takes a dimension of size 1 for a constant."""
+    tensors = batched(args, kwargs)
+    if not tensors or tensors[0].shape[0] != 1:
+        return args, kwargs
+    ids = {id(t) for t in tensors}
+
+    def repeat(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if id(leaf) in ids else leaf
+
+    repeated: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(repeat, (args, kwargs))
+    return repeated
+
+
+def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    shapes = torch.export.ShapesCollection()
+    for tensor in batched(args, kwargs):
+        shapes[tensor] = {0: torch.export.Dim.AUTO}
+    return shapes.dynamic_shapes(model, args, kwargs)
+
+
+def _write_guards(graph: fx.Graph) -> None:
+    """Check, at the head of the graph, each input of which the graph holds something as a constant."""
+    placeholders = graph.find_nodes(op="placeholder")
+    if not placeholders:
+        return
+    tensors = [n for n in placeholders if isinstance(n.meta.get("val"), Tensor)]
+    batch = [n for n in tensors if n.meta["val"].dim() > 0 and _is_free(n.meta["val"].shape[0])]
+    with graph.inserting_before(placeholders[-1].next):
+        size = graph.call_method("size", (batch[0], 0)) if len(batch) > 1 else None
+        for node in placeholders:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor):
+                _check_shape(graph, node, value, size, batch)
+            elif value is None or isinstance(value, bool | int | float | str):
+                _check_value(graph, node, value)
+
+
+def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, size: fx.Node | None, batch: list[fx.Node]) -> None:
+    """Check the constant dimensions, and that a batch is as long as that of the first input where the graph takes it so."""
+    expected: list[Any] = [-1 if _is_free(s) else int(s) for s in value.shape]
+    if node in batch[1:] and _symbol(node) == _symbol(batch[0]):
+        expected[0] = size
+    if any(s != -1 for s in expected):
+        graph.call_function(layers.check_shape, (node, expected, str(node.target)))
+
+
+def _symbol(node: fx.Node) -> Any:
+    size: Any = node.meta["val"].shape[0]
+    return size.node.expr
+
+
+def _is_free(size: Any) -> bool:
+    """Tell whether a size is a symbol; torch.export keeps some constants in the same wrapping."""
+    return not isinstance(size, int) and not size.node.expr.is_number
+
+
+def _check_value(graph: fx.Graph, node: fx.Node, value: Any) -> None:
+    message = f"input {node.target!r} was {value!r} when the graph was captured; capture the model again for another value"
+    if value is None:
+        graph.call_function(layers.check_none, (node, message))
+        return
+    node.type = type(value)
+    same = graph.call_function(operator.eq, (node, value))
+    graph.call_function(torch._assert, (same, message))

@@ -1,0 +1,141 @@
+"""The module classes that a captured graph is made of.
+
+``CapturedModule`` is the GraphModule itself; ``Container`` holds parameters under their original names; ``Lowered`` stands
+in for a leaf module whose computation was written out as nodes; ``ByMode`` holds two versions of a computation, one for
+train and one for eval mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import pickle
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.graph import PythonCode
+
+from fxprune.errors import PruningTypeError
+from fxprune.graph.masks import MaskLoading
+from fxprune.graph.paths import all_modules
+from fxprune.graph.pickling import dump, load
+
+
+class CapturedModule(MaskLoading, fx.GraphModule):
+    """An ordinary ``torch.fx.GraphModule`` that pickles its graph as it is.
+
+    torch.fx pickles the generated code and traces it again on loading, which would freeze the live ``training`` flags that
+    the graph reads.
+
+    ``example`` are the inputs that the graph was captured with, positional and by name; None in a graph that was pickled.
+    """
+
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def recompile(self) -> PythonCode:
+        """Make the code of ``forward`` anew from the graph; within :func:`compiled_later`, when it is asked for."""
+        if not _COMPILES_LATER.get():
+            return super().recompile()
+        vars(self).pop("_code", None)
+        type(self).forward = _Forward()  # type: ignore[assignment] # each graph has a class of its own
+        return _NO_CODE
+
+    def compile_put_off(self) -> None:
+        """Make the code if there is none for the graph yet."""
+        if not is_compiled(self):
+            super().recompile()
+
+    @property
+    def code(self) -> str:
+        """The code of ``forward``."""
+        self.compile_put_off()
+        return super().code
+
+    __jit_ignored_attributes__ = ("example",)  # TorchScript wants to know the type of what is annotated
+    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "code"]  # noqa: RUF012
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the state and a flat list of the nodes."""
+        state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
+        with _quiet_specs():
+            graph = pickle.dumps((dump(self.graph), self.graph._codegen))
+        return _rebuild, (state, type(self).__name__, graph)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
+        """Copy state and graph; torch.fx would lose second names and which buffers are persistent."""
+        with compiled_later():
+            copied = CapturedModule(nn.Module(), fx.Graph(), type(self).__name__)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _DERIVED}, memo))
+        with _quiet_specs():
+            copied.graph = copy.deepcopy(self.graph)
+        copied.example = self.example
+        return copied
+
+
+class _Forward:
+    """Stands for the ``forward`` of a graph without code, and makes it when somebody asks for it."""
+
+    def __get__(self, gm: CapturedModule | None, owner: type[CapturedModule]) -> Any:
+        if gm is None:
+            return self
+        gm.compile_put_off()
+        return gm.forward
+
+
+_COMPILES_LATER: contextvars.ContextVar[bool] = contextvars.ContextVar("fxprune_compiles_later", default=False)
+_NO_CODE = PythonCode("", {}, None)
+
+
+@contextlib.contextmanager
+def compiled_later() -> Iterator[None]:
+    """Make no code for graphs that are set within the context before somebody calls them."""
+    token = _COMPILES_LATER.set(True)
+    try:
+        yield
+    finally:
+        _COMPILES_LATER.reset(token)
+
+
+def is_compiled(gm: fx.GraphModule) -> bool:
+    """Tell whether there is code of the graph that was set last."""
+    return "_code" in vars(gm)
+
+
+def compile_all(gm: fx.GraphModule) -> None:
+    """Make the code that was put off, of a graph and of those in it, unless it still is to be made later."""
+    for _, module in all_modules(gm) if not _COMPILES_LATER.get() else ():
+        if isinstance(module, CapturedModule):
+            module.compile_put_off()
+
+
+# What recompile() makes of the graph; and the example, which is of no use elsewhere.
+_DERIVED = ("_graph", "_code", "_in_spec", "_out_spec", "example")
+
+
+@contextlib.contextmanager
+def _quiet_specs() -> Iterator[None]:
+    """Hide what torch says about its own TreeSpec class when one is pickled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:
+    gm = CapturedModule(nn.Module(), fx.Graph(), class_name)
+    gm.__dict__.update(state)
+    with _quiet_specs():
+        gm.graph = load(*pickle.loads(graph))
+    return gm
+
+
+def as_graph_module(module: object) -> fx.GraphModule:
+    """Return ``module``, or raise PruningTypeError if it is not a graph."""
+    if not isinstance(module, fx.GraphModule):
+        raise PruningTypeError(
+            f"expected a torch.fx.GraphModule, got {type(module).__name__}; make one with fxprune.capture(model, inputs)"
+        )
+    return module

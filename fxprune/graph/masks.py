@@ -1,0 +1,194 @@
+"""Where parameters and masks live in a graph's module tree, and how they are renamed there.
+
+The names are those of ``state_dict``: dotted paths. A parameter that is tied has several names and one object; a masked
+parameter ``w`` is stored as the parameter ``w_orig`` and the buffer ``w_mask``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import PruningTypeError, UnknownParameterError
+from fxprune.graph.paths import owners, parameter_names, parameters_by_name, split
+
+ORIG = "_orig"
+MASK = "_mask"
+
+
+def is_binary(mask: Tensor) -> bool:
+    """Tell whether every element of ``mask`` is 0 or 1; a mask on the meta device has no elements that could say no."""
+    if mask.is_meta or mask.dtype == torch.bool or mask.numel() == 0:
+        return True
+    if mask.dtype == torch.uint8:  # no other tensor of that size for what is asked most often
+        return int(mask.max()) <= 1
+    return bool(((mask == 0) | (mask == 1)).all())
+
+
+class MaskLoading(nn.Module):
+    """Mixin that lets a state_dict with masks of any dtype load without loss.
+
+    Masks are stored in one byte an element. A mask that is not of zeros and ones (a user's own) does not fit there, so
+    when one arrives the buffer takes the parameter's dtype first.
+    """
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        widen_masks(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give masks of one byte an element their parameter's dtype where the arriving values need it."""
+    for name, mask in list(owner._buffers.items()):
+        orig = owner._parameters.get(name.removesuffix(MASK) + ORIG) if name.endswith(MASK) else None
+        incoming = state_dict.get(prefix + name)
+        if orig is None or mask is None or not isinstance(incoming, Tensor):
+            continue
+        if mask.dtype == torch.uint8 and incoming.shape == mask.shape and not is_binary(incoming):
+            owner._buffers[name] = torch.empty_like(mask, dtype=orig.dtype)
+
+
+# On each module that holds masked parameters, the endings of their masks by attribute name: a model may have names of this
+# form of its own.
+_MASKED = "_fxprune_masked"
+
+
+def _widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    widen_masks(owner, state_dict, prefix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """A masked parameter: its dotted ``names`` (several if tied), the ``orig`` Parameter and its ``masks``.
+
+    ``masks`` holds by the ending of its name every buffer that multiplies the parameter: ``"_mask"`` for one of the
+    parameter's shape, ``"_mask0"``, ``"_mask1"`` ... for those of single dimensions, which broadcast.
+    """
+
+    names: tuple[str, ...]
+    orig: nn.Parameter
+    masks: Mapping[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """The first of the names."""
+        return self.names[0]
+
+    @property
+    def mask(self) -> Tensor:
+        """The product of the masks, in a shape that broadcasts to the parameter's."""
+        return functools.reduce(torch.mul, self.masks.values())
+
+
+def base_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]:
+    """Return the names of ``parameter`` as they are when it is not masked."""
+    names = parameter_names(root, parameter)
+    masked = [n.removesuffix(ORIG) for n in names if n.endswith(ORIG) and find_masked(root, n.removesuffix(ORIG))]
+    return tuple(masked) or names
+
+
+def check_prunable(name: str, parameter: nn.Parameter) -> None:
+    """Raise PruningTypeError if ``parameter`` has a dtype that cannot be multiplied by a mask and trained."""
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        raise PruningTypeError(
+            f"parameter {name!r} of shape {tuple(parameter.shape)} has dtype {parameter.dtype}; only floating-point and "
+            "complex parameters can be pruned"
+        )
+
+
+def find_masked(root: nn.Module, name: str) -> Masked | None:
+    """Return the masked parameter that ``name`` means, or None if no parameter of that name is masked."""
+    path, last = split(name)
+    try:
+        owner = root.get_submodule(path)
+    except AttributeError:
+        return None
+    orig, endings = owner._parameters.get(last + ORIG), vars(owner).get(_MASKED, {}).get(last, ())
+    masks = {e: mask for e in sorted(endings) if (mask := owner._buffers.get(last + e)) is not None}
+    if orig is None or not masks:
+        return None
+    return Masked(tuple(n.removesuffix(ORIG) for n in parameter_names(root, orig)), orig, masks)
+
+
+def all_masked(root: nn.Module) -> list[Masked]:
+    """Return every masked parameter of the graph, each tied one once, in the order of ``named_parameters``."""
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in parameters_by_name(root).items():
+        first.setdefault(parameter, name)
+    found = (find_masked(root, name.removesuffix(ORIG)) for name in first.values() if name.endswith(ORIG))
+    return [masked for masked in found if masked is not None]
+
+
+def find_parameter(root: nn.Module, name: str) -> nn.Parameter:
+    """Return the parameter called ``name``, masked or not.
+
+    Raises:
+        PruningTypeError: if ``name`` is not a string.
+        UnknownParameterError: if there is none; the message lists the closest names.
+    """
+    if not isinstance(name, str):
+        raise PruningTypeError(f"the graph has no parameter named {name!r}: a name is a dotted path, a str")
+    masked = find_masked(root, name)
+    if masked is not None:
+        return masked.orig
+    if name.endswith(ORIG) and (stored := find_masked(root, name.removesuffix(ORIG))) is not None:
+        raise UnknownParameterError(f"{name!r} is where a masked parameter is stored; its name is {stored.name!r}")
+    try:
+        return root.get_parameter(name)
+    except AttributeError:
+        raise UnknownParameterError(_unknown(root, name)) from None
+
+
+def _unknown(root: nn.Module, name: str) -> str:
+    message = f"the graph has no parameter named {name!r}"
+    if name in dict(root.named_buffers(remove_duplicate=False)):
+        return f"{message}: that is a buffer; only parameters can be pruned"
+    known = [base for parameter in root.parameters() for base in base_names(root, parameter)]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"; close to it are {', '.join(close)}" if close else f"; it has {len(known)} parameters"
+    return f"{message}{hint} (see named_parameters())"
+
+
+def register_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> None:
+    """Put ``mask`` beside ``parameter``, wherever it is held, and rename it to ``<name>_orig`` unless it is so already."""
+    for owner, attribute in list(owners(root, parameter)):
+        masked: dict[str, list[str]] = vars(owner).setdefault(_MASKED, {})
+        base = attribute.removesuffix(ORIG)
+        if base == attribute or base not in masked:
+            base = attribute
+            _rename(owner, attribute, attribute + ORIG)
+        owner.register_buffer(base + ending, mask)
+        masked[base] = [*masked.get(base, ()), ending]  # another list, as copies of the module share the present one
+        if not isinstance(owner, MaskLoading):
+            owner.register_load_state_dict_pre_hook(_widen_masks)
+
+
+def replace_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> None:
+    """Put ``mask`` in place of the one that ``parameter`` has now."""
+    for owner, attribute in owners(root, parameter):
+        owner._buffers[attribute.removesuffix(ORIG) + ending] = mask
+
+
+def unregister_mask(root: nn.Module, parameter: nn.Parameter) -> None:
+    """Give ``parameter`` its own name back and drop its masks; its values stay as they are."""
+    for owner, attribute in list(owners(root, parameter)):
+        base = attribute.removesuffix(ORIG)
+        _rename(owner, attribute, base)
+        masked: dict[str, list[str]] = vars(owner)[_MASKED]
+        for ending in masked.pop(base):
+            del owner._buffers[base + ending]
+        if not masked:
+            del vars(owner)[_MASKED]
+
+
+def _rename(owner: nn.Module, old: str, new: str) -> None:
+    # The order of parameters is that of an optimizer's state, so the entry keeps its place.
+    renamed = {new if key == old else key: value for key, value in owner._parameters.items()}
+    owner._parameters.clear()
+    owner._parameters.update(renamed)

@@ -1,0 +1,142 @@
+"""The modules that a captured graph holds: containers of parameters, lowered leaf modules, and branches by mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import Tensor, fx, nn
+
+from fxprune.graph.masks import MaskLoading
+
+
+class Container(MaskLoading):
+    """Holds parameters, buffers and submodules under their original names; computes nothing.
+
+    It also carries a live ``training`` flag for the part of the model that it stands for.
+    """
+
+
+class Lowered(Container):
+    """Stands in for a leaf module whose computation was written out as graph nodes.
+
+    It keeps the module's tensors under their names and everything else that :meth:`restore` needs to make the module
+    again. ``calls`` has one entry for each way in which the graph called the module: its arguments with ``Slot`` values
+    in place of nodes.
+    """
+
+    _leaf_type: type[nn.Module]
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Lowered:
+        """Return the stand-in for ``module``, which itself stays as it is; tensors are shared."""
+        lowered = cls.__new__(cls)
+        lowered.__dict__.update(_shell(module, cls.of))
+        lowered.__dict__["_leaf_type"] = type(module)
+        lowered.__dict__["calls"] = []
+        return lowered
+
+    def restore(self) -> nn.Module:
+        """Return a module of the original class with the tensors that this one holds now."""
+        module = self._leaf_type.__new__(self._leaf_type)
+        shell = _shell(self, lambda child: cast(Lowered, child).restore())
+        for key in ("_leaf_type", "calls"):
+            del shell[key]
+        module.__setstate__(shell)
+        for name, parameter in list(module._parameters.items()):
+            # Recurrent modules keep a second list of their weights, which follows assignments.
+            setattr(module, name, parameter)
+        return module
+
+    def extra_repr(self) -> str:
+        """Name the class of the module that this one stands for."""
+        return self._leaf_type.__name__
+
+
+def clone(module: nn.Module) -> nn.Module:
+    """Return a module of the same class, configuration and tensors (shared), whose submodules are clones as well."""
+    return _clone(module, clone)
+
+
+def _clone(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    cloned = type(module).__new__(type(module))
+    cloned.__setstate__(_shell(module, convert))
+    return cloned
+
+
+def clone_below(module: nn.Module, known: dict[int, Any]) -> None:
+    """Clone what is below a module, graphs with what they hold excepted, each once.
+
+    Args:
+        module: the module.
+        known: takes each clone, by the ``id`` of the module that it is made of, as the memo of ``copy.deepcopy`` does.
+    """
+
+    def cloned(child: nn.Module) -> nn.Module:
+        if id(child) not in known:
+            graph = isinstance(child, fx.GraphModule)
+            known[id(child)] = copy.deepcopy(child, known) if graph else _clone(child, cloned)
+        found: nn.Module = known[id(child)]
+        return found
+
+    for child in module._modules.values():
+        if child is not None:
+            cloned(child)
+
+
+_CONTAINERS = (dict, set, list)
+
+
+def _shell(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
+    """Return the module's state as for pickling, with registries of its own and every submodule converted."""
+    shell = dict(module.__getstate__())
+    for key, value in shell.items():
+        if isinstance(value, _CONTAINERS) and key.startswith("_"):
+            shell[key] = value.copy()
+    shell["_modules"] = {name: None if child is None else convert(child) for name, child in module._modules.items()}
+    return shell
+
+
+class Slot(str):
+    """The place of a graph node in stored call arguments, numbered in order of first appearance."""
+
+    __slots__ = ()
+
+
+class ByMode(nn.Module):
+    """Computes ``in_train`` while training and ``in_eval`` otherwise: a part of the model that differs by mode.
+
+    Both branches are GraphModules from ``(tensors, sizes)`` to a list of tensors and hold no state of their own.
+    """
+
+    _is_impure = True  # a branch may update a buffer, so dead-code elimination must not judge by the users alone
+
+    def __init__(self, in_train: fx.GraphModule, in_eval: fx.GraphModule) -> None:
+        super().__init__()
+        self.in_train = in_train
+        self.in_eval = in_eval
+
+    def branches(self, node: str) -> tuple[tuple[str, fx.GraphModule], tuple[str, fx.GraphModule]]:
+        """Return both branches, each with what its nodes' names start with where ``node`` of a graph calls this."""
+        return (f"{node}.in_train.", self.in_train), (f"{node}.in_eval.", self.in_eval)
+
+    def forward(self, tensors: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        """Run the branch of the current mode."""
+        if self.training:
+            return self.in_train(tensors, sizes)  # type: ignore[no-any-return]
+        return self.in_eval(tensors, sizes)  # type: ignore[no-any-return]
+
+
+def ensure_container(root: nn.Module, path: str) -> nn.Module:
+    """Return the module at ``path``, making containers on the way where there is none."""
+    module = root
+    for part in path.split(".") if path else ():
+        child = module._modules.get(part)
+        if child is None:
+            child = Container()
+            child.train(module.training)
+            module.add_module(part, child)
+        module = child
+    return module

@@ -1,0 +1,110 @@
+"""Walks over modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+Modules = list[tuple[str, nn.Module]]
+
+
+def all_modules(root: nn.Module) -> Modules:
+    """Return a module and all inside it with their paths, each once: as ``named_modules`` does, in a fraction of the time."""
+    found: dict[int, tuple[str, nn.Module]] = {id(root): ("", root)}
+    _visit(root, "", found)
+    return list(found.values())
+
+
+def _visit(module: nn.Module, start: str, found: dict[int, tuple[str, nn.Module]]) -> None:
+    # No closure: one that calls itself is a cycle, which would hold all that was found until the collector comes.
+    for name, child in module._modules.items():
+        if child is not None and id(child) not in found:
+            path = start + name
+            found[id(child)] = path, child
+            if child._modules:  # most have none
+                _visit(child, f"{path}.", found)
+
+
+def all_tensors(modules: Modules) -> dict[str, Tensor]:
+    """Return the parameters of modules, then the buffers, by their names, each under its first alone."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for registry in ("_parameters", "_buffers"):
+        for path, module in modules:
+            for name, tensor in vars(module)[registry].items():
+                if tensor is not None and id(tensor) not in found:
+                    found[id(tensor)] = f"{path}.{name}" if path else name, tensor
+    return dict(found.values())
+
+
+def join(path: str, name: str) -> str:
+    """Return the dotted name of ``name`` inside the module at ``path`` (empty for the root)."""
+    return f"{path}.{name}" if path else name
+
+
+def split(name: str) -> tuple[str, str]:
+    """Return the module path and the last part of a dotted name."""
+    path, _, last = name.rpartition(".")
+    return path, last
+
+
+def value_at(root: nn.Module, target: str) -> Any:
+    """Return what a get_attr node of that ``target`` reads from ``root``, or None if there is nothing."""
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def modules_by_path(root: nn.Module) -> dict[str, nn.Module]:
+    """Return every module below ``root`` by each of its dotted paths, parents first; ``root`` itself has the empty one."""
+    found: dict[str, nn.Module] = {}
+    waiting = [("", root)]
+    while waiting:
+        path, module = waiting.pop()
+        found[path] = module
+        if module._modules:
+            start = path and f"{path}."
+            waiting += [(start + name, child) for name, child in reversed(module._modules.items()) if child is not None]
+    return found
+
+
+def parameters_by_name(root: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter by each of its dotted names, in the order of ``named_parameters``."""
+    return {
+        f"{path}.{name}" if path else name: parameter
+        for path, module in modules_by_path(root).items()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    }
+
+
+def parameter_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]:
+    """Return every dotted name under which ``parameter`` is registered."""
+    return tuple(name for name, p in root.named_parameters(remove_duplicate=False) if p is parameter)
+
+
+def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
+    """Yield each (module, attribute) that holds ``parameter``; a module registered twice comes once."""
+    for module in root.modules():
+        for attribute, value in module._parameters.items():
+            if value is parameter:
+                yield module, attribute
+
+
+def holders(root: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Return each (module, attribute) that holds a parameter or buffer, by the tensor's ``id``."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in dict.fromkeys(modules_by_path(root).values()):
+        for attribute, value in (*module._parameters.items(), *module._buffers.items()):
+            found.setdefault(id(value), []).append((module, attribute))
+    return found
+
+
+def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` is registered."""
+    for module in list(root.modules()):
+        for name, child in module._modules.items():
+            if child is old:
+                module._modules[name] = new

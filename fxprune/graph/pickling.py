@@ -1,0 +1,130 @@
+"""Graphs in a form that pickles: their nodes as plain values, with operators and functions by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.fx.node import Node
+
+from fxprune.graph.arguments import map_aggregate
+
+_KEPT_META = (
+    "stack_trace", "is_wrapped", "fxprune_module", "fxprune_call", "fxprune_path", "fxprune_moved", "fxprune_original",
+)  # fmt: skip
+
+
+# Where the contents of modules are that graphs and plans pickled by version 0.1.0 name.
+_MOVED = {
+    "fxprune.dumps": ["fxprune.graph.pickling"],
+    "fxprune.kept_statistics": ["fxprune.functional.over_kept"],
+    "fxprune.modules": ["fxprune.graph.parts", "fxprune.graph.captured"],
+    "fxprune.planned": ["fxprune.planning.plan"],
+}
+
+
+class _Moved(types.ModuleType):
+    """Stands for a module whose contents are in others now; ``pickle`` looks classes and functions up in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        for module in map(importlib.import_module, _MOVED[self.__name__]):
+            if name in vars(module):
+                return vars(module)[name]
+        raise AttributeError(f"{self.__name__}, which was moved to {_MOVED[self.__name__]}, holds no {name!r}")
+
+
+def take_moved_names() -> None:
+    """Let stored graphs and plans of version 0.1.0 load: their classes and functions go by names from before a move."""
+    for name in _MOVED:
+        sys.modules.setdefault(name, _Moved(name))
+
+
+class _Reference(int):
+    """The index of a node in a dumped graph."""
+
+
+class Operator:
+    """Pickles an operator of the dispatcher, which itself does not pickle, by its name."""
+
+    def __init__(self, operator: OpOverload | OpOverloadPacket | HigherOrderOperator) -> None:
+        higher_order = isinstance(operator, HigherOrderOperator)
+        self.path = f"higher_order.{operator.name()}" if higher_order else str(operator)
+
+    def find(self) -> Any:
+        """Return the operator."""
+        found: Any = torch.ops
+        for part in self.path.split("."):
+            found = getattr(found, part)
+        return found
+
+
+class Function:
+    """Pickles a function by the name that its module knows it under, where it says another itself, as ``F.max_pool2d`` does."""
+
+    def __init__(self, function: Any) -> None:
+        self.module, self.name = function.__module__, function.__name__
+
+    def find(self) -> Any:
+        """Return the function."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+def picklable(target: Any) -> Any:
+    """Return the target of a node in a form that pickles; it has ``find`` then if it is another."""
+    if isinstance(target, OpOverload | OpOverloadPacket | HigherOrderOperator):
+        return Operator(target)
+    if "<locals>" in getattr(target, "__qualname__", ""):
+        module = sys.modules.get(getattr(target, "__module__", None) or "")
+        if getattr(module, target.__name__, None) is target:
+            return Function(target)
+    return target
+
+
+def found(target: Any) -> Any:
+    """Return the target of a node that :func:`picklable` was given."""
+    return target.find() if isinstance(target, Operator | Function) else target
+
+
+def dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """Return the nodes of a graph in a form that pickles."""
+    index = {node: _Reference(i) for i, node in enumerate(graph.nodes)}
+    # map_arg accepts any result, but its annotation knows only graph arguments.
+    to_index: Callable[[Node], Any] = index.__getitem__
+    return [
+        (
+            node.op,
+            picklable(node.target),
+            fx.map_arg(node.args, to_index),
+            fx.map_arg(node.kwargs, to_index),
+            node.name,
+            node.type,
+            {k: node.meta[k] for k in _KEPT_META if k in node.meta},
+        )
+        for node in graph.nodes
+    ]
+
+
+def load(dumped: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:
+    """Return the graph that :func:`dump` was given."""
+    graph, nodes = fx.Graph(), list[Node]()
+
+    def to_node(value: Any) -> Any:
+        return nodes[value] if isinstance(value, _Reference) else value
+
+    for op, target, args, kwargs, name, type_expr, meta in dumped:
+        target = found(target)
+        node = graph.create_node(op, target, map_aggregate(args, to_node), map_aggregate(kwargs, to_node), name, type_expr)
+        # The namespace may have changed a name that shadows a builtin; the dumped one was legal.
+        node.name = name
+        node.meta.update(meta)
+        nodes.append(node)
+    graph.set_codegen(codegen)
+    return graph

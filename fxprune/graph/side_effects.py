@@ -1,0 +1,90 @@
+"""Which nodes of a graph may change a tensor that they did not make."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.graph.paths import value_at
+
+
+def may_write(node: fx.Node, root: nn.Module) -> bool:
+    """Tell whether ``node`` may change one of its arguments, or a buffer of the module that it calls; when in doubt, yes.
+
+    Args:
+        node: a node of a graph.
+        root: the module that its targets are found in.
+    """
+    if node.op == "call_method":
+        name = str(node.target)
+        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        in_place = bool(vars(module).get("inplace", False))
+        return in_place or any(True for _ in module.buffers()) or renormalises(module)
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        bodies = [body_of(root, n) for n in node.all_input_nodes if n.op == "get_attr"]
+        found = [body for body in bodies if body is not None]
+        return not found or any(may_write(inner, body) for body in found for inner in body.graph.nodes)
+    return _function_may_write(node.target, node)
+
+
+def body_of(root: nn.Module, node: fx.Node) -> fx.GraphModule | None:
+    """Return the graph that ``node`` reads: the body of a region, such as one without gradients; None if it reads another."""
+    value = value_at(root, str(node.target))
+    return value if isinstance(value, fx.GraphModule) else None
+
+
+def _function_may_write(function: Callable[..., Any], node: fx.Node) -> bool:
+    if isinstance(function, torch._ops.OpOverload):
+        return function._schema.is_mutable
+    module, name = getattr(function, "__module__", "") or "", getattr(function, "__name__", "")
+    if function is getattr or module in ("math", "builtins"):
+        return function is setattr
+    if module == operator.mul.__module__:
+        return name in ("setitem", "delitem") or (name.startswith("i") and name[1:].strip("_") in vars(operator))
+    if "out" in node.kwargs or name.endswith("_") or node.kwargs.get("inplace") is True:
+        return True
+    if _flag_by_position(function, node):
+        return True
+    # torch's own functions change nothing else, nor do ours; of others nothing is known.
+    return not (module.startswith(("torch", "_operator", "fxprune.")) or type(function).__name__.startswith("builtin"))
+
+
+def _flag_by_position(function: Callable[..., Any], node: fx.Node) -> bool:
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return False
+    return "inplace" in parameters and True in node.args[parameters.index("inplace") : parameters.index("inplace") + 1]
+
+
+def renormalises(module: nn.Module) -> bool:
+    """Tell whether ``module`` rescales its own weight when it is called."""
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+
+
+def writes_to_parameters(gm: fx.GraphModule) -> bool:
+    """Tell whether running the graph may change a parameter in place."""
+    parameters = set(dict(gm.named_parameters(remove_duplicate=False)))
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            if any(map(renormalises, gm.get_submodule(str(node.target)).modules())):
+                return True
+        elif may_write(node, gm) and any(_starts_from(n, parameters) for n in node.all_input_nodes):
+            return True
+    return False
+
+
+def _starts_from(node: fx.Node, parameters: set[str]) -> bool:
+    """Follow first arguments, which is how views and ``.data`` lead back to what they show."""
+    while node.op in ("call_function", "call_method") and node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "get_attr" and node.target in parameters

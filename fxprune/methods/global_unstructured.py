@@ -1,0 +1,136 @@
+"""global_unstructured: one ranking over the elements of several parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import prune as torch_prune
+
+from fxprune.errors import FxpruneError, PruningTypeError, PruningValueError, as_pruning_error
+from fxprune.graph.captured import as_graph_module
+from fxprune.graph.masks import base_names, check_prunable, find_masked, find_parameter
+from fxprune.graph.metadata import methods_of
+from fxprune.methods.methods import CustomFromMask, chain, current_value, remember, scores_for
+from fxprune.methods.smallest import masks_of_smallest
+from fxprune.passes.mask_parameters import insert_masks
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
+_COMPUTE_L1 = torch_prune.L1Unstructured.compute_mask
+
+
+def global_unstructured(
+    gm: _Graph,
+    names: Iterable[str],
+    pruning_method: type[torch_prune.BasePruningMethod],
+    importance_scores: Mapping[str, Tensor] | None = None,
+    **kwargs: Any,
+) -> _Graph:
+    """Prune several parameters in place by one ranking of all their elements; returns ``gm``.
+
+    Args:
+        gm: the graph.
+        names: dotted names of parameters; a tied parameter counts once, whichever of its names come.
+        pruning_method: a class whose ``PRUNING_TYPE`` is ``"unstructured"``, such as :class:`L1Unstructured`.
+        importance_scores: for some of the names, a tensor of the parameter's shape to rank by instead.
+        kwargs: arguments of ``pruning_method``, such as ``amount``.
+
+    Raises:
+        PruningError: see :meth:`BasePruningMethod.apply`; nothing has changed then.
+
+    Source: ``torch.nn.utils.prune.global_unstructured``.
+
+    Example:
+        >>> names = [n for n, p in gm.named_parameters() if p.dim() > 1]
+        >>> gm = fxprune.global_unstructured(gm, names, fxprune.L1Unstructured, amount=0.8)
+    """
+    parameters = _distinct(gm, names)
+    given = _given_scores(gm, parameters, importance_scores)
+    try:
+        method = pruning_method(**kwargs)
+        kind = method.PRUNING_TYPE  # type: ignore[attr-defined]
+    except Exception as error:
+        raise as_pruning_error(error, f"cannot prune with {getattr(pruning_method, '__name__', pruning_method)}") from error
+    if kind != "unstructured":
+        raise PruningTypeError(
+            f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has {kind!r}'
+        )
+    masks = _global_masks(gm, parameters, given, method)
+    insert_masks(gm, masks, own=True)
+    gm.recompile()
+    for name in parameters:
+        custom = CustomFromMask(None)
+        custom._tensor_name = name
+        earlier = methods_of(gm).get(name)
+        remember(gm, custom if earlier is None else chain(gm, name, custom))
+    return gm
+
+
+def _distinct(gm: Any, names: Any) -> dict[str, nn.Parameter]:
+    """Return the parameters by the first of their names, each once, in the order given."""
+    if not isinstance(names, Iterable) or isinstance(names, str):
+        raise PruningTypeError(f"names must be an iterable of parameter names, not {type(names).__name__}")
+    found: dict[str, nn.Parameter] = {}
+    for name in names:
+        parameter = find_parameter(as_graph_module(gm), name)
+        check_prunable(name, parameter)
+        found[base_names(gm, parameter)[0]] = parameter
+    if not found:
+        raise PruningValueError("names is empty: there is no parameter to prune")
+    return found
+
+
+def _given_scores(gm: fx.GraphModule, parameters: Mapping[str, nn.Parameter], scores: Any) -> dict[str, Tensor]:
+    if scores is None:
+        return {}
+    if not isinstance(scores, Mapping):
+        raise PruningTypeError(f"importance_scores must map parameter names to tensors, not {type(scores).__name__}")
+    by_first_name: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        first = base_names(gm, find_parameter(gm, name))[0]
+        if first not in parameters:
+            raise PruningValueError(f"importance_scores has {name!r}, which is not among the names to prune")
+        by_first_name[first] = scores_for(score, parameters[first], name)
+    return by_first_name
+
+
+def _global_masks(
+    gm: fx.GraphModule,
+    parameters: Mapping[str, nn.Parameter],
+    given: Mapping[str, Tensor],
+    method: torch_prune.BasePruningMethod,
+) -> dict[str, Tensor]:
+    """Return a new mask for each parameter, of all whose elements ``method`` chooses at once."""
+    masked = {name: find_masked(gm, name) for name in parameters}
+    try:
+        with torch.no_grad(), torch.inference_mode(False):
+            if isinstance(method, torch_prune.L1Unstructured) and type(method).compute_mask is _COMPUTE_L1:
+                ranked = [given.get(name, parameter.detach()) for name, parameter in parameters.items()]
+                earlier = [None if entry is None else entry.mask.expand_as(entry.orig) for entry in masked.values()]
+                found = masks_of_smallest(ranked, earlier, method.amount)
+                if found is not None:
+                    return dict(zip(parameters, found, strict=True))
+            return _computed_masks({name: current_value(p, masked[name]) for name, p in parameters.items()}, given, gm, method)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        names = f"{len(parameters)} parameters ({', '.join(list(parameters)[:3])}{', ...' if len(parameters) > 3 else ''})"
+        raise as_pruning_error(error, f"cannot prune {names} with {type(method).__name__}") from error
+
+
+def _computed_masks(
+    values: Mapping[str, tuple[Tensor, Tensor]],
+    given: Mapping[str, Tensor],
+    gm: fx.GraphModule,
+    method: torch_prune.BasePruningMethod,
+) -> dict[str, Tensor]:
+    """Let ``method`` choose in one vector of all elements and cut its mask into one for each parameter."""
+    scores = nn.utils.parameters_to_vector([given.get(name, tensor) for name, (tensor, _) in values.items()])
+    default_mask = nn.utils.parameters_to_vector([mask for _, mask in values.values()])
+    method._tensor_name = "temp"
+    mask = chain(gm, "temp", method).compute_mask(scores, default_mask)
+    pieces = mask.split([tensor.numel() for tensor, _ in values.values()])
+    # As in torch, where each piece is applied on top of the mask in force: a mask of other values counts twice.
+    return {name: piece.view_as(default) * default for (name, (_, default)), piece in zip(values.items(), pieces, strict=True)}

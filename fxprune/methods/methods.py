@@ -1,0 +1,351 @@
+"""The API of ``torch.nn.utils.prune``, on graphs.
+
+Every class here is a subclass of the torch class of the same name and inherits its ``compute_mask`` and argument checks, so
+masks, random draws and error types are torch's own. What differs is where the mask goes: not into a hook that overwrites
+an attribute, but into the graph, as a multiplication that everything downstream reads.
+
+Names are dotted parameter names of the graph (``"layer1.0.conv1.weight"``), where torch takes a module and an attribute.
+
+Source: https://docs.pytorch.org/docs/stable/nn.html#utilities (``torch.nn.utils.prune``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import prune as torch_prune
+
+from fxprune.errors import (
+    PruningAssertionError,
+    PruningError,
+    PruningTypeError,
+    PruningValueError,
+    as_pruning_error,
+)
+from fxprune.graph.captured import as_graph_module
+from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, find_masked, find_parameter
+from fxprune.graph.metadata import methods_of
+from fxprune.passes.mask_parameters import insert_masks, remove_masks
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
+_Method = TypeVar("_Method", bound=torch_prune.BasePruningMethod)
+
+
+class BasePruningMethod(torch_prune.BasePruningMethod):
+    """Base class of pruning methods on graphs; subclass it and define ``PRUNING_TYPE`` and ``compute_mask``.
+
+    Example:
+        >>> class Tail(fxprune.BasePruningMethod):
+        ...     PRUNING_TYPE = "unstructured"
+        ...     def compute_mask(self, t, default_mask):
+        ...         mask = default_mask.clone()
+        ...         mask.view(-1)[t.numel() // 2 :] = 0
+        ...         return mask
+        >>> Tail.apply(gm, "fc.weight")
+    """
+
+    _tensor_name: str = None  # type: ignore[assignment]
+
+    def __call__(self, module: Any, inputs: Any) -> None:
+        """Refuse to be used as a hook; the graph multiplies by the mask itself."""
+        raise PruningTypeError("a pruning method on a graph is not a hook: apply(gm, name) inserts the mask as nodes")
+
+    @classmethod
+    def apply(cls, module: fx.GraphModule, name: str, *args: Any, importance_scores: Any = None, **kwargs: Any) -> Any:
+        """Compute a mask for one parameter and insert it into the graph, in place.
+
+        Applied to a parameter that is masked already, it prunes among what is left, as in torch.
+
+        Args:
+            module: the graph.
+            name: dotted name of a parameter.
+            args: positional arguments of the method's constructor.
+            importance_scores: a tensor of the parameter's shape that the method ranks by; the parameter itself if None.
+            kwargs: keyword arguments of the method's constructor.
+
+        Returns:
+            The method, or a :class:`PruningContainer` that ends with it if the parameter was masked before.
+
+        Raises:
+            PruningError: of the builtin type that torch raises for the same mistake; graph and parameters are unchanged.
+        """
+        method, mask = _compute(cls, module, name, args, kwargs, importance_scores)
+        insert_masks(module, {name: mask})
+        module.recompile()
+        remember(module, method)
+        return method
+
+    def apply_mask(self, module: fx.GraphModule) -> Tensor:
+        """Return the masked parameter, a tensor of the parameter's shape and dtype that is differentiable in it."""
+        masked = self._masked(module)
+        return masked.mask.to(dtype=masked.orig.dtype) * masked.orig
+
+    def remove(self, module: fx.GraphModule) -> None:
+        """Bake the mask into the parameter and take it out of the graph; see :func:`remove`."""
+        remove(module, self._masked(module).name)
+
+    def _masked(self, module: fx.GraphModule) -> Masked:
+        name = self._tensor_name
+        masked = find_masked(as_graph_module(module), name) if name is not None else None
+        if masked is None:
+            raise PruningAssertionError(f"parameter {name!r} is not pruned by this {type(self).__name__}")
+        return masked
+
+
+# In each class torch's own comes first: its apply() checks the arguments and then calls ours.
+class PruningContainer(torch_prune.PruningContainer, BasePruningMethod):
+    """The methods applied to one parameter, in order; see ``torch.nn.utils.prune.PruningContainer``."""
+
+
+class Identity(torch_prune.Identity, BasePruningMethod):  # type: ignore[misc]
+    """Insert a mask of ones; see ``torch.nn.utils.prune.Identity``."""
+
+
+class RandomUnstructured(torch_prune.RandomUnstructured, BasePruningMethod):  # type: ignore[misc]
+    """Prune elements at random; see ``torch.nn.utils.prune.RandomUnstructured``."""
+
+
+class L1Unstructured(torch_prune.L1Unstructured, BasePruningMethod):  # type: ignore[misc]
+    """Prune the elements of smallest absolute value; see ``torch.nn.utils.prune.L1Unstructured``."""
+
+
+class RandomStructured(torch_prune.RandomStructured, BasePruningMethod):  # type: ignore[misc]
+    """Prune channels of one dimension at random; see ``torch.nn.utils.prune.RandomStructured``."""
+
+
+class LnStructured(torch_prune.LnStructured, BasePruningMethod):  # type: ignore[misc]
+    """Prune the channels of smallest Ln norm; see ``torch.nn.utils.prune.LnStructured``."""
+
+
+class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):  # type: ignore[misc]
+    """Prune by a given mask; see ``torch.nn.utils.prune.CustomFromMask``."""
+
+
+def _context(gm: fx.GraphModule, name: str, method: type) -> str:
+    shape = tuple(find_parameter(gm, name).shape)
+    return f"cannot prune parameter {name!r} of shape {shape} with {method.__name__}"
+
+
+def _compute(
+    cls: type[_Method], gm: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], importance_scores: Any
+) -> tuple[torch_prune.BasePruningMethod, Tensor]:
+    """Return the method to record for ``name`` and the new mask; the graph is only read."""
+    parameter = find_parameter(as_graph_module(gm), name)
+    masked = find_masked(gm, name)
+    try:
+        check_prunable(name, parameter)
+        method: torch_prune.BasePruningMethod = cls(*args, **kwargs)
+        method._tensor_name = base_names(gm, parameter)[0]
+        with torch.no_grad():
+            value, default_mask = current_value(parameter, masked)
+            scores = scores_for(importance_scores, value, name)
+            if masked is not None:
+                method = chain(gm, method._tensor_name, method)
+            # The mask is copied: methods may hand back the user's own tensor.
+            mask = method.compute_mask(scores, default_mask=default_mask)
+    except PruningError:
+        raise
+    except Exception as error:
+        raise as_pruning_error(error, _context(gm, name, cls)) from error
+    return method, mask
+
+
+def current_value(parameter: nn.Parameter, masked: Masked | None) -> tuple[Tensor, Tensor]:
+    """Return what the graph computes with now, and the mask in force in the parameter's dtype."""
+    if masked is None:
+        return parameter.detach(), torch.ones_like(parameter)
+    mask = masked.mask.to(dtype=parameter.dtype).expand_as(parameter)
+    return mask * parameter.detach(), mask.clone(memory_format=torch.contiguous_format)
+
+
+def scores_for(importance_scores: Any, current: Tensor, name: str) -> Tensor:
+    """Return what a method ranks by: the user's scores, checked, or what the graph computes with now."""
+    if importance_scores is None:
+        return current
+    if not isinstance(importance_scores, Tensor):
+        raise PruningTypeError(
+            f"importance_scores of parameter {name!r} must be a tensor, not {type(importance_scores).__name__}"
+        )
+    if importance_scores.shape != current.shape:
+        raise PruningAssertionError(
+            f"importance_scores should have the same shape as parameter {name!r}, got {tuple(importance_scores.shape)} "
+            f"vs {tuple(current.shape)}"
+        )
+    return importance_scores
+
+
+def chain(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> PruningContainer:
+    """Return a container of the methods so far and ``method``, as torch makes one; the record is not touched."""
+    earlier = methods_of(gm).get(name)
+    container = PruningContainer()
+    container._tensor_name = name
+    if isinstance(earlier, torch_prune.PruningContainer):
+        container._pruning_methods = tuple(earlier)
+    elif earlier is not None:
+        container._pruning_methods = (earlier,)
+    container.add_pruning_method(method)
+    return container
+
+
+def remember(gm: fx.GraphModule, method: torch_prune.BasePruningMethod) -> None:
+    """Record the method of the parameter that it names."""
+    methods_of(gm)[method._tensor_name] = _without_tensors(method)
+
+
+def _without_tensors(method: torch_prune.BasePruningMethod) -> torch_prune.BasePruningMethod:
+    """Return the method as the record keeps it: tensors dropped, since the mask in force is in the graph already."""
+    kept = copy.copy(method)
+    for key, value in vars(kept).items():
+        if isinstance(value, Tensor):
+            setattr(kept, key, None)
+    if isinstance(kept, torch_prune.PruningContainer):
+        kept._pruning_methods = tuple(_without_tensors(m) for m in kept._pruning_methods)
+    return kept
+
+
+def adopt(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> None:
+    """Record that ``method``, a hook of a module, made the mask of ``name``."""
+    kept = _without_tensors(method)
+    for part in (kept, *getattr(kept, "_pruning_methods", ())):
+        part._tensor_name = base_names(gm, find_parameter(gm, name))[0]
+    remember(gm, kept)
+
+
+def identity(gm: _Graph, name: str) -> _Graph:
+    """Insert a mask of ones for one parameter, in place; returns ``gm``.
+
+    Args:
+        gm: the graph.
+        name: dotted name of a parameter.
+
+    Raises:
+        PruningError: see :meth:`BasePruningMethod.apply`.
+    """
+    Identity.apply(gm, name)
+    return gm
+
+
+def random_unstructured(gm: _Graph, name: str, amount: int | float) -> _Graph:
+    """Prune elements of one parameter at random, in place; returns ``gm``.
+
+    Args:
+        gm: the graph.
+        name: dotted name of a parameter.
+        amount: share (float in [0, 1]) or number (int) of the elements not pruned yet.
+
+    Raises:
+        PruningError: see :meth:`BasePruningMethod.apply`.
+    """
+    RandomUnstructured.apply(gm, name, amount)
+    return gm
+
+
+def l1_unstructured(gm: _Graph, name: str, amount: int | float, importance_scores: Tensor | None = None) -> _Graph:
+    """Prune the elements of one parameter with the smallest absolute value, in place; returns ``gm``.
+
+    Args:
+        gm: the graph.
+        name: dotted name of a parameter.
+        amount: share (float in [0, 1]) or number (int) of the elements not pruned yet.
+        importance_scores: a tensor of the parameter's shape to rank by instead of the parameter.
+
+    Raises:
+        PruningError: see :meth:`BasePruningMethod.apply`.
+
+    Example:
+        >>> gm = fxprune.l1_unstructured(gm, "layer1.conv1.weight", amount=0.3)
+    """
+    L1Unstructured.apply(gm, name, amount=amount, importance_scores=importance_scores)
+    return gm
+
+
+def random_structured(gm: _Graph, name: str, amount: int | float, dim: int) -> _Graph:
+    """Prune channels of one parameter along ``dim`` at random, in place; returns ``gm``.
+
+    Args:
+        gm: the graph.
+        name: dotted name of a parameter of at least two dimensions.
+        amount: share (float in [0, 1]) or number (int) of the channels not pruned yet.
+        dim: the dimension whose positions are the channels.
+
+    Raises:
+        PruningError: see :meth:`BasePruningMethod.apply`.
+    """
+    RandomStructured.apply(gm, name, amount, dim)
+    return gm
+
+
+def ln_structured(
+    gm: _Graph,
+    name: str,
+    amount: int | float,
+    n: int | float | str,
+    dim: int,
+    importance_scores: Tensor | None = None,
+) -> _Graph:
+    """Prune the channels of one parameter along ``dim`` with the smallest Ln norm, in place; returns ``gm``.
+
+    Args:
+        gm: the graph.
+        name: dotted name of a parameter of at least two dimensions.
+        amount: share (float in [0, 1]) or number (int) of the channels not pruned yet.
+        n: the order of the norm, as ``p`` in ``torch.norm``.
+        dim: the dimension whose positions are the channels.
+        importance_scores: a tensor of the parameter's shape to rank by instead of the parameter.
+
+    Raises:
+        PruningError: see :meth:`BasePruningMethod.apply`.
+    """
+    LnStructured.apply(gm, name, amount, n, dim, importance_scores=importance_scores)
+    return gm
+
+
+def custom_from_mask(gm: _Graph, name: str, mask: Tensor) -> _Graph:
+    """Prune one parameter by a given mask, in place; returns ``gm``.
+
+    Args:
+        gm: the graph.
+        name: dotted name of a parameter.
+        mask: a tensor of the parameter's shape; combined with the mask in force, if any.
+
+    Raises:
+        PruningError: see :meth:`BasePruningMethod.apply`.
+    """
+    CustomFromMask.apply(gm, name, mask)
+    return gm
+
+
+def remove(gm: _Graph, name: str) -> _Graph:
+    """Bake the mask of one parameter into it and take the mask out of the graph, in place; returns ``gm``.
+
+    The Parameter object stays the same.
+
+    Args:
+        gm: the graph.
+        name: dotted name of a masked parameter.
+
+    Raises:
+        PruningAttributeError: the graph has no parameter of that name.
+        PruningValueError: the parameter is not pruned.
+
+    Source: ``torch.nn.utils.prune.remove``.
+    """
+    parameter = find_parameter(as_graph_module(gm), name)
+    masked = find_masked(gm, name)
+    if masked is None:
+        raise PruningValueError(
+            f"parameter {name!r} of shape {tuple(parameter.shape)} has to be pruned before pruning can be removed"
+        )
+    remove_masks(gm, [masked])
+    methods_of(gm).pop(masked.name, None)
+    gm.recompile()
+    return gm
+
+
+def is_pruned(gm: fx.GraphModule) -> bool:
+    """Tell whether any parameter of the graph is masked."""
+    return bool(all_masked(as_graph_module(gm)))

@@ -1,0 +1,292 @@
+"""A plan as made: what is kept of every axis, as plain values that can be stored and applied to the same graph anew."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from fxprune.algebra.axes import Index
+from fxprune.analysis.costs import Costs, Flags
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Group
+from fxprune.errors import PlanError
+from fxprune.planning.ranking import Ranking, Scores
+
+_FORMAT = "fxprune plan 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a plan does to one group.
+
+    Attributes:
+        group: the group's index at the time.
+        member: the first axis of the group, as ``name[dim]``.
+        size: the units of the group.
+        kept: those that stay, as numbers within the group, ascending.
+        scores: the importance of every unit, shape (size,).
+        parameters: elements of parameters that go with the group's removed units alone.
+    """
+
+    group: int
+    member: str
+    size: int
+    kept: Index
+    scores: Scores
+    parameters: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What :func:`fxprune.planning.planner.plan` chose; ``str()`` gives a table.
+
+    Attributes:
+        fingerprint: that of the analysis which the plan was made for.
+        kept: for every axis of a parameter or buffer on which a chosen group lives, by name and dimension, the indices that
+            stay, ascending.
+        choices: the chosen groups.
+        shapes: the shapes of all parameters and buffers before.
+        aliases: for every further name of a parameter or buffer the name that ``kept`` and ``shapes`` have.
+        params_before: elements of all parameters before.
+        params_after: elements of all parameters after.
+        flops_before: floating-point operations at the example's sizes before.
+        flops_after: floating-point operations at the example's sizes after.
+    """
+
+    fingerprint: str
+    kept: Mapping[tuple[str, int], Index]
+    choices: tuple[Choice, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    aliases: Mapping[str, str]
+    params_before: int
+    params_after: int
+    flops_before: float
+    flops_after: float
+
+    @staticmethod
+    def of(deps: Dependencies, costs: Costs, ranking: Ranking, kept: Index) -> Plan:
+        """Return the plan to keep ``kept[i]`` units of the i-th group of a ranking."""
+        removed = ranking.removed(kept)
+        gone = costs.census.gone(removed)
+        axes = {t.name: t.label.axes for t in deps.tracked}
+        places = {(m.parameter, m.dim): None for group in ranking.groups for m in group.members}
+        left: dict[tuple[str, int], Index] = {}
+        by_slot: dict[int, Index] = {}
+        for name, dim in places:
+            slot = costs.census.slot(axes[name][dim])
+            if slot not in by_slot:
+                by_slot[slot] = np.flatnonzero(~gone[slot])
+            left[name, dim] = by_slot[slot]
+        nothing, shapes = np.zeros_like(removed), {t.name: t.label.shape for t in deps.tracked}
+        return Plan(
+            fingerprint=deps.fingerprint,
+            kept=left,
+            choices=tuple(_choice(g, s, removed[g.units], shapes) for g, s in zip(ranking.groups, ranking.scores, strict=True)),
+            shapes=shapes,
+            aliases={name: t.name for t in deps.tracked for name in t.names[1:]},
+            params_before=costs.parameters(nothing),
+            params_after=costs.parameters(removed),
+            flops_before=costs.flops(nothing),
+            flops_after=costs.flops(removed),
+        )
+
+    def provenance(self, name: str, dim: int) -> Index:
+        """Return the original indices of what is left along a dimension, all of them where the plan removes nothing.
+
+        Args:
+            name: the dotted name of a parameter or buffer.
+            dim: one of its dimensions.
+
+        Raises:
+            PlanError: the graph that the plan was made for has no such parameter, buffer or dimension.
+
+        Example:
+            >>> narrow.weight.shape[0] == len(plan.provenance("conv1.weight", 0))
+            True
+        """
+        first = self.aliases.get(name, name)
+        shape = self.shapes.get(first)
+        if shape is None:
+            raise PlanError(f"the plan knows no parameter or buffer {name!r}")
+        if not -len(shape) <= dim < len(shape):
+            raise PlanError(f"{name!r} of shape {list(shape)} has no dimension {dim}")
+        dim %= len(shape)
+        found = self.kept.get((first, dim))
+        return np.arange(shape[dim]) if found is None else found
+
+    def removed(self, deps: Dependencies) -> Flags:
+        """Return which units the plan removes, for an analysis of the graph it was made for, or of an equal one.
+
+        Args:
+            deps: the analysis.
+
+        Returns:
+            A flag for every unit, shape (``deps.units.count``,).
+
+        Raises:
+            PlanError: the graph is another, or the indices in ``kept`` are not what is left when units go.
+        """
+        if deps.fingerprint != self.fingerprint:
+            raise PlanError(
+                "the plan was made for another graph, or the graph changed since, as it does when it is shrunk: make a new one "
+                "from fxprune.analyze(gm)"
+            )
+        census = deps.costs.census
+        # What is missing of an axis, by what stands on it and the array that says what is kept: axes of one group share both.
+        missing: dict[tuple[int, int], Flags] = {}
+        at: dict[tuple[str, int], tuple[int, int]] = {}
+        for tracked in deps.tracked:
+            for dim, axis in enumerate(tracked.label.axes) if tracked.is_parameter else ():
+                place = tracked.name, dim
+                at[place] = census.slot(axis), id(self.kept.get(place))
+                if at[place] not in missing:
+                    missing[at[place]] = self._missing(place, axis.size)
+        removed = np.zeros(deps.units.count, bool)
+        for group in deps.groups:
+            gone = np.ones(group.size, bool)
+            seen: set[tuple[int, int]] = set()
+            for member in group.members:
+                if member.is_buffer:
+                    continue
+                flags = missing[at[member.parameter, member.dim]]
+                if (id(flags), id(member.positions)) not in seen:
+                    seen.add((id(flags), id(member.positions)))
+                    gone &= flags[member.positions].all(1)
+            removed[group.units] = gone
+        expected_gone = census.gone(removed)
+        wrong = {key for key, flags in missing.items() if not np.array_equal(expected_gone[key[0]], flags)}
+        for (name, dim), key in at.items():
+            if key in wrong:
+                places = np.flatnonzero(expected_gone[key[0]] != missing[key])[:5].tolist()
+                raise PlanError(
+                    f"the plan keeps indices of {name}[{dim}] that are not those left by whole units, at {places}: make a "
+                    "new one"
+                )
+        return removed
+
+    def _missing(self, place: tuple[str, int], size: int) -> Flags:
+        missing = np.zeros(size, bool)
+        if (kept := self.kept.get(place)) is not None:
+            if len(kept) and not 0 <= kept.min() <= kept.max() < size:
+                raise PlanError(f"the plan keeps indices of {place[0]}[{place[1]}] outside of its {size} positions")
+            missing[:] = True
+            missing[kept] = False
+        return missing
+
+    def to_json(self) -> str:
+        """Return the plan as text that :meth:`from_json` reads.
+
+        Example:
+            >>> Path("plan.json").write_text(plan.to_json())
+        """
+        numbers: dict[int, int] = {}  # axes of one group often keep the same indices: each array is written once
+        indices: list[list[int]] = []
+        kept = []
+        for (name, dim), index in self.kept.items():
+            if id(index) not in numbers:
+                numbers[id(index)] = len(indices)
+                indices.append(index.tolist())
+            kept.append([name, dim, numbers[id(index)]])
+        choices = [[c.group, c.member, c.size, c.kept.tolist(), c.scores.tolist(), c.parameters] for c in self.choices]
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "fingerprint": self.fingerprint,
+                "params": [self.params_before, self.params_after],
+                "flops": [self.flops_before, self.flops_after],
+                "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+                "aliases": dict(self.aliases),
+                "indices": indices,
+                "kept": kept,
+                "choices": choices,
+            },
+            allow_nan=False,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Return the plan that :meth:`to_json` wrote.
+
+        Args:
+            text: what it returned.
+
+        Raises:
+            PlanError: the text is not such a plan, or of another version.
+        """
+        try:
+            stored = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"the text is not a plan: {error}") from error
+        if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+            raise PlanError(f"the text is not a plan of the format {_FORMAT!r}")
+        try:
+            return _read(stored)
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}") from error
+
+    def __str__(self) -> str:
+        rows = [[c.group, c.member, c.size, len(c.kept), c.parameters] for c in self.choices]
+        table = tabulate(rows, headers=["group", "first member", "units", "kept", "params removed"], intfmt=",")
+        params = f"params {self.params_before:,} -> {self.params_after:,} ({_share(self.params_after, self.params_before)})"
+        flops = f"FLOPs {self.flops_before:,.0f} -> {self.flops_after:,.0f} ({_share(self.flops_after, self.flops_before)})"
+        return f"{table}\n{params}, {flops}"
+
+
+def _share(after: float, before: float) -> str:
+    return f"{after / before:.1%}" if before else "none"
+
+
+def _choice(group: Group, scores: Scores, gone: Flags, shapes: Mapping[str, tuple[int, ...]]) -> Choice:
+    member = f"{group.members[0].parameter}[{group.members[0].dim}]"
+    return Choice(group.index, member, group.size, np.flatnonzero(~gone), scores, _alone(group, gone, shapes))
+
+
+def _alone(group: Group, gone: Flags, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many elements of parameters go with units of a group, were it the only one that is pruned."""
+    left: dict[str, list[int]] = {}
+    counts: dict[int, int] = {}  # by the array of positions, which members share
+    for member in group.members:
+        if not member.is_buffer and gone.any():
+            count = counts.get(id(member.positions))
+            if count is None:
+                lost = member.positions[gone]
+                # Units may share positions.
+                count = counts[id(member.positions)] = lost.size if lost.shape[1] == 1 else len(np.unique(lost))
+            left.setdefault(member.parameter, list(shapes[member.parameter]))[member.dim] -= count
+    return sum(math.prod(shapes[name]) - math.prod(kept) for name, kept in left.items())
+
+
+def _indices(values: Any) -> Index:
+    """Return a list of indices as an array, or raise ValueError if it is none."""
+    if not isinstance(values, list) or not all(type(v) is int for v in values):
+        raise ValueError("indices must be a list of integers")
+    index = np.array(values, np.intp)
+    if (index < 0).any() or (np.diff(index) <= 0).any():
+        raise ValueError("indices must ascend from 0")
+    return index
+
+
+def _read(stored: dict[str, Any]) -> Plan:
+    indices = [_indices(values) for values in stored["indices"]]
+    choices = [
+        Choice(int(group), str(member), int(size), _indices(kept), np.array(scores, np.float64), int(parameters))
+        for group, member, size, kept, scores, parameters in stored["choices"]
+    ]
+    params, flops = stored["params"], stored["flops"]
+    return Plan(
+        fingerprint=str(stored["fingerprint"]),
+        kept={(str(name), int(dim)): indices[place] for name, dim, place in stored["kept"]},
+        choices=tuple(choices),
+        shapes={str(name): tuple(int(n) for n in shape) for name, shape in stored["shapes"].items()},
+        aliases={str(name): str(first) for name, first in stored["aliases"].items()},
+        params_before=int(params[0]),
+        params_after=int(params[1]),
+        flops_before=float(flops[0]),
+        flops_after=float(flops[1]),
+    )

@@ -1,0 +1,261 @@
+"""Plan: which units of which groups go, so that a share of them goes or a budget is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxprune.algebra.axes import Index
+from fxprune.analysis.costs import Costs, Flags
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.groups import Group
+from fxprune.errors import PlanError, PruningTypeError
+from fxprune.graph.masks import all_masked
+from fxprune.graph.paths import parameters_by_name
+from fxprune.importance import Criterion, Importance, Magnitude
+from fxprune.planning.plan import Plan
+from fxprune.planning.ranking import Choose, Names, Ranking, Scores, ignored_groups, local_counts, rank, uncrossed
+
+Scope = Literal["local", "global"]
+
+
+def plan(
+    deps: Dependencies,
+    amount: float | None = None,
+    *,
+    importance: Importance | None = None,
+    scope: Scope = "local",
+    round_to: int = 1,
+    ignore: str | nn.Module | Iterable[str | nn.Module] = (),
+    overrides: Mapping[str, float] | None = None,
+    max_params: float | None = None,
+    max_flops: float | None = None,
+    choose: Choose | None = None,
+) -> Plan:
+    """Choose the units to remove from a graph.
+
+    The least important go. Of every group the most important unit stays, whatever is asked for, and no axis of any value in
+    the graph loses all of its positions.
+
+    Args:
+        deps: the analysis of the graph.
+        amount: how much to remove, as in ``torch.nn.utils.prune``: a float in [0, 1) is a share, rounded to a whole number of
+            units, an int a number of units. Give this or a budget.
+        importance: what the units of a group are worth: a criterion of :mod:`fxprune.importance`, or any callable
+            ``(deps, group) -> tensor or array of shape (group.size,)``. ``Magnitude()`` unless given.
+        scope: "local" removes ``amount`` of every group; "global" ranks the units of all groups together.
+        round_to: what the number of units left in a group is rounded up to a multiple of, never beyond the group's size.
+        ignore: what to leave alone: names of parameters, names of modules, glob patterns of either, modules. A group is left
+            alone if any of its parameters is meant.
+        overrides: amounts for the groups that live on certain parameters, by name or pattern as in ``ignore``; of several that
+            mean one group the last wins. With ``scope="global"`` these groups are left out of the ranking.
+        max_params: how many elements the parameters may have left: an int, or a float in (0, 1) as a share of the present.
+            Gives the smallest pruning that meets it.
+        max_flops: how many floating-point operations may be left, likewise; with ``max_params`` both are met.
+        choose: which of several groups are pruned that cross on an axis, such as heads and head dimensions. By default the
+            outermost of those with at least eight units, else the one with the most; "outer" and "inner" say which, "all"
+            prunes them all.
+
+    Returns:
+        The plan; ``print`` it.
+
+    Raises:
+        PruningTypeError: an argument is of the wrong type.
+        PlanError: an argument is out of range or matches nothing, scores are not finite or of the wrong shape, or no pruning
+            meets the budget; then it says what the largest one reaches.
+
+    Example:
+        >>> deps = fxprune.analyze(fxprune.capture(model, example_inputs))
+        >>> plan = fxprune.plan(deps, 0.5, ignore=["fc"], round_to=8)
+        >>> plan = fxprune.plan(deps, max_flops=0.5, scope="global")
+    """
+    if not isinstance(deps, Dependencies):
+        raise PruningTypeError(f"deps must be what fxprune.analyze returns, not {type(deps).__name__}")
+    if scope not in ("local", "global"):
+        raise PlanError(f'scope must be "local" or "global", not {scope!r}')
+    multiple = _number(round_to, "round_to")
+    if not isinstance(multiple, int) or multiple < 1:
+        raise PlanError(f"round_to must be a number of units of at least 1, not {round_to!r}")
+    budgets = _budgets(amount, overrides, max_params, max_flops)
+    _check_present(deps)
+    names, costs = Names(deps), deps.costs
+    by_pattern = {what: _amount(value, f"overrides[{what!r}]") for what, value in (overrides or {}).items()}
+    special = {index: value for what, value in by_pattern.items() for index in names.groups(what, "overrides")}
+    groups = uncrossed(deps, costs.census, ignored_groups(names, ignore), choose)
+    scores = _scores(deps, groups, Magnitude() if importance is None else importance)
+    ranking = rank(deps, costs.census, groups, scores)
+    steps = _Steps(ranking, scope, multiple, special)
+    if budgets:
+        kept = _smallest(steps, _Limits(costs, ranking, deps.units.count, budgets))
+    else:
+        kept = steps.of_amount(_amount(amount, "amount"))
+    return Plan.of(deps, costs, ranking, kept)
+
+
+def _check_present(deps: Dependencies) -> None:
+    """Raise PlanError if the parameters of the graph are not those that were analysed any more."""
+    present = parameters_by_name(deps.gm)
+    present |= {name: masked.orig for masked in all_masked(deps.gm) for name in masked.names}
+    for tracked in deps.tracked:
+        then, now = tracked.label.shape, present.get(tracked.name)
+        if tracked.is_parameter and (now is None or tuple(now.shape) != then):
+            raise PlanError(
+                f"the graph changed since it was analysed: parameter {tracked.name!r} had shape {list(then)} then and "
+                f"{'is not there' if now is None else f'has shape {list(now.shape)}'} now; analyze it again"
+            )
+
+
+def _budgets(amount: Any, overrides: Any, max_params: Any, max_flops: Any) -> dict[str, float]:
+    """Return the budgets given, by the names of their arguments; none if an amount is given."""
+    given = {name: value for name, value in (("max_params", max_params), ("max_flops", max_flops)) if value is not None}
+    if (amount is None) == (not given):
+        raise PlanError("give either amount, or max_params, max_flops or both")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise PruningTypeError(f"overrides must map names and patterns to amounts, not be {overrides!r}")
+    if overrides and given:
+        raise PlanError("overrides are amounts, which go with amount and not with a budget")
+    budgets = {name: _number(value, name) for name, value in given.items()}
+    for name, value in budgets.items():
+        if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
+            raise PlanError(f"{name} must be a positive int, or a float in (0, 1) as a share of the present, not {value!r}")
+    return budgets
+
+
+def _number(value: Any, argument: str) -> float:
+    """Return a number of any kind as an int or a float, or raise an error that names it."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise PruningTypeError(f"{argument} must be an int or a float, not {value!r}")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _amount(value: Any, argument: str) -> float:
+    """Return an amount as an int or a float, or raise an error that names it."""
+    amount = _number(value, argument)
+    if isinstance(amount, int) and amount < 0:
+        raise PlanError(f"{argument} must not be negative, but it is {amount}")
+    if isinstance(amount, float) and not 0 <= amount < 1:
+        raise PlanError(f"{argument} must be in [0, 1) if it is a float, but it is {amount}")
+    return amount
+
+
+def _scores(deps: Dependencies, groups: Sequence[Group], importance: Importance) -> list[Scores]:
+    """Return the importance of the units of each group."""
+    if not callable(importance):
+        raise PruningTypeError(f"importance must be a criterion or a callable (deps, group), not {importance!r}")
+    scorer = importance.prepare(deps) if isinstance(importance, Criterion) else partial(importance, deps)
+    found: list[Scores] = []
+    for group in groups:
+        given = scorer(group)
+        try:
+            score = (
+                given.detach().to("cpu", torch.float64).numpy() if isinstance(given, Tensor) else np.array(given, np.float64)
+            )
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"importance gave no numbers for {group}, but {given!r}") from error
+        if score.shape != (group.size,):
+            raise PlanError(f"importance gave scores of shape {list(score.shape)} for {group}; they must be [{group.size}]")
+        if not np.isfinite(score).all():
+            raise PlanError(f"importance gave scores that are not finite for {group}: {score[~np.isfinite(score)][0]}")
+        found.append(score)
+    return found
+
+
+class _Steps:
+    """All prunings of one ranking, from the smallest to the largest: what stays of each group."""
+
+    def __init__(self, ranking: Ranking, scope: Scope, round_to: int, special: Mapping[int, float]) -> None:
+        self.ranking = ranking
+        self.scope = scope
+        self._round_to = round_to
+        self._special = [special.get(group.index) for group in ranking.groups]
+        self._ranked = np.array([value is None for value in self._special], bool)
+        self._order: Index | None = None
+
+    def of_amount(self, amount: float) -> Index:
+        """Return how many units of each group stay for an amount."""
+        sizes = self.ranking.sizes
+        everywhere = [0 if value is None and self.scope == "global" else value for value in self._special]
+        wanted = local_counts(sizes, [amount if value is None else value for value in everywhere])
+        if self.scope == "local":
+            if isinstance(amount, int) and amount > sizes.max(initial=0):
+                raise PlanError(f"amount is {amount} units, but no group to be pruned has more than {sizes.max(initial=0)}")
+            return self.ranking.to_keep(wanted, self._round_to)
+        total = int(sizes[self._ranked].sum())
+        if isinstance(amount, int) and amount > total:
+            raise PlanError(f"amount is {amount} units, but the groups to be pruned have {total} together")
+        return self._of_first(local_counts(np.array([total]), [amount]).item(), total, wanted)
+
+    def _of_first(self, left: int, total: int, wanted: Index) -> Index:
+        """Return what stays when the units go that come first in the order over all groups."""
+        gone = np.bincount(self.order[: total - left], minlength=len(wanted))
+        return self.ranking.to_keep(wanted - gone, self._round_to)
+
+    @property
+    def order(self) -> Index:
+        """The groups of the units that may go, in the order in which they go over all groups."""
+        if self._order is None:
+            self._order = self.ranking.in_order(self._ranked)
+        return self._order
+
+    def prunings(self) -> tuple[int, Callable[[int], Index]]:
+        """Return how many different prunings there are, and what gives each; each removes what those before it do."""
+        sizes = self.ranking.sizes
+        if self.scope == "global":
+            total = int(sizes.sum())
+            return len(self.order) + 1, lambda step: self._of_first(total - step, total, sizes)
+        # A share that is between two neighbours of these rounds to the same numbers of units as any other there.
+        turns = [(np.arange(size) + 0.5) / size for size in np.unique(sizes)]
+        ends = np.unique(np.concatenate([np.zeros(1), *turns, np.ones(1)]))
+        shares = ((ends[:-1] + ends[1:]) / 2).tolist()
+        return len(shares), lambda step: self.ranking.to_keep(local_counts(sizes, [shares[step]] * len(sizes)), self._round_to)
+
+
+class _Limits:
+    """What a pruning may leave."""
+
+    def __init__(self, costs: Costs, ranking: Ranking, total: int, budgets: Mapping[str, float]) -> None:
+        self._ranking = ranking
+        counts: dict[str, tuple[Callable[[Flags], float], str]] = {
+            "max_params": (costs.parameters, "parameters"),
+            "max_flops": (costs.flops, "FLOPs"),
+        }
+        nothing = np.zeros(total, bool)
+        self._limits = []
+        for name, budget in budgets.items():
+            count, what = counts[name]
+            limit = budget if isinstance(budget, int) else budget * count(nothing)
+            self._limits.append((name, budget, what, count, limit))
+
+    def met(self, kept: Index) -> bool:
+        """Tell whether what stays is within every limit."""
+        removed = self._ranking.removed(kept)
+        return all(count(removed) <= limit for *_, count, limit in self._limits)
+
+    def check(self, kept: Index) -> None:
+        """Raise PlanError if the largest pruning does not meet the limits."""
+        removed = self._ranking.removed(kept)
+        for name, budget, what, count, limit in self._limits:
+            if (reached := count(removed)) > limit:
+                asked = f"{budget:,}" if isinstance(budget, int) else f"{budget} ({limit:,.0f})"
+                present = count(np.zeros_like(removed))
+                raise PlanError(
+                    f"{name}={asked} cannot be met: with all removed that can go {reached:,.0f} {what} are left "
+                    f"of {present:,.0f}, {reached / present:.1%}"
+                )
+
+
+def _smallest(steps: _Steps, limits: _Limits) -> Index:
+    """Return what stays in the smallest pruning that is within the limits."""
+    count, pruning = steps.prunings()
+    limits.check(pruning(count - 1))
+    low, high = -1, count - 1  # high meets the limits
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if limits.met(pruning(middle)) else (middle, high)
+    return pruning(high)

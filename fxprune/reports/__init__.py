@@ -1,0 +1,7 @@
+"""Tables for people: what is masked in a graph, what a model costs before and after.
+
+In: a graph, or two models. Out: :class:`~fxprune.reports.summary.Summary`, which prints.
+
+Read ``summary.py`` first, then ``comparison.py`` (parameters, memory, FLOPs, time).
+Tests: ``tests/reports``.
+"""

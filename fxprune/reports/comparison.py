@@ -1,0 +1,280 @@
+"""What a model costs before and after: parameters, memory, FLOPs, time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import statistics
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxprune.errors import InputError
+from fxprune.frontends.model.snapshot import ModelSnapshot, own_random_numbers
+from fxprune.frontends.modes.reads import in_mode
+from fxprune.graph.interpreter import in_order
+from fxprune.graph.masks import base_names
+from fxprune.graph.paths import split
+from fxprune.verification.first_difference import first_line
+from fxprune.verification.inputs import Inputs
+from fxprune.verification.subject import may_write_parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one model costs.
+
+    Attributes:
+        parameters: elements of all parameters, each tied one counted once.
+        bytes: memory that they take.
+        flops: floating-point operations of one run, as ``torch.utils.flop_counter`` counts them; None if not run.
+        latency: median time of one run in seconds; None if not measured.
+    """
+
+    parameters: int
+    bytes: int
+    flops: int | None = None
+    latency: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A parameter before and after; a shape is None where the model has no parameter of that name."""
+
+    name: str
+    before: tuple[int, ...] | None
+    after: tuple[int, ...] | None
+
+    @property
+    def removed(self) -> int:
+        """Elements that are gone."""
+        return _elements(self.before) - _elements(self.after)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The FLOPs that the module at a path does itself or by functions on its parameters; '' for what has none."""
+
+    path: str
+    before: int
+    after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two models side by side; ``str()`` gives the tables. ``layers`` and ``work`` are empty unless asked for."""
+
+    before: Cost
+    after: Cost
+    layers: tuple[Layer, ...] = ()
+    work: tuple[Work, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [
+            _row("parameters", self.before.parameters, self.after.parameters, "{:,}"),
+            _row("bytes", self.before.bytes, self.after.bytes, "{:,}"),
+            _row("FLOPs", self.before.flops, self.after.flops, "{:,}"),
+            _row("latency (ms)", _milliseconds(self.before), _milliseconds(self.after), "{:.3f}"),
+        ]
+        tables = [_table([row for row in rows if row], ["", "before", "after", "ratio"])]
+        if self.layers:
+            shapes = [[la.name, _shape(la.before), "->", _shape(la.after), f"{la.removed:,}"] for la in self.layers]
+            tables.append(_table(shapes, ["parameter", "before", "", "after", "removed"]))
+        if self.work:
+            works = [_row(w.path or "(no module)", w.before, w.after, "{:,}") for w in self.work]
+            tables.append(_table(works, ["FLOPs of", "before", "after", "ratio"]))
+        return "\n\n".join(tables)
+
+
+def _table(rows: list[list[str]], headers: list[str]) -> str:
+    alignment = ("left", *["right"] * (len(headers) - 1))
+    return str(tabulate(rows, headers=headers, colalign=alignment if rows else None, disable_numparse=True))
+
+
+def _row(name: str, before: float | None, after: float | None, form: str) -> list[str]:
+    if before is None or after is None:
+        return []
+    return [name, form.format(before), form.format(after), f"{after / before:.3f}" if before else "-"]
+
+
+def _milliseconds(cost: Cost) -> float | None:
+    return None if cost.latency is None else cost.latency * 1e3
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else "x".join(map(str, shape)) or "scalar"
+
+
+def _elements(shape: tuple[int, ...] | None) -> int:
+    return 0 if shape is None else torch.Size(shape).numel()
+
+
+def compare(before: nn.Module, after: nn.Module, inputs: Inputs | None, *, layers: bool, latency: bool) -> Comparison:
+    """Return what both models cost; neither changes.
+
+    Args:
+        before: the one model.
+        after: the other.
+        inputs: what to run both on, in eval mode; None runs nothing.
+        layers: compare parameter by parameter and module by module as well.
+        latency: whether to measure time.
+    """
+    work: list[dict[str, int]] = []
+    times: tuple[float, float] | None = None
+    if inputs is not None:
+        with as_it_was(before), as_it_was(after), torch.inference_mode(False), torch.no_grad():
+            for model in (before, after):
+                try:
+                    work.append(_work(model, inputs))
+                except Exception as error:  # whatever an operator raises on operands that do not fit
+                    where = "before" if model is before else "after"
+                    raise InputError(f"the model {where} fails on the example inputs: {first_line(error)}") from error
+            times = _times(before, after, inputs) if latency else None
+    totals = [sum(part.values()) for part in work] if work else [None, None]
+    costs = [
+        dataclasses.replace(_memory(model), flops=total, latency=times[i] if times else None)
+        for i, (model, total) in enumerate(zip((before, after), totals, strict=True))
+    ]
+    parts = _works(*work) if layers and work else ()
+    return Comparison(costs[0], costs[1], _layers(before, after) if layers else (), parts)
+
+
+def _memory(model: nn.Module) -> Cost:
+    parameters = list(model.parameters())
+    return Cost(sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters))
+
+
+def _layers(before: nn.Module, after: nn.Module) -> tuple[Layer, ...]:
+    shapes = [_shapes(before), _shapes(after)]
+    return tuple(Layer(name, *(s.get(name) for s in shapes)) for name in {**shapes[0], **shapes[1]})
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters under the first of their names, masked or not."""
+    return {base_names(model, p)[0]: tuple(p.shape) for p in model.parameters()}
+
+
+def _works(before: dict[str, int], after: dict[str, int]) -> tuple[Work, ...]:
+    return tuple(Work(path, before.get(path, 0), after.get(path, 0)) for path in {**before, **after})
+
+
+@contextlib.contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode within the context, and everything that a run may change back afterwards."""
+    tensors: list[Tensor] = list(model.buffers())
+    if may_write_parameters(model):
+        tensors += list(model.parameters())
+    values = [tensor.detach().clone() for tensor in tensors]
+    kept = ModelSnapshot(model)
+    with in_mode(kept.modules, training=False), own_random_numbers(kept.tensors.values()), kept.untouched():
+        try:
+            yield
+        finally:
+            for tensor, value in zip(tensors, values, strict=True):
+                if not tensor.is_meta and not torch.equal(tensor, value):
+                    tensor.detach().copy_(value)
+
+
+@contextlib.contextmanager
+def _countable() -> Iterator[None]:
+    """Switch off the fused kernels on which torch's counter has nothing to say; without them it sees matrix products."""
+    fast_path, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.is_available()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")  # of the model, and of flags that only other devices know
+            with torch.backends.mkldnn.flags(enabled=False) if fused else contextlib.nullcontext():
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _work(model: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """Return the FLOPs of one run by module path; calls of functions count for the module whose parameter they read."""
+    args, kwargs = inputs.copied(double=False)
+    with _countable(), FlopCounterMode(display=False) as counter:
+        if isinstance(model, fx.GraphModule):
+            run = _Counting(model, counter)
+            run.run(*in_order(model, Inputs(args, kwargs)), enable_io_processing=False)
+            return dict(run.flops)
+        model(*args, **kwargs)
+    return _own_flops(counter.get_flop_counts(), type(model).__name__)
+
+
+def _own_flops(counts: dict[str, dict[Any, int]], root: str) -> dict[str, int]:
+    """Return what each module does without its children; the counter gives sums under dotted names."""
+    totals = {path: sum(by_operator.values()) for path, by_operator in counts.items() if path != "Global"}
+    own = Counter(totals)
+    for path, total in totals.items():
+        if path != root:
+            parent = path.rpartition(".")[0]
+            while parent not in totals and parent:  # a container that is not called itself
+                parent = parent.rpartition(".")[0]
+            own[parent] -= total
+    return {path.removeprefix(root).removeprefix("."): flops for path, flops in own.items() if flops > 0}
+
+
+class _Counting(fx.Interpreter):
+    """Runs a graph and adds up the FLOPs of its nodes by module path."""
+
+    def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False
+        self.counter = counter
+        self.flops: Counter[str] = Counter()
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        value = super().run_node(n)
+        if (flops := self.counter.get_total_flops() - before) > 0:
+            self.flops[_path(n)] += flops
+        return value
+
+
+def _path(node: fx.Node) -> str:
+    """Return the path of the module that a node calls or whose parameter it reads, through a mask or transposed as well."""
+    if node.op == "call_module":
+        return str(node.target)
+    found = (_parameter_read(source) for source in node.all_input_nodes)
+    return next((split(target)[0] for target in found if target), "")
+
+
+def _parameter_read(node: fx.Node, depth: int = 4) -> str | None:
+    """Return the first parameter that ``node`` is computed from; None if there is an activation among its operands."""
+    if node.op == "get_attr":
+        return str(node.target)
+    if depth == 0 or not node.all_input_nodes:
+        return None
+    targets = [_parameter_read(source, depth - 1) for source in node.all_input_nodes]
+    return targets[0] if all(targets) else None
+
+
+# Of latency: the time to spend on both models together, and the runs of each whatever that takes.
+_SECONDS = 0.5
+_LEAST_RUNS = 3
+_MOST_RUNS = 200
+
+
+def _times(before: nn.Module, after: nn.Module, inputs: Inputs) -> tuple[float, float]:
+    """Return the median time of one run of each, in seconds, measured in turn so that both meet the same load."""
+    args, kwargs = inputs.copied(double=False)
+    runs = [functools.partial(model, *args, **kwargs) for model in (before, after)]
+    timers = [Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for run in runs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for timer in timers:
+            timer.timeit(1)  # warm-up
+        rounds: list[list[float]] = [[], []]
+        while len(rounds[0]) < _LEAST_RUNS or (sum(map(sum, rounds)) < _SECONDS and len(rounds[0]) < _MOST_RUNS):
+            for timer, measured in zip(timers, rounds, strict=True):
+                measured.append(timer.timeit(1).median)
+    return statistics.median(rounds[0]), statistics.median(rounds[1])

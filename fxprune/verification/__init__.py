@@ -1,0 +1,9 @@
+"""Do two models, of which one was made smaller, compute the same?
+
+In: a reference, a candidate, example inputs. Out: the largest relative error, or an exception that names the first node that
+differs.
+
+Read ``verify.py`` first, then ``subject.py`` (runs of one model), ``inputs.py`` (random inputs like the examples),
+``differences.py``, ``first_difference.py`` and ``without_chance.py`` (random operators replaced).
+Tests: ``tests/verification``.
+"""

@@ -1,0 +1,119 @@
+"""How far two values are apart, of which one may lack positions of the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Positions = tuple["Tensor | None", ...]
+"""For each dimension the positions that are left, or None for all."""
+
+
+def named_leaves(value: Any, name: str = "output") -> Iterator[tuple[str, Any]]:
+    """Yield what a model returns part by part, each with a name for people: ``output['logits'][0]``."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from named_leaves(part, f"{name}[{key!r}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from named_leaves(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from named_leaves(part, f"{name}[{index}]")
+    else:
+        leaves, spec = pytree.tree_flatten(value)
+        several = not spec.is_leaf()
+        for index, leaf in enumerate(leaves):
+            yield f"{name} part {index}" if several else name, leaf
+
+
+def select(tensor: Tensor, kept: Positions | None) -> Tensor | None:
+    """Return the part of ``tensor`` at the kept positions; None if it has no such positions."""
+    if kept is None:
+        return tensor
+    if len(kept) != tensor.dim():
+        return None
+    for dim, positions in enumerate(kept):
+        if positions is None:
+            continue
+        if positions.numel() and int(positions.max()) >= tensor.shape[dim]:
+            return None
+        tensor = tensor.index_select(dim, positions.to(tensor.device))
+    return tensor
+
+
+def relative_error(reference: Tensor, candidate: Tensor, floor: float | None = None) -> float:
+    """Return the largest difference relative to the largest magnitude in ``reference``.
+
+    It is infinite where shapes or dtypes differ, where NaN or an infinity is in one alone, and for numbers that are not
+    floating-point and not equal.
+
+    Args:
+        reference: what is right.
+        candidate: what is compared with it.
+        floor: smaller magnitudes than this count as this large, so that rounding errors of what should be zero are none. By
+            default 1e-9 in double precision, else 1e-3.
+    """
+    if reference.shape != candidate.shape or reference.dtype != candidate.dtype:
+        return math.inf
+    if reference.numel() == 0:
+        return 0.0
+    reference, candidate = (
+        t.detach().to_dense() if t.layout is not torch.strided else t.detach() for t in (reference, candidate)
+    )
+    if not (reference.is_floating_point() or reference.is_complex()):
+        return 0.0 if torch.equal(reference, candidate) else math.inf
+    if floor is None:
+        floor = 1e-9 if is_double(reference) else 1e-3
+    wide = torch.complex128 if reference.is_complex() else torch.float64
+    reference, candidate = reference.to(wide), candidate.to(wide)
+    finite = reference.isfinite()
+    if not bool(finite.all()):
+        if not torch.equal(finite, candidate.isfinite()):
+            return math.inf
+        if not torch.equal(reference[~finite].nan_to_num(0.0), candidate[~finite].nan_to_num(0.0)):
+            return math.inf  # another sign of infinity, or NaN in place of one
+        reference, candidate = reference[finite], candidate[finite]
+        if reference.numel() == 0:
+            return 0.0
+    error = float((reference - candidate).abs().max()) / max(float(reference.abs().max()), floor)
+    return error if math.isfinite(error) else math.inf  # NaN in the candidate alone
+
+
+def is_double(tensor: Tensor) -> bool:
+    """Tell whether ``tensor`` has double precision."""
+    return tensor.dtype in (torch.float64, torch.complex128)
+
+
+def node_error(reference: Any, candidate: Any, kept: Any) -> float | None:
+    """Return how far the values of two nodes are apart; None if they cannot be compared.
+
+    Args:
+        reference: the value in the reference, of tensors within lists, tuples and dicts.
+        candidate: the value in the candidate.
+        kept: the same structure with, in place of each tensor of the candidate, which positions of the reference it holds;
+            None if nothing was recorded.
+    """
+    if isinstance(candidate, Tensor) and isinstance(reference, Tensor):
+        part = select(reference, kept)
+        if part is None or (kept is None and part.shape != candidate.shape):
+            return None
+        return relative_error(part, candidate)
+    pairs = _parts(reference, candidate, kept)
+    errors = [error for pair in pairs if (error := node_error(*pair)) is not None]
+    return max(errors, default=None)
+
+
+def _parts(reference: Any, candidate: Any, kept: Any) -> list[tuple[Any, Any, Any]]:
+    if isinstance(candidate, Mapping) and isinstance(reference, Mapping) and reference.keys() == candidate.keys():
+        return [(reference[key], candidate[key], kept[key] if kept is not None else None) for key in candidate]
+    both = isinstance(candidate, list | tuple) and isinstance(reference, list | tuple)
+    if both and len(reference) == len(candidate):
+        return list(zip(reference, candidate, kept if kept is not None else [None] * len(candidate), strict=True))
+    return []

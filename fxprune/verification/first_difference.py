@@ -1,0 +1,107 @@
+"""Finds the first node at which two graphs that should compute the same do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import FxpruneError
+from fxprune.graph.arguments import map_aggregate
+from fxprune.verification.differences import node_error
+from fxprune.verification.inputs import Inputs
+from fxprune.verification.subject import NodeByNode, Subject, Watch
+
+KEPT = "fxprune_kept"
+"""In ``node.meta`` of a shrunk graph: which positions of the original's value the node's value holds."""
+
+
+def first_difference(
+    reference: nn.Module, candidate: nn.Module, inputs: Inputs, *, training: bool, double: bool, tolerance: float
+) -> str:
+    """Return a sentence on the first node, in the order of the candidate, whose values differ, or which fails.
+
+    Nodes correspond by name. Those without counterpart, and those whose values cannot be compared, are passed over. Nothing is
+    said of models that are not graphs.
+
+    Args:
+        reference: the graph that is right.
+        candidate: the graph that is compared with it.
+        inputs: the inputs to run both on.
+        training: whether to run in train mode.
+        double: whether to run in double precision.
+        tolerance: the relative error from which on values differ.
+    """
+    if not isinstance(reference, fx.GraphModule) or not isinstance(candidate, fx.GraphModule):
+        return ""
+    record = _Record({node.name for node in candidate.graph.nodes})
+    Subject(NodeByNode(reference, record), double=double).run(inputs, training=training)
+    comparison = _Comparison(record.values, tolerance)
+    try:
+        Subject(NodeByNode(candidate, comparison), double=double).run(inputs, training=training)
+    except _DifferenceError as found:
+        return f"the first node that differs is {found}"
+    except Exception as error:  # whatever an operator raises on operands that do not fit
+        node = comparison.at
+        return (
+            f"it fails at node {name_node(node)} on {shapes(comparison.inputs_of(node))}: {first_line(error)}" if node else ""
+        )
+    return f"none of the {comparison.compared} nodes that could be compared differs by that much"
+
+
+class _DifferenceError(FxpruneError):
+    """Ends the run of the candidate at the node that differs."""
+
+
+class _Record(Watch):
+    def __init__(self, wanted: set[str]) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.values: dict[str, Any] = {}
+
+    def see(self, node: fx.Node, value: Any) -> None:
+        if node.name in self.wanted:
+            self.values[node.name] = map_aggregate(value, lambda v: v.clone() if isinstance(v, Tensor) else v)
+
+
+class _Comparison(Watch):
+    def __init__(self, reference: dict[str, Any], tolerance: float) -> None:
+        super().__init__()
+        self.reference = reference
+        self.tolerance = tolerance
+        self.shapes: dict[fx.Node, Any] = {}
+        self.compared = 0
+
+    def inputs_of(self, node: fx.Node | None) -> list[Any]:
+        return [self.shapes.get(n) for n in node.all_input_nodes] if node is not None else []
+
+    def see(self, node: fx.Node, value: Any) -> None:
+        self.shapes[node] = shapes(value)
+        expected = self.reference.pop(node.name, None)
+        error = node_error(expected, value, node.meta.get(KEPT))
+        if error is None:
+            return
+        self.compared += 1
+        if error > self.tolerance:
+            raise _DifferenceError(
+                f"{name_node(node)}: relative error {error:.1e}, shape {shapes(expected)} in the reference and "
+                f"{shapes(value)} in the candidate"
+            )
+
+
+def name_node(node: fx.Node) -> str:
+    """Return name and target of a node as messages give them."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{node.name!r} ({node.op} {target})"
+
+
+def shapes(value: Any) -> Any:
+    """Return ``value`` with the shape of each tensor in its place."""
+    return pytree.tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def first_line(error: Exception) -> str:
+    """Return an error as one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""Random inputs of the same kinds as example inputs, at the example's batch size or another."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputError
+from fxprune.graph.interpreter import is_flattened
+from fxprune.verification.without_chance import WIDER
+
+
+class Inputs(NamedTuple):
+    """Positional and keyword inputs of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return inputs with every tensor changed."""
+        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, self.kwargs))
+        return Inputs(args, kwargs)
+
+    def copied(self, double: bool) -> Inputs:
+        """Return inputs of new tensors, in double precision if asked."""
+        return self.map(lambda t: t.detach().to(WIDER.get(t.dtype, t.dtype) if double else t.dtype, copy=True))
+
+
+def given(model: nn.Module, inputs: Any, kwargs: Any) -> Inputs:
+    """Return example inputs as their user passes them, checked against the signature of ``model``.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
+    found = Inputs(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), dict(kwargs or {}))
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*found.args, **found.kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; give them as a tuple"
+        ) from error
+    return found
+
+
+def batch_size(model: nn.Module, inputs: Inputs) -> int | None:
+    """Return the number of samples in the inputs, None if that cannot be told or is the only one that ``model`` takes.
+
+    Where the graph says which sizes are free, the first of these counts; else the first dimension, if all tensors agree on it.
+    """
+    if isinstance(model, fx.GraphModule) and is_flattened(model):
+        free = [size for node in model.graph.find_nodes(op="placeholder") if (size := _free_size(node)) is not None]
+        return free[0] if free else None
+    sizes = {t.shape[0] for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and t.dim() > 0}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _free_size(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    size: Any = value.shape[0] if isinstance(value, Tensor) and value.dim() > 0 else 0
+    if isinstance(size, int) or size.node.expr.is_number:
+        return None
+    hint: int = size.node.hint
+    return hint
+
+
+def resized(inputs: Inputs, batch: int, samples: int) -> Inputs:
+    """Return inputs of another batch size: the samples repeated, from the first on."""
+
+    def repeat(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0 or tensor.shape[0] != batch:
+            return tensor
+        if batch == 0:  # there is no sample to repeat
+            return torch.zeros((samples, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+        return tensor.index_select(0, torch.arange(samples, device=tensor.device) % batch)
+
+    return inputs.map(repeat)
+
+
+def randomised(inputs: Inputs, seed: int = 0) -> Inputs:
+    """Return random inputs like the given ones; no generator but one of its own is used.
+
+    Floating-point tensors become normal with the mean and standard deviation of the given one (1 if it is constant, which says
+    nothing about the spread); what is not finite there stays. Integers are shuffled along the first two dimensions, usually
+    batch and sequence. Everything else stays.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def randomise(tensor: Tensor) -> Tensor:
+        if tensor.numel() == 0 or tensor.dtype == torch.bool or tensor.layout is not torch.strided:
+            return tensor
+        if tensor.is_floating_point() or tensor.is_complex():
+            return _normal_like(tensor, generator)
+        rows = tensor.flatten(0, 1) if tensor.dim() > 1 else tensor.reshape(-1)
+        order = torch.randperm(len(rows), generator=generator).to(tensor.device)
+        return rows[order].view(tensor.shape)
+
+    return inputs.map(randomise)
+
+
+def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    values = tensor.detach().to(wide)
+    finite = values.isfinite()
+    known = values[finite]
+    if known.numel() == 0:
+        return tensor
+    spread = known.std(unbiased=False)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=wide).to(tensor.device)
+    drawn = known.mean() + (spread if spread > 0 else 1.0) * noise
+    return torch.where(finite, drawn, values).to(tensor.dtype)

@@ -1,0 +1,140 @@
+"""Runs a model on copies of its tensors: without chance, in either mode, in double precision; nothing of the model changes."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from fxprune.frontends.model.snapshot import ModelSnapshot, own_random_numbers
+from fxprune.frontends.modes.reads import in_mode
+from fxprune.graph.interpreter import in_order
+from fxprune.graph.side_effects import renormalises, writes_to_parameters
+from fxprune.verification.differences import named_leaves
+from fxprune.verification.inputs import Inputs
+from fxprune.verification.without_chance import WIDER, deterministic
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one run gave: outputs and buffers afterwards, by name, and gradients, by parameter name, if asked for."""
+
+    outputs: dict[str, Any]
+    buffers: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+    def is_finite(self) -> bool:
+        """Tell whether no output holds NaN or an infinity."""
+        return all(bool(t.isfinite().all()) for t in self.outputs.values() if isinstance(t, Tensor))
+
+
+class Subject:
+    """A model with tensors of its own to run on; parameters are copied only if the precision changes or they may.
+
+    Args:
+        model: the model.
+        double: compute in double precision.
+        gradients: compute gradients of a fixed random projection of the outputs as well.
+    """
+
+    def __init__(self, model: nn.Module, *, double: bool, gradients: bool = False) -> None:
+        self.model, self.double, self.gradients = model, double, gradients
+        self._parameters = self._copies(model.named_parameters(remove_duplicate=False), copy=may_write_parameters(model))
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(gradients and (parameter.is_floating_point() or parameter.is_complex()))
+
+    def _copies(self, tensors: Iterable[tuple[str, Tensor]], *, copy: bool) -> dict[str, Tensor]:
+        """Return detached tensors by name; several names of one tensor get one copy."""
+        copies: dict[int, Tensor] = {}
+        named = {}
+        for name, tensor in tensors:
+            if id(tensor) not in copies:
+                dtype = WIDER.get(tensor.dtype, tensor.dtype) if self.double else tensor.dtype
+                copies[id(tensor)] = tensor.detach().to(dtype, copy=copy)
+            named[name] = copies[id(tensor)]
+        return named
+
+    def run(self, inputs: Inputs, *, training: bool) -> Result:
+        """Run the model once, in train or eval mode; raises whatever the model raises."""
+        buffers = self._copies(self.model.named_buffers(remove_duplicate=False), copy=True)
+        args, kwargs = inputs.copied(self.double)
+        kept = ModelSnapshot(self.model)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # what the model warns of, its user reads when running it
+            stack.enter_context(in_mode(kept.modules, training))
+            stack.enter_context(own_random_numbers(kept.tensors.values()))
+            stack.enter_context(kept.untouched())
+            stack.enter_context(torch.set_grad_enabled(self.gradients))
+            stack.enter_context(deterministic(training or self.gradients, self.double))
+            output = functional_call(self.model, {**self._parameters, **buffers}, args, kwargs, tie_weights=False)
+            outputs = dict(named_leaves(output))
+            gradients = self._differentiate(outputs) if self.gradients else {}
+        outputs = {name: leaf.detach() if isinstance(leaf, Tensor) else leaf for name, leaf in outputs.items()}
+        return Result(outputs, {name: buffer.detach() for name, buffer in buffers.items()}, gradients)
+
+    def _differentiate(self, outputs: dict[str, Any]) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        projections = []
+        for leaf in outputs.values():
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+                weights = torch.randn(real.shape, generator=generator, dtype=torch.float64).to(real)
+                projections.append((real * weights).sum())
+        parameters = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        if not projections or not parameters:
+            return {}
+        total = torch.stack([p.to(projections[0]) for p in projections]).sum()
+        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(parameters, found, strict=True))
+
+
+def may_write_parameters(model: nn.Module) -> bool:
+    """Tell whether running ``model`` may change a parameter in place."""
+    if isinstance(model, fx.GraphModule):
+        return writes_to_parameters(model)
+    return any(map(renormalises, model.modules()))
+
+
+class Watch(abc.ABC):
+    """Is shown the values of a graph's nodes as they are computed; ``at`` is the node that was begun last."""
+
+    def __init__(self) -> None:
+        self.at: fx.Node | None = None
+
+    @abc.abstractmethod
+    def see(self, node: fx.Node, value: Any) -> None:
+        """Take note of a node's value, which later nodes may change in place."""
+
+
+class NodeByNode(nn.Module):
+    """Runs a graph node by node under a watch."""
+
+    def __init__(self, gm: fx.GraphModule, watch: Watch) -> None:
+        super().__init__()
+        self.gm = gm
+        self.watch = watch
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Run the graph, for what the watch sees."""
+        _Interpreter(self.gm, self.watch).run(*in_order(self.gm, Inputs(args, kwargs)), enable_io_processing=False)
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule, watch: Watch) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False  # errors name the node
+        self.watch = watch
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.watch.at = n
+        value = super().run_node(n)
+        self.watch.see(n, value)
+        return value

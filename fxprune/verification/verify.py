@@ -1,0 +1,298 @@
+"""verify: do two models, of which one was made smaller, compute the same?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputError, PruningTypeError, PruningValueError, VerificationError
+from fxprune.graph.masks import ORIG, find_masked
+from fxprune.verification.differences import Positions, relative_error, select
+from fxprune.verification.first_difference import first_difference, first_line, shapes
+from fxprune.verification.inputs import Inputs, batch_size, given, randomised, resized
+from fxprune.verification.subject import Result, Subject
+
+KEPT = "fxprune.kept"
+"""In ``gm.meta`` of a shrunk graph: which positions of the original each parameter and buffer holds, by name."""
+
+Mode = Literal["eval", "train"]
+
+
+def verify(
+    reference: nn.Module,
+    candidate: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    tolerance: float | None = None,
+    modes: Sequence[Mode] = ("eval", "train"),
+    other_batch: bool = True,
+    precision: Literal["double", "own"] = "double",
+    gradients: bool = False,
+) -> float:
+    """Check that ``candidate`` computes what ``reference`` does, such as a shrunk graph and the masked one.
+
+    Both run on random inputs like the examples: floating-point ones of the same mean and standard deviation, integers shuffled.
+    Where the reference cannot run on these, or gives something that is not finite, the examples themselves are taken. Compared
+    are all outputs, and the buffers after the run. Nothing is left to chance: dropout keeps everything, with its scale, and
+    other random operators give a value from the middle of their distribution. Neither model changes, nor any random state.
+
+    Args:
+        reference: what is right, a graph or any module.
+        candidate: what is compared with it. On a graph, ``gm.meta["fxprune.kept"]`` and ``node.meta["fxprune_kept"]`` say which
+            positions of the reference's tensors are left.
+        example_inputs: positional inputs as a tuple or list, or the single one.
+        example_kwargs: keyword inputs.
+        tolerance: the largest relative error allowed, relative to the largest magnitude in each tensor. By default 1e-6
+            in double precision, 1e-3 in single, 0.05 below. Tensors of magnitudes below 1e-9 (in single precision 1e-3)
+            count as that large.
+        modes: which modes to run in.
+        other_batch: run on one sample more than in the examples as well, if the reference can.
+        precision: ``"double"`` computes in double precision on copies of the parameters (one model at a time), whatever
+            dtypes the code names, or in the models' own precision if one of them cannot; ``"own"`` always in their own.
+        gradients: compare the gradients of a fixed random projection of the outputs too: those of each parameter of the
+            candidate with the kept part of the reference's, masked where that is.
+
+    Returns:
+        The largest relative error found.
+
+    Raises:
+        VerificationError: the two differ, or the candidate fails; names mode, batch size, output, relative error, and the
+            first node that differs if both are graphs.
+        InputError: the reference cannot run on the example inputs.
+        PruningTypeError: one of the two is not a module.
+        PruningValueError: another argument is out of range, or a model is on the meta device.
+
+    Example:
+        >>> fxprune.verify(masked, shrunk, torch.randn(1, 3, 224, 224))
+    """
+    _check_arguments(reference, candidate, tolerance, modes, precision)
+    inputs = given(reference, example_inputs, example_kwargs)
+    verification = _Verification(reference, candidate, inputs, tuple(modes), tolerance, other_batch, gradients)
+    with torch.inference_mode(False):
+        if precision == "own":
+            return verification.run(double=False)
+        try:
+            return verification.run(double=True)
+        except InputError:
+            return verification.run(double=False)
+        except VerificationError as error:
+            if error.__cause__ is None:
+                raise
+            return verification.run(double=False)  # it could not run: that may be for the precision
+
+
+def _check_arguments(reference: object, candidate: object, tolerance: object, modes: object, precision: object) -> None:
+    for name, model in (("reference", reference), ("candidate", candidate)):
+        if not isinstance(model, nn.Module):
+            raise PruningTypeError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
+        if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+            raise PruningValueError(f"{name} is on the meta device, where there is nothing to compute with")
+    if isinstance(modes, str) or not isinstance(modes, Sequence) or not modes or not set(modes) <= {"eval", "train"}:
+        raise PruningValueError(f'modes must be "eval", "train" or both in a tuple, not {modes!r}')
+    if precision not in ("double", "own"):
+        raise PruningValueError(f'precision must be "double" or "own", not {precision!r}')
+    if tolerance is None:
+        return
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise PruningTypeError(f"tolerance must be a number, not {type(tolerance).__name__}")
+    if not tolerance >= 0:
+        raise PruningValueError(f"tolerance must be at least 0, not {tolerance}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """One way to run: the mode, the number of samples if known, and the inputs to try, the best first."""
+
+    training: bool
+    samples: int | None
+    inputs: tuple[Inputs, ...]
+
+    def __str__(self) -> str:
+        size = "" if self.samples is None else f" at batch size {self.samples}"
+        return f"in {'train' if self.training else 'eval'} mode{size}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expected:
+    """What the reference gave for the inputs of a case that was chosen."""
+
+    case: _Case
+    inputs: Inputs
+    result: Result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Verification:
+    reference: nn.Module
+    candidate: nn.Module
+    inputs: Inputs
+    modes: tuple[Mode, ...]
+    tolerance: float | None
+    other_batch: bool
+    gradients: bool
+
+    def run(self, *, double: bool) -> float:
+        """Return the largest relative error; the models are copied one after the other."""
+        expected = self._run_reference(double)
+        tolerance = self.tolerance if self.tolerance is not None else _default_tolerance(self.reference, self.inputs, double)
+        subject = Subject(self.candidate, double=double, gradients=self.gradients)
+        worst = 0.0
+        for run in expected:
+            try:
+                result = subject.run(run.inputs, training=run.case.training)
+            except Exception as error:  # whatever an operator raises on operands that do not fit
+                blame = self._blame(run, double, tolerance)
+                raise VerificationError(
+                    f"the candidate fails {run.case}, where the reference runs: {first_line(error)}{blame}"
+                ) from error
+            for name, found in self._errors(run.result, result, double):
+                if not found <= tolerance:
+                    raise VerificationError(self._describe(run, name, found, result, double, tolerance))
+                worst = max(worst, found)
+        return worst
+
+    def _cases(self) -> Iterator[_Case]:
+        batch = batch_size(self.reference, self.inputs)
+        sizes = [batch] if batch is None or not self.other_batch else [batch, batch + 1]
+        for mode in dict.fromkeys(self.modes):
+            for samples in sizes:
+                inputs = self.inputs if batch is None or samples is None else resized(self.inputs, batch, samples)
+                yield _Case(mode == "train", samples, (randomised(inputs), inputs))
+
+    def _run_reference(self, double: bool) -> list[_Expected]:
+        """Run every case that the reference can run; at least one of each mode."""
+        subject = Subject(self.reference, double=double, gradients=self.gradients)
+        failures: dict[str, Exception] = {}
+        runs: list[_Expected] = []
+        for case in self._cases():
+            try:
+                runs.append(_best_run(subject, case))
+            except Exception as error:  # whatever the model raises on inputs that it cannot take
+                failures.setdefault("train" if case.training else "eval", error)
+        for mode, failure in failures.items():
+            if not any(run.case.training is (mode == "train") for run in runs):
+                raise InputError(
+                    f"the reference itself fails in {mode} mode on inputs of shapes {shapes(self.inputs.args)} "
+                    f"{shapes(self.inputs.kwargs) or ''}: {first_line(failure)}"
+                ) from failure
+        return runs
+
+    def _errors(self, expected: Result, result: Result, double: bool) -> Iterator[tuple[str, float]]:
+        for name in {**expected.outputs, **result.outputs}:
+            both = name in expected.outputs and name in result.outputs
+            yield name, _leaf_error(expected.outputs[name], result.outputs[name]) if both else math.inf
+        kept = _kept(self.reference, self.candidate)
+        for name, buffer in result.buffers.items():
+            if name in expected.buffers:
+                yield f"buffer {name!r} after the run", _kept_error(expected.buffers[name], buffer, kept.get(name))
+        scale = max((_magnitude(g) for g in expected.gradients.values()), default=0.0)
+        for name, gradient in result.gradients.items():
+            # Some gradients are zero but for rounding, as that of a bias before a batch norm.
+            floor = scale * (1e-6 if double else 1e-2)
+            yield f"the gradient of {name!r}", self._gradient_error(name, gradient, expected.gradients, kept.get(name), floor)
+
+    def _gradient_error(
+        self, name: str, gradient: Tensor, expected: Mapping[str, Tensor], kept: Positions | None, floor: float
+    ) -> float:
+        """Compare with the kept part of the reference's; a mask that is baked in the candidate scales one of the two."""
+        theirs = expected.get(name)
+        masked = None if theirs is not None else find_masked(self.reference, name)
+        if masked is not None:
+            theirs = expected.get(name + ORIG)
+            mask = select(masked.mask.expand_as(masked.orig), kept)
+            if mask is not None and mask.shape == gradient.shape:
+                gradient = gradient * mask
+        return 0.0 if theirs is None else _kept_error(theirs, gradient, kept, max(floor, 1e-30))
+
+    def _describe(self, run: _Expected, name: str, found: float, result: Result, double: bool, tolerance: float) -> str:
+        expected, value = (r.outputs.get(name) for r in (run.result, result))
+        if math.isfinite(found):
+            text = f"relative error {found:.1e} (tolerance {tolerance:.0e})"
+        elif (one := _form(expected)) != (other := _form(value)):
+            text = f"{one} in the reference, {other} in the candidate"
+        else:
+            text = "infinite relative error: NaN, infinities or integers differ"
+        blame = self._blame(run, double, tolerance)
+        return f"the candidate does not compute what the reference does {run.case}: {name}: {text}{blame}"
+
+    def _blame(self, run: _Expected, double: bool, tolerance: float) -> str:
+        found = first_difference(
+            self.reference, self.candidate, run.inputs, training=run.case.training, double=double, tolerance=tolerance
+        )
+        return f"; {found}" if found else ""
+
+
+def _best_run(subject: Subject, case: _Case) -> _Expected:
+    """Run on the first inputs that give finite results; on the last that run if none do."""
+    best: _Expected | None = None
+    failure: Exception | None = None
+    for inputs in case.inputs:
+        try:
+            result = subject.run(inputs, training=case.training)
+        except Exception as error:  # random numbers need not be what the model takes
+            failure = error
+            continue
+        best = best or _Expected(case, inputs, result)
+        if result.is_finite():
+            return _Expected(case, inputs, result)
+    if best is None:
+        assert failure is not None
+        raise failure
+    return best
+
+
+def _default_tolerance(reference: nn.Module, inputs: Inputs, double: bool) -> float:
+    if double:
+        return 1e-6
+    tensors = [*reference.parameters(), *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
+    epsilon = max((torch.finfo(t.dtype).eps for t in tensors if t.is_floating_point() or t.is_complex()), default=0.0)
+    return 1e-6 if epsilon < 1e-10 else 1e-3 if epsilon < 1e-6 else 0.05
+
+
+def _form(value: Any) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _kept(reference: nn.Module, candidate: nn.Module) -> Mapping[str, Positions]:
+    """Return which positions of the reference's tensors the candidate holds; both may be what is left of a larger graph."""
+    theirs, ours = (gm.meta.get(KEPT, {}) if isinstance(gm, fx.GraphModule) else {} for gm in (reference, candidate))
+    found: dict[str, Positions] = {}
+    for name, kept in ours.items():
+        relative = [_within(a, b) for a, b in zip(theirs.get(name, [None] * len(kept)), kept, strict=True)]
+        if all(among for among, _ in relative):
+            found[name] = tuple(positions for _, positions in relative)
+    return found
+
+
+def _within(theirs: Tensor | None, ours: Tensor | None) -> tuple[bool, Tensor | None]:
+    """Tell whether positions are among others, and which of those they are; None stands for all that there were."""
+    if theirs is None or ours is None:
+        return theirs is None, ours
+    places = torch.searchsorted(theirs, ours).clamp(max=max(len(theirs) - 1, 0))
+    return bool(len(theirs)) and torch.equal(theirs[places], ours), places
+
+
+def _leaf_error(expected: Any, found: Any) -> float:
+    if isinstance(expected, Tensor) and isinstance(found, Tensor):
+        return relative_error(expected, found)
+    if isinstance(expected, bool | int | float | str | None) and isinstance(found, bool | int | float | str | None):
+        return 0.0 if expected == found else math.inf
+    return 0.0 if type(expected) is type(found) else math.inf
+
+
+def _kept_error(expected: Tensor, found: Tensor, kept: Positions | None, floor: float | None = None) -> float:
+    part = select(expected, kept)
+    if kept is None and expected.shape != found.shape:
+        return 0.0  # nobody said which positions are left
+    return math.inf if part is None else relative_error(part, found, floor)
+
+
+def _magnitude(gradient: Tensor) -> float:
+    return float(gradient.abs().nan_to_num(0.0, 0.0, 0.0).max()) if gradient.numel() else 0.0

@@ -1,0 +1,205 @@
+"""Runs models without chance: every random operator gives what depends on its arguments alone, whatever their shapes.
+
+Two graphs of the same function draw different numbers where their shapes differ, as the n-th number of a generator meets
+another element. So nothing is drawn: dropout keeps everything, with its scale; a distribution gives a value from its middle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.graph.arguments import map_aggregate
+
+aten = torch.ops.aten
+Arguments = dict[str, Any]
+
+WIDER: dict[torch.dtype, torch.dtype] = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+
+@contextlib.contextmanager
+def deterministic(training: bool, double: bool) -> Iterator[None]:
+    """Run what is called within the context without chance.
+
+    Args:
+        training: whether the models are in train mode. Fused attention kernels drop elements inside, and which of them runs
+            depends on the shapes, so attention in train mode is spelled out as matrix products.
+        double: compute in double precision even where the code names another floating-point dtype.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The fast path of nn.MultiheadAttention is another operator, which one of two equal modules may not qualify for.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH) if training else contextlib.nullcontext(), _Deterministic(double):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+class _Deterministic(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, double: bool) -> None:
+        super().__init__()
+        self.double = double
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return func(*map_aggregate(args, self._inside), **map_aggregate(kwargs, self._inside))
+        if torch.Tag.nondeterministic_seeded in func.tags and func._can_decompose():
+            with self:  # tensors of inference mode arrive before composite operators are taken apart
+                return func.decompose(*args, **kwargs)
+        if self.double and func is not aten.view.dtype:  # which reads the bits
+            args, kwargs = map_aggregate((args, kwargs), _widen)
+        if torch.Tag.nondeterministic_seeded in func.tags or _drops(func):
+            result = _without_chance(func, _bind(func, args, kwargs))
+        else:
+            result = func(*args, **kwargs)
+        if self.double and (func is aten.lift_fresh.default or _is_new(func)):
+            result = pytree.tree_map(_as_double, result)
+        return result
+
+    def _inside(self, leaf: Any) -> Any:
+        """Let the bodies of a control-flow operator run under this mode as well."""
+        if not callable(leaf) or isinstance(leaf, Tensor):
+            return leaf
+
+        def body(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return leaf(*args, **kwargs)
+
+        return body
+
+
+def _widen(leaf: Any) -> Any:
+    return WIDER.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
+
+
+def _as_double(leaf: Any) -> Any:
+    return leaf.to(WIDER[leaf.dtype]) if isinstance(leaf, Tensor) and leaf.dtype in WIDER else leaf
+
+
+def _is_new(func: OpOverload) -> bool:
+    """Tell whether the results share no memory with the arguments, so that they may be replaced."""
+    return all(result.alias_info is None for result in func._schema.returns)
+
+
+# Fused kernels and recurrent layers, forward and backward, drop elements by a probability of this name.
+_DROPPING = ("dropout_p", "dropout")
+
+
+def _drops(func: OpOverload) -> bool:
+    return any(a.name in _DROPPING and str(a.type) == "float" for a in func._schema.arguments)
+
+
+def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Return the arguments by name, defaults included."""
+    bound = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+    bound.update(zip((a.name for a in func._schema.arguments), args, strict=False))
+    return {**bound, **kwargs}
+
+
+def _call(func: OpOverload, bound: Arguments) -> Any:
+    arguments = func._schema.arguments
+    args = [bound[a.name] for a in arguments if not a.kwarg_only]
+    return func(*args, **{a.name: bound[a.name] for a in arguments if a.kwarg_only and a.name in bound})
+
+
+def _without_chance(func: OpOverload, bound: Arguments) -> Any:
+    name = func._schema.name.partition("::")[2].removesuffix("_functional").removesuffix("_like").removesuffix("_")
+    if "generator" in bound:
+        bound["generator"] = None  # a generator of the caller's keeps its state
+    if name in _WHOLE:
+        return _WHOLE[name](func, bound)
+    if name in _MIDDLE:
+        value = _MIDDLE[name](bound)
+        result = _call(func, bound)  # has the right shape and dtype, whichever variant this is
+        return result.copy_(value) if isinstance(value, Tensor) else result.fill_(value)
+    if _drops(func) and name != "_fused_sdp_choice":
+        bound.update({key: 0.0 for key in _DROPPING if key in bound})
+    return _call(func, bound)
+
+
+def _bernoulli(bound: Arguments) -> Any:
+    chance: Any = bound["p"] if "p" in bound else bound["self"]
+    return chance > 0 if isinstance(chance, Tensor) else float(chance > 0)
+
+
+def _random(bound: Arguments) -> Any:
+    start, stop = bound.get("from", 0), bound.get("to")
+    return start if stop is None else (start + stop) // 2
+
+
+def _normal(bound: Arguments) -> Any:
+    return bound["mean"] + bound["std"] * 0.25
+
+
+def _multinomial(bound: Arguments) -> Tensor:
+    weights: Tensor = bound["self"]
+    if bound["replacement"]:
+        return weights.argmax(-1, keepdim=True).expand(*weights.shape[:-1], bound["num_samples"])
+    return torch.sort(weights, dim=-1, descending=True, stable=True).indices[..., : bound["num_samples"]]
+
+
+_MIDDLE: dict[str, Callable[[Arguments], Any]] = {
+    "bernoulli": _bernoulli,
+    "rand": lambda _: 0.5,
+    "uniform": lambda a: (a["from"] + a["to"]) / 2,
+    "randn": lambda _: 0.25,
+    "normal": _normal,
+    "log_normal": lambda a: math.exp(_normal(a)),
+    "cauchy": lambda a: a["median"],
+    "exponential": lambda a: math.log(2) / a["lambd"],
+    "geometric": lambda _: 1.0,
+    "randint": lambda a: (a.get("low", 0) + a["high"]) // 2,
+    "random": _random,
+    "poisson": lambda a: a["self"].floor(),
+    "binomial": lambda a: (a["count"] * a["prob"]).floor(),
+    "_standard_gamma": lambda a: a["self"],
+    "_sample_dirichlet": lambda a: a["self"] / a["self"].sum(-1, keepdim=True),
+    "multinomial": _multinomial,
+}
+
+
+def _randperm(func: OpOverload, bound: Arguments) -> Any:
+    result = _call(func, bound)
+    order = torch.randperm(bound["n"], generator=torch.Generator().manual_seed(0))
+    return result.copy_(order)
+
+
+def _native_dropout(func: OpOverload, bound: Arguments) -> Any:
+    result, kept = _call(func, bound)
+    if bound["train"] is not False and 0 < bound["p"] < 1:
+        kept.fill_(True)
+        result.copy_(bound["input"] / (1 - bound["p"]))
+    return result, kept
+
+
+def _rrelu(func: OpOverload, bound: Arguments) -> Any:
+    middle = (bound["lower"] + bound["upper"]) / 2
+    return _call(func, {**bound, "lower": middle, "upper": middle})
+
+
+_WHOLE: dict[str, Callable[[OpOverload, Arguments], Any]] = {
+    "randperm": _randperm,
+    "native_dropout": _native_dropout,
+    "rrelu_with_noise": _rrelu,
+}

@@ -1,0 +1,165 @@
+"""Folding: what a layer makes of channels that are one number throughout is a number, which its bias can take in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxprune.algebra.axes import NONE, Axis
+from fxprune.algebra.units import Units
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.remaining import Flags
+from fxprune.analysis.steps import Step
+from fxprune.rules.call import Call
+from fxprune.rules.registry import overloads
+from fxprune.zeros.slice_states import Slices
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fold:
+    """Numbers that the bias of one layer has to take in.
+
+    Attributes:
+        node: the graph node of the layer.
+        weight: the name of its weight.
+        bias: the name of its bias, None if it has none yet.
+        outputs: the axis of its outputs.
+        inputs_first: whether inputs are the first dimension of the weight.
+        numbers: for each input position that goes the number that stands there, 0 for the others.
+    """
+
+    node: str
+    weight: str
+    bias: str | None
+    outputs: Axis
+    inputs_first: bool
+    numbers: NDArray[np.float64]
+
+
+# By operator: which operands are input, weight and bias, and the functions that take arguments in the same places.
+_LINEAR = dict.fromkeys(overloads("linear"), (0, 1, 2))
+_CONVOLUTIONS = dict.fromkeys(
+    overloads("conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding convolution _convolution"), (0, 1, 2)
+)
+_PRODUCTS = dict.fromkeys(overloads("addmm"), (1, 2, 0))
+_PLACES: dict[Any, tuple[int, int, int]] = {**_LINEAR, **_CONVOLUTIONS, **_PRODUCTS}
+_FUNCTIONS = {
+    torch.ops.aten.linear: F.linear,
+    torch.ops.aten.conv1d: F.conv1d,
+    torch.ops.aten.conv2d: F.conv2d,
+    torch.ops.aten.conv3d: F.conv3d,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Folding:
+    """A call whose bias can take numbers in.
+
+    Attributes:
+        step: the call.
+        input: which operand has the numbers.
+        weight: which operand they are multiplied with.
+        names: the names of weight and bias.
+        known: what is known of the input along the positions that are summed over.
+        dim: their dimension of the input.
+    """
+
+    step: Step
+    input: int
+    weight: int
+    names: tuple[str, str | None]
+    known: Slices | None = None
+    dim: int = 0
+
+    @staticmethod
+    def at(
+        gm: fx.GraphModule, step: Step, steps_at_node: int, readers: Mapping[int, int], deps: Dependencies
+    ) -> Folding | None:
+        """Return the folding at a call, if its bias can take numbers in exactly.
+
+        Args:
+            gm: the graph.
+            step: the call.
+            steps_at_node: how many calls its node makes.
+            readers: how many operands each step's tensor is.
+            deps: the analysis.
+        """
+        call = step.call
+        assert call is not None
+        if call.op not in _PLACES or not _is_plain(call):
+            return None
+        inputs, weight, bias = _PLACES[call.op]
+        weight_name = _parameter(call, weight, deps)
+        if weight_name is None or len(call.operand(weight)) < 2:
+            return None
+        label = call.operands[bias] if bias < len(call.operands) else None
+        if label is None:
+            return Folding(step, inputs, weight, (weight_name, None)) if _takes_bias(gm, step, steps_at_node) else None
+        bias_name = _parameter(call, bias, deps)
+        # A bias that others read as well would change for them, too.
+        if bias_name is None or readers[label.producer] > 1 or len(label) != 1:
+            return None
+        return Folding(step, inputs, weight, (weight_name, bias_name))
+
+    def of(self, known: Slices, dim: int) -> Folding:
+        """Return the folding of these numbers along a dimension of the input."""
+        return dataclasses.replace(self, known=known, dim=dim)
+
+    def fold(self, units: Units, removed: Flags, gone: Flags) -> Fold | None:
+        """Return what the bias takes in when ``removed`` units go, those that are ``gone`` anyhow left out of account."""
+        call, known = self.step.call, self.known
+        assert call is not None
+        assert known is not None
+        rows = units.resolve(call.operand(self.input).axes[self.dim])
+        goes = np.append(removed, False)[rows].any(1) & ~np.append(gone, False)[rows].any(1)
+        assert NONE == -1
+        numbers = np.where(goes & known.is_constant, known.values, 0.0)
+        if not numbers.any():
+            return None
+        inputs_first = call.op in _PRODUCTS
+        outputs = call.operand(self.weight).axes[1 if inputs_first else 0]
+        return Fold(self.step.node, *self.names, outputs, inputs_first, numbers)
+
+
+def _is_plain(call: Call) -> bool:
+    """Tell whether the call adds its bias as it is to sums over all its weights, at the border as elsewhere."""
+    if call.op in _PRODUCTS:
+        return bool(call["beta"] == 1 and call["alpha"] == 1)
+    if call.op in _LINEAR:
+        return True
+    padding = call["padding"]
+    if call.arguments.get("transposed", False):
+        return False
+    if isinstance(padding, str):
+        return padding == "valid" or all(size == 1 for size in call.operand(1).shape[2:])
+    return not any(np.atleast_1d(padding))
+
+
+def _parameter(call: Call, operand: int, deps: Dependencies) -> str | None:
+    """Return the name of the parameter that an operand is, if it is one."""
+    label = call.operand(operand)
+    tracked = deps.steps[label.producer].tracked if label.producer >= 0 else None
+    return tracked.name if tracked is not None and tracked.is_parameter else None
+
+
+def _takes_bias(gm: fx.GraphModule, step: Step, steps_at_node: int) -> bool:
+    """Tell whether the node of a call without a bias can be given one."""
+    assert step.call is not None
+    node = next((node for node in gm.graph.nodes if node.name == step.node), None)
+    if node is None or steps_at_node > 1:
+        return False
+    if node.op == "call_function":
+        packet = step.call.op.overloadpacket
+        return node.target in (step.call.op, packet, _FUNCTIONS.get(packet))
+    if node.op != "call_module":
+        return False
+    module = gm.get_submodule(str(node.target))
+    called = [n for n in gm.graph.find_nodes(op="call_module") if gm.get_submodule(str(n.target)) is module]
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and len(called) == 1

@@ -1,0 +1,94 @@
+"""Fold: let biases take in what layers make of channels that are one number throughout, so that the channels can go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.remaining import Remaining
+from fxprune.errors import ShrinkError
+from fxprune.graph.masks import find_parameter
+from fxprune.graph.paths import join, owners, split, value_at
+from fxprune.zeros.folds import Fold
+
+
+def amounts_of(gm: fx.GraphModule, kept: Remaining, folds: Sequence[Fold]) -> list[Tensor]:
+    """Return what each bias has to take in, from weights that have lost nothing yet.
+
+    Args:
+        gm: the graph.
+        kept: what will be left of its axes.
+        folds: the layers, with the numbers that stand at their inputs.
+
+    Returns:
+        Tensors of one number for each output that is left, in float64 on the weight's device.
+    """
+    amounts = [_amount(find_parameter(gm, fold.weight), fold) for fold in folds]
+    return [a[torch.from_numpy(kept.index(f.outputs)).to(a.device)] for a, f in zip(amounts, folds, strict=True)]
+
+
+def _amount(weight: nn.Parameter, fold: Fold) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        matrix = weight.detach().double()
+        # Without a border each place of a kernel meets the same number.
+        matrix = matrix.T if fold.inputs_first else matrix.flatten(2).sum(2) if matrix.dim() > 2 else matrix
+        numbers = torch.from_numpy(fold.numbers.copy()).to(matrix)
+        groups = len(numbers) // matrix.shape[1]
+        per_group = matrix.view(groups, -1, matrix.shape[1])
+        return torch.einsum("goi,gi->go", per_group, numbers.view(groups, -1)).reshape(-1)
+
+
+def fold_into_biases(gm: fx.GraphModule, folds: Sequence[Fold], amounts: Sequence[Tensor]) -> None:
+    """Add to the biases of a graph that was made smaller, in place.
+
+    A layer without a bias gets one. Biases are new parameters: other graphs may hold the old ones.
+
+    Args:
+        gm: the graph.
+        folds: the layers.
+        amounts: what each bias takes in, see :func:`amounts_of`.
+    """
+    for fold, amount in zip(folds, amounts, strict=True):
+        if not amount.any():
+            continue
+        if fold.bias is not None:
+            old = find_parameter(gm, fold.bias)
+            new = _parameter((old.detach().double() + amount).to(old.dtype), like=old)
+            for owner, attribute in list(owners(gm, old)):
+                owner._parameters[attribute] = new
+        else:
+            weight = find_parameter(gm, fold.weight)
+            _give_bias(gm, fold, _parameter(amount.to(weight.dtype), like=weight))
+    gm.recompile()
+
+
+def _parameter(values: Tensor, like: nn.Parameter) -> nn.Parameter:
+    with torch.inference_mode(False):
+        return nn.Parameter(values.clone(), requires_grad=like.requires_grad)
+
+
+def _give_bias(gm: fx.GraphModule, fold: Fold, bias: nn.Parameter) -> None:
+    node = next((node for node in gm.graph.nodes if node.name == fold.node), None)
+    if node is None:
+        raise ShrinkError(
+            f"node {fold.node!r}, whose bias takes in constant channels, was written out and has another name now"
+        )
+    if node.op == "call_module":
+        gm.get_submodule(str(node.target)).register_parameter("bias", bias)
+        return
+    path, last = split(fold.weight)
+    owner = gm.get_submodule(path)
+    name = last.replace("weight", "bias") if "weight" in last else f"{last}_bias"
+    while value_at(owner, name) is not None:  # another call of the same weight took it
+        name = f"{name}_folded"
+    owner.register_parameter(name, bias)
+    with gm.graph.inserting_before(node):
+        read = gm.graph.get_attr(join(path, name))
+    if len(node.args) > 2:
+        node.update_arg(2, read)
+    elif len(node.args) == 2:
+        node.args = (*node.args, read)
+    else:
+        node.update_kwarg("bias", read)

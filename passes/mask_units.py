@@ -1,0 +1,214 @@
+"""Structured masks: one vector of flags for each axis of a parameter that loses positions, as a plan says."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.algebra.axes import Axis
+from fxprune.analysis.analyze import analyze
+from fxprune.analysis.corrections import Correction, Fill, Impossible, Rescale, Restrict, corrections
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.remaining import Flags, Remaining
+from fxprune.errors import PlanError
+from fxprune.graph.captured import as_graph_module
+from fxprune.graph.masks import MASK, all_masked, check_prunable, find_masked, find_parameter
+from fxprune.graph.parts import clone_below
+from fxprune.passes.compensate import erase_corrections, has_places, insert_corrections, update_keeps
+from fxprune.passes.lower import lower
+from fxprune.passes.mask_parameters import drop_masks, put_mask
+from fxprune.passes.raise_leaves import raise_leaves
+from fxprune.planning.plan import Plan
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Vector:
+    """The mask of one axis of a parameter."""
+
+    name: str
+    parameter: nn.Parameter
+    dim: int
+    flags: Flags
+
+    @property
+    def ending(self) -> str:
+        return f"{MASK}{self.dim}"
+
+    @property
+    def tensor(self) -> Tensor:
+        """The flags in a shape that broadcasts to the parameter's, and in its dtype, which multiplies fastest."""
+        shape = [1] * self.parameter.dim()
+        shape[self.dim] = -1
+        flags = torch.from_numpy(self.flags.copy()).to(device=self.parameter.device, dtype=self.parameter.dtype)
+        return flags.view(shape)
+
+
+def mask_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
+    """Mask all that some units own, and correct what combines their positions, in place; the graph is not recompiled.
+
+    Structured masks from before are replaced. Where they are on the same axes, they are updated and the graph stays as it is.
+
+    Args:
+        gm: the graph.
+        deps: the analysis of the graph without structured masks.
+        removed: for every unit whether it goes.
+
+    Raises:
+        PlanError: what goes cannot be corrected. Nothing has changed.
+        LoweringError: a leaf module cannot be written out. Nothing has changed.
+    """
+    kept = Remaining(deps.units, removed)
+    wanted = needed_corrections(deps, kept)
+    for correction in wanted:
+        if isinstance(correction, Impossible):
+            raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
+    vectors = _vectors(gm, deps, kept)
+    if _update(gm, deps, kept, vectors, wanted):
+        return
+    strip(gm)
+    restricted = {place.node for c in wanted if isinstance(c, Restrict) for place in c.places}
+    lower(gm, [vector.parameter for vector in vectors], restricted)
+    if any(vector.parameter.is_meta for vector in vectors):  # a mask there has no values that could say
+        gm.meta[BAKED] = {(vector.name, vector.dim): ~vector.flags for vector in vectors}
+    for vector in vectors:
+        put_mask(gm, vector.name, vector.parameter, vector.tensor, vector.ending)
+    insert_corrections(gm, deps, kept, wanted)
+
+
+def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
+    """Mask what a plan removes, in place; the graph is not recompiled. Tells whether anything changed."""
+    base = as_graph_module(gm)
+    if is_structured(base):
+        base = shared_copy(gm)
+        strip(base)
+        base.recompile()
+    deps = analyze(base)
+    removed = plan.removed(deps)
+    if not removed.any() and not is_structured(gm):
+        return False
+    mask_units(gm, deps, removed)
+    return True
+
+
+def needed_corrections(deps: Dependencies, kept: Remaining) -> list[Correction]:
+    """Return what a masked graph needs at its mixing points."""
+
+    def goes(axis: Axis) -> bool:
+        return kept.size(axis) != axis.size
+
+    return list(corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, goes))
+
+
+def _vectors(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> list[_Vector]:
+    found = []
+    for tracked in deps.tracked:
+        if not tracked.is_parameter or not kept.shrinks(tracked.label):
+            continue
+        parameter = find_parameter(gm, tracked.name)
+        check_prunable(tracked.name, parameter)
+        for dim, axis in enumerate(tracked.label.axes):
+            if kept.size(axis) != axis.size:
+                found.append(_Vector(tracked.name, parameter, dim, kept(axis)))
+    return found
+
+
+def _update(
+    gm: fx.GraphModule, deps: Dependencies, kept: Remaining, vectors: Sequence[_Vector], wanted: Sequence[Correction]
+) -> bool:
+    """Update the masks where they stand, if they are on all axes that need one; tell whether they were."""
+    present = {m.name: m for m in all_masked(gm)}
+    for vector in vectors:
+        masked = find_masked(gm, vector.name)
+        if masked is None or vector.ending not in masked.masks:
+            return False
+    places = [
+        p for c in wanted for p in (c.places if isinstance(c, Restrict) else [c.place] if isinstance(c, Fill | Rescale) else [])
+    ]
+    if not vectors or not has_places(gm, places):
+        return False
+    for masked in present.values():
+        for ending, mask in masked.masks.items():
+            if ending != MASK:
+                mask.fill_(1)
+    for vector in vectors:
+        masked = find_masked(gm, vector.name)
+        assert masked is not None
+        masked.masks[vector.ending].copy_(vector.tensor)
+    update_keeps(gm, deps, kept)
+    return True
+
+
+def is_structured(gm: fx.GraphModule) -> bool:
+    """Tell whether a graph has structured masks."""
+    return any(ending != MASK for masked in all_masked(gm) for ending in masked.masks)
+
+
+def strip(gm: fx.GraphModule) -> None:
+    """Take structured masks and their corrections out of a graph, in place, without baking them; it is not recompiled."""
+    erase_corrections(gm)
+    if is_structured(gm):
+        drop_masks(gm, lambda ending: ending != MASK)
+    raise_leaves(gm)
+
+
+def shared_copy(gm: _Graph) -> _Graph:
+    """Return a copy of a graph with modules of its own that holds the same parameters and buffers."""
+    known: dict[int, Any] = {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())}
+    clone_below(gm, known)  # which needs no deep copy: passes replace attributes of modules, and write into none
+    return copy.deepcopy(gm, known)
+
+
+# In gm.meta, what structured masks removed before they were baked.
+BAKED = "fxprune.baked"
+
+
+def note_dead_axes(gm: fx.GraphModule) -> None:
+    """Note on a graph what its structured masks remove, before they are baked."""
+    if is_structured(gm):
+        gm.meta[BAKED] = gm.meta.get(BAKED, {}) | dead_axes(gm)
+
+
+def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
+    """Return for every axis of a parameter that a structured mask is on, or was, which positions it removes.
+
+    Of masks that were baked it counts only what is zero still.
+    """
+    found: dict[tuple[str, int], Flags] = {}
+    for (name, dim), flags in gm.meta.get(BAKED, {}).items():
+        weights = find_parameter(gm, name).detach().movedim(dim, 0)
+        if weights.is_meta:
+            found[name, dim] = flags
+            continue
+        nonzero = weights.reshape(len(weights), -1).count_nonzero(1).cpu().numpy()
+        found[name, dim] = flags & (nonzero == 0)
+    for masked in all_masked(gm):
+        for ending, mask in masked.masks.items():
+            if ending != MASK and not mask.is_meta:
+                found[masked.name, int(ending.removeprefix(MASK))] = (mask == 0).reshape(-1).cpu().numpy()
+    return found
+
+
+def removed_units(deps: Dependencies, dead: dict[tuple[str, int], Flags]) -> Flags:
+    """Return which units go: those all of whose positions on parameters are dead.
+
+    Args:
+        deps: the analysis.
+        dead: flags of dead positions by parameter and dimension; axes that are not named have none.
+    """
+    removed = np.zeros(deps.units.count, bool)
+    for group in deps.groups:
+        gone = np.ones(group.size, bool)
+        for member in group.members:
+            if not member.is_buffer:
+                flags = dead.get((member.parameter, member.dim))
+                gone &= False if flags is None else flags[member.positions].all(1)
+        removed[group.units] = gone
+    return removed

@@ -1,0 +1,8 @@
+"""Repair: rewrite the sizes, bounds and places in a graph's code for the positions that are left.
+
+In: a sliced graph, its dependencies, the flags of the units that go. Out: the graph with constants that fit.
+
+Read ``repair.py`` first (the pass), then ``arguments.py`` (arguments of operators), ``numbers.py`` (plain numbers in the code),
+``picks.py`` (indices and slices), ``rerun.py`` (nodes that run several operators) and ``module_sizes.py`` (leaf modules).
+Tests: ``tests/passes/repair``.
+"""

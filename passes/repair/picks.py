@@ -1,0 +1,189 @@
+"""Places: picks of positions - ``x[...]``, index tables - among the positions that are left."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.algebra.axes import Axis, Index
+from fxprune.analysis.remaining import Remaining
+from fxprune.analysis.steps import Step
+from fxprune.passes.repair.arguments import places_left, slice_left
+from fxprune.passes.repair.numbers import Numbers
+from fxprune.rules.call import Call
+from fxprune.rules.labels import Label
+
+_aten = torch.ops.aten
+_BY_INDEX = (_aten.index_select.default, _aten.index.Tensor, _aten._unsafe_index.Tensor)
+
+
+def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
+    """Rewrite ``x[...]``, in place.
+
+    A slice with a step whose places are uneven among what is left is replaced by an index table.
+    """
+    source, items = node.args
+    label = numbers.before(source)
+    assert isinstance(source, fx.Node)
+    if not isinstance(label, Label):
+        return
+    many = isinstance(items, tuple)
+    new: list[Any] = list(items) if isinstance(items, tuple) else [items]
+    tables: list[tuple[int, Any]] = []
+    for place, item, d, result_dim in _walk(new, label, numbers):
+        axis = label.axes[d]
+        if numbers.kept.size(axis) == axis.size:
+            continue
+        if isinstance(item, slice):
+            new[place], table = _slice(node, item, axis, numbers)
+            if table is not None:
+                tables.append((result_dim, table))
+        elif isinstance(numbers.before(item), int):
+            old = numbers.before(item)
+            left = places_left(numbers.kept, axis)(old % axis.size)
+            left = left if old >= 0 else left - numbers.kept.size(axis)
+            new[place] = item if left == old else numbers.fitted(node, item, left, is_size=False)
+        elif isinstance(item, fx.Node):
+            new[place] = _renumbered(gm, node, item, numbers.before(item), axis, numbers.kept)
+        else:  # places one by one, such as [2, 0, 1], which are kept whole themselves
+            new[place] = _left(np.asarray(numbers.before(item)), axis, numbers.kept).tolist()
+    node.args = (source, tuple(new) if many else new[0])
+    if tables:
+        _pick_besides(gm, node, tables)
+
+
+def _pick_besides(gm: fx.GraphModule, node: fx.Node, tables: list[tuple[int, Any]]) -> None:
+    """Let a node pick by tables along some dimensions what it picked before; under its name its label is known."""
+    with gm.graph.inserting_before(node):
+        last = gm.graph.call_function(operator.getitem, node.args)
+        for dim, places in tables[:0:-1]:
+            last = gm.graph.call_function(torch.index_select, (last, dim, _table(gm, node, torch.from_numpy(places))))
+    dim, places = tables[0]
+    node.target, node.args = torch.index_select, (last, dim, _table(gm, node, torch.from_numpy(places)))
+
+
+def _walk(items: list[Any], label: Label, numbers: Numbers) -> Iterator[tuple[int, Any, int, int]]:
+    """Yield each item that picks along a dimension: its place, the item, the dimension, and the result's dimension."""
+    used = sum(_width(item, numbers) for item in items)
+    d = result = 0
+    for place, item in enumerate(items):
+        if item is Ellipsis:
+            d, result = d + len(label) - used, result + len(label) - used
+        elif item is None:
+            result += 1
+        else:
+            yield place, item, d, result
+            d += _width(item, numbers)
+            value = numbers.before(item)
+            result += len(value) if isinstance(value, Label) else 1 if isinstance(value, slice) else np.ndim(value)
+
+
+def _width(item: Any, numbers: Numbers) -> int:
+    """Return how many dimensions an item takes."""
+    return 0 if item is None or item is Ellipsis or isinstance(item, bool) else 1
+
+
+def _slice(node: fx.Node, item: slice, axis: Axis, numbers: Numbers) -> tuple[slice, Any]:
+    """Return the slice of what is left; and where its places are uneven all of them as a table, with a slice of everything."""
+    old = slice(*(numbers.before(part) for part in (item.start, item.stop, item.step)))
+    flags = numbers.kept(axis)
+    found = slice_left(flags, old)
+    if found is None:
+        picked = np.arange(axis.size)[old]
+        return slice(None), np.ascontiguousarray((np.cumsum(flags) - 1)[picked[flags[picked]]])
+    start, stop, step = found
+    parts = [
+        None
+        if given is None and wanted == default
+        else numbers.fitted(node, given, wanted, is_size=False)
+        if given is not None
+        else wanted
+        for given, wanted, default in ((item.start, start, 0), (item.stop, stop, int(flags.sum())), (item.step, step, 1))
+    ]
+    return slice(*parts), None
+
+
+def renumber(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) -> None:
+    """Let a call that picks by a constant index name the places of what is left, in place."""
+    call = step.call
+    assert call is not None
+    if call.op not in _BY_INDEX:
+        return
+    for index, axis in _picks(call):
+        if numbers.kept.size(axis) == axis.size:
+            continue
+
+        def replaced(given: fx.Node, index: Label = index, axis: Axis = axis) -> Any:
+            if numbers.before(given) is not index:
+                return given
+            return _renumbered(gm, node, given, index, axis, numbers.kept)
+
+        node.args, node.kwargs = fx.map_arg(node.args, replaced), fx.map_arg(node.kwargs, replaced)
+
+
+def picks_from_less(call: Call, kept: Remaining) -> bool:
+    """Tell whether a call picks by an index from an axis that loses positions, so that the index has to name other places."""
+    return call.op in _BY_INDEX and any(kept.size(axis) != axis.size for _, axis in _picks(call))
+
+
+def _picks(call: Call) -> Iterator[tuple[Label, Axis]]:
+    """Yield for each index tensor its label and the axis that it picks from."""
+    label = call.operand(0)
+    if call.op is _aten.index_select.default:
+        yield call.operand(1), label.axes[call.dim()]
+        return
+    d, operands = 0, iter(call.operands[1:])
+    for given in call["indices"]:
+        if isinstance(given, Tensor):
+            index = next(operands)
+            assert index is not None
+            if given.dtype in (torch.bool, torch.uint8):
+                d += given.dim()
+                continue
+            yield index, label.axes[d]
+        else:
+            next(operands, None)
+        d += 1
+
+
+def _renumbered(gm: fx.GraphModule, node: fx.Node, given: fx.Node, index: Label, axis: Axis, kept: Remaining) -> fx.Node:
+    """Return a node that reads an index table with the places of what is left."""
+    assert index.constant is not None
+    values = index.constant.numpy()
+    values = values[np.ix_(*(kept.index(a) for a in index.axes))] if len(index) else values
+    return _table(gm, node, torch.from_numpy(_left(values, axis, kept)))
+
+
+def _left(places: Index, axis: Axis, kept: Remaining) -> Index:
+    """Return the places of positions among those that are left, of which they are."""
+    return np.asarray((np.cumsum(kept(axis)) - 1)[np.where(places < 0, places + axis.size, places)])
+
+
+def _table(gm: fx.GraphModule, node: fx.Node, values: Tensor) -> fx.Node:
+    name = next(f"index_table_{k}" for k in range(len(gm.graph.nodes)) if f"index_table_{k}" not in gm._buffers)
+    tensor = next(iter((*gm.parameters(), *gm.buffers())))
+    gm.register_buffer(name, values.to(device=tensor.device, dtype=torch.long))
+    with gm.graph.inserting_before(node):
+        return gm.graph.create_node("get_attr", name)
+
+
+def pick_unevenly(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) -> bool:
+    """Replace a slice operator whose places are uneven among what is left by an index table; tell whether it is one."""
+    call = step.call
+    if call is None or call.op not in (_aten.slice.Tensor, _aten.slice_copy.Tensor):
+        return False
+    d = call.dim()
+    axis = call.operand(0).axes[d]
+    flags, given = numbers.kept(axis), slice(call["start"], call["end"], call["step"])
+    if slice_left(flags, given) is not None:
+        return False
+    picked = np.arange(axis.size)[given]
+    table = _table(gm, node, torch.from_numpy((np.cumsum(flags) - 1)[picked[flags[picked]]]))
+    node.op, node.target = "call_function", torch.index_select
+    node.args, node.kwargs = (node.args[0], d, table), {}
+    return True

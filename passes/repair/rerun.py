@@ -1,0 +1,129 @@
+"""Rerun: check a node that runs several operators by running it on fake tensors of the sizes that are left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.abstract.counters import READS_VALUE, Counters, number
+from fxprune.abstract.fakes import Fakes
+from fxprune.analysis.steps import Step
+from fxprune.passes.repair.arguments import shrunk_arguments
+from fxprune.passes.repair.numbers import Numbers, differ
+from fxprune.passes.repair.picks import picks_from_less
+from fxprune.rules import POINTWISE, find_rule
+from fxprune.rules.call import bound_arguments
+from fxprune.rules.labels import Label
+
+# What a tensor that code makes of numbers, such as ``torch.tensor(x.shape[1])``, is given to.
+_MADE_OF_NUMBERS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+
+
+class Rerun(TorchDispatchMode):
+    """Runs nodes of a graph on fake tensors of the sizes that are left, and notes the calls that the analysis would see.
+
+    Args:
+        gm: the graph.
+        numbers: its plain values.
+    """
+
+    def __init__(self, gm: fx.GraphModule, numbers: Numbers) -> None:
+        super().__init__()
+        self.gm, self.numbers = gm, numbers
+        self.fakes, self.counters = Fakes(), Counters()
+        self.calls: list[tuple[OpOverload, dict[str, Any], list[tuple[int, ...]]]] = []
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if find_rule(func, lambda: POINTWISE) is None and func._can_decompose():
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if func in READS_VALUE and (counter := self.counters.now(args[0])) is not None:
+            return number(counter)
+        # Real tensors are stood in for: a module in train mode counts its calls.
+        result = self.fakes.call(func, args, kwargs)
+        shapes = [tuple(r.shape) for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        if func._schema.is_mutable:
+            self.counters.written(func, args, kwargs)
+        if shapes or func._schema.is_mutable:
+            self.calls.append((func, bound_arguments(func, args, kwargs), shapes))
+        return result
+
+    def comes_out_right(self, node: fx.Node, steps: Sequence[Step]) -> bool:
+        """Tell whether every operator that a node runs gets the sizes that it needs.
+
+        Args:
+            node: the node; its arguments and module are those that it has now.
+            steps: its calls as analysed.
+        """
+        self.calls = []
+        result: Any = None
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        # Sizes that do not fit are an answer here, and torch would print them.
+        logger = logging.getLogger("torch._subclasses.fake_tensor")
+        was_disabled, logger.disabled = logger.disabled, True
+        try:
+            args, kwargs = self._present(node, steps)
+            with torch.inference_mode(), self.fakes.mode, self:
+                if node.op == "call_module":
+                    result = self.gm.get_submodule(str(node.target))(*args, **kwargs)
+                elif node.op == "call_method":
+                    result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                elif callable(node.target):
+                    result = node.target(*args, **kwargs)
+        except Exception:
+            return False
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            logger.disabled = was_disabled
+        return (
+            not _differ_in_numbers(self.numbers.before(node), result)
+            and len(self.calls) == len(steps)
+            and all(_is_right(step, found, self.numbers) for step, found in zip(steps, self.calls, strict=True))
+        )
+
+    def _present(self, node: fx.Node, steps: Sequence[Step]) -> Any:
+        """Return the arguments that a node is given now."""
+        given = [pair for step in steps if step.call is not None for pair in step.call.given()]
+
+        def stand_in(leaf: Any) -> Any:
+            if not isinstance(leaf, Label):
+                return leaf
+            # A tensor that was passed through has another label since; what has its shape is the best guess then.
+            alike = [t for label, t in given if label is leaf] or [t for label, t in given if label.shape == leaf.shape]
+            like = alike[0] if alike else torch.empty(0)
+            return self.fakes.empty(self.numbers.kept.shape(leaf), like.dtype, like.device)
+
+        return pytree.tree_map(stand_in, self.numbers.now((node.args, node.kwargs)))
+
+
+def _is_right(step: Step, found: tuple[OpOverload, dict[str, Any], list[tuple[int, ...]]], numbers: Numbers) -> bool:
+    op, arguments, shapes = found
+    call = step.call
+    assert call is not None
+    if op is not call.op or shapes != [numbers.kept.shape(label) for label in step.results]:
+        return False
+    if picks_from_less(call, numbers.kept) or (op in _MADE_OF_NUMBERS and not torch.equal(call["self"], arguments["self"])):
+        return False
+    wanted = call.arguments | shrunk_arguments(call, step.results, numbers.kept)
+    return not any(differ(wanted[name], value) for name, value in arguments.items())
+
+
+def _differ_in_numbers(before: Any, now: Any) -> bool:
+    """Tell whether one of the plain numbers among the results of a node is another one."""
+    pairs = zip(pytree.tree_leaves(before), pytree.tree_leaves(now), strict=False)
+    return any(isinstance(old, bool | int | float) and old != new for old, new in pairs)

@@ -1,0 +1,237 @@
+"""What a traced model's code decides by sizes is decided for all batch sizes, or the model is not traced."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxprune
+import fxprune.functional
+from fxprune.frontends.decisions import _Calls
+from tests.compare import relative_error
+
+Code = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Net(nn.Module):
+    table: Tensor
+
+    def __init__(self, code: Code) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)
+        self.register_buffer("table", torch.randn(20, 8))
+        self.code = code
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.code(self, self.first(x)))
+
+
+def by_width(net: Any, x: Tensor) -> Tensor:
+    if x.shape[-1] != 8:
+        raise ValueError(f"expected 8, got {x.shape[-1]}")
+    return x * 2 if x.shape[1] > 3 else x
+
+
+def by_layer(net: Any, x: Tensor) -> Tensor:
+    y = net.norm(x.transpose(1, 2)).transpose(1, 2)
+    return x + y if y.shape == x.shape else x
+
+
+def loop_over_parts(net: Any, x: Tensor) -> Tensor:
+    return torch.stack([F.relu(part) * i for i, part in enumerate(x.chunk(4, 1))]).sum(0)
+
+
+def loop_over_places(net: Any, x: Tensor) -> Tensor:
+    total = torch.zeros_like(x[:, 0])
+    for i in range(x.shape[1]):
+        total = total + x[:, i] / (i + 1)
+    return total
+
+
+def length(net: Any, x: Tensor) -> Tensor:
+    return x / len(x.shape)
+
+
+def star(net: Any, x: Tensor) -> Tensor:
+    *outer, width = x.shape
+    return x.reshape(*x.shape[:-1], 2, width // 2).flatten(-2) / len(outer)
+
+
+def limits_of_a_dtype(net: Any, x: Tensor) -> Tensor:
+    return x.clamp(min=torch.finfo(x.dtype).min / 2)
+
+
+def shapes_of_a_buffer(net: Any, x: Tensor) -> Tensor:
+    table = net.table
+    return x + table[: x.shape[1]] if table.shape[0] >= x.shape[1] else x
+
+
+def equal_batches(net: Any, x: Tensor) -> Tensor:
+    mask = (x.sum(-1) > 0).to(x.dtype)
+    if mask.shape[0] != x.shape[0]:
+        mask = mask.expand(x.shape[0], -1)
+    return x * mask[..., None]
+
+
+def more_than_one(net: Any, x: Tensor) -> Tensor:
+    places = torch.arange(x.shape[1])[None]
+    if places.shape[0] != x.shape[0]:
+        places = places.expand(x.shape[0], -1)
+    return x + net.table[places]
+
+
+def padded(net: Any, x: Tensor) -> Tensor:
+    places, width = x.size()[-2:]
+    return F.pad(x, (0, max(width % 3, 0), 0, max(places % 3, 0)))[:, :places, :width]
+
+
+def other_shape(net: Any, x: Tensor) -> Tensor:
+    return x if x.shape == (7, 9, 9) else x * 3
+
+
+DECIDED = [
+    by_width, by_layer, loop_over_parts, loop_over_places, length, star, limits_of_a_dtype, shapes_of_a_buffer, equal_batches,
+    more_than_one, padded, other_shape,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", DECIDED)
+def test_decided_by_what_is_the_same_for_every_batch(code: Code) -> None:
+    model = Net(code).double()
+    gm = fxprune.capture(model, torch.randn(2, 4, 6, dtype=torch.float64), frontend="trace")
+    assert isinstance(gm.first, nn.Linear)
+    assert isinstance(gm.last, nn.Linear)
+    for batch, training in itertools.product((1, 2, 3, 9), (False, True)):
+        x = torch.randn(batch, 4, 6, dtype=torch.float64)
+        assert relative_error(gm.train(training)(x), model.train(training)(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("code", DECIDED)
+def test_what_one_capture_found_out_leaves_the_next_as_it_is(code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Calls, "_known", {})
+    graphs = [fxprune.capture(Net(code), torch.randn(2, 4, 6), frontend="trace") for _ in range(3)]
+    assert graphs[0].code == graphs[1].code == graphs[2].code
+
+
+@pytest.mark.parametrize("code", DECIDED)
+def test_other_sizes_are_refused_by_the_graph(code: Code) -> None:
+    gm = fxprune.capture(Net(code), torch.randn(2, 4, 6), frontend="trace")
+    with pytest.raises(RuntimeError, match="'x' does not have the shape that the graph was captured with"):
+        gm(torch.randn(2, 5, 6))
+
+
+@pytest.mark.parametrize("code", [by_width, loop_over_parts, loop_over_places, more_than_one])
+def test_scripted_and_pruned(code: Code) -> None:
+    model = Net(code).double().eval()
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    gm = fxprune.capture(model, x)
+    scripted = fxprune.to_torchscript(gm, x, method="script")
+    assert relative_error(scripted(x[:2]), model(x[:2])) <= 1e-12
+    slim = fxprune.prune(model, x, 0.5)  # verified
+    assert slim.get_parameter("first.weight").shape == (4, 6)
+
+
+def test_what_only_decisions_were_for_is_not_in_the_graph() -> None:
+    gm = fxprune.capture(Net(limits_of_a_dtype), torch.randn(2, 4, 6), frontend="trace")
+    assert [node.target for node in gm.graph.nodes if node.op == "call_function"] == [fxprune.functional.layers.check_shape]
+    gm = fxprune.capture(Net(shapes_of_a_buffer), torch.randn(2, 4, 6), frontend="trace")
+    assert len(gm.graph.find_nodes(op="get_attr")) == 1
+
+
+def few(net: Any, x: Tensor) -> Tensor:
+    return x if x.shape[0] < 100 else -x
+
+
+def exactly_eight(net: Any, x: Tensor) -> Tensor:
+    return -x if x.shape[0] == 8 else x
+
+
+def whole_shape(net: Any, x: Tensor) -> Tensor:
+    return -x if x.shape == (8, 4, 8) else x
+
+
+def one_of_the_sizes(net: Any, x: Tensor) -> Tensor:
+    return -x if 64 in x.shape else x
+
+
+def even(net: Any, x: Tensor) -> Tensor:
+    return -x if x.shape[0] % 2 else x
+
+
+def seven_less(net: Any, x: Tensor) -> Tensor:
+    return -x if x.shape[0] - 7 == 0 else x
+
+
+def multiple_of_seven(net: Any, x: Tensor) -> Tensor:
+    return -x if x.shape[0] % 7 == 0 else x
+
+
+def loop_over_samples(net: Any, x: Tensor) -> Tensor:
+    return torch.stack([sample * i for i, sample in enumerate(x)])
+
+
+def values(net: Any, x: Tensor) -> Tensor:
+    return x if (x > 0).all() else -x
+
+
+def device(net: Any, x: Tensor) -> Tensor:
+    return x if x.device.type == "cpu" else -x
+
+
+def on_no_device(net: Any, x: Tensor) -> Tensor:
+    return -x if x.is_meta else x
+
+
+UNDECIDED = [
+    few, exactly_eight, whole_shape, one_of_the_sizes, even, seven_less, multiple_of_seven, loop_over_samples, values, device,
+    on_no_device,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", UNDECIDED)
+def test_undecided(code: Code) -> None:
+    with pytest.raises(fxprune.CaptureError, match=r"trace: TraceError: .*(needs the value of node|decides by)"):
+        fxprune.capture(Net(code), torch.randn(2, 4, 6), frontend="trace")
+
+
+@pytest.mark.parametrize("code", [few, exactly_eight, whole_shape])
+def test_whatever_front_end_no_batch_size_is_computed_wrongly(code: Code) -> None:
+    model = Net(code).double().eval()
+    with pytest.warns(fxprune.CaptureWarning, match="batch"):
+        gm = fxprune.capture(model, torch.randn(2, 4, 6, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="shape"):
+        gm(torch.randn(8, 4, 6, dtype=torch.float64))
+
+
+def only_one(net: Any, x: Tensor) -> Tensor:
+    return -x if x.shape[0] == 1 else x
+
+
+def test_code_that_is_another_for_one_sample() -> None:
+    with pytest.raises(fxprune.CaptureError, match="does not give the model's result"):
+        fxprune.capture(Net(only_one), torch.randn(1, 4, 6), frontend="trace")
+
+
+def test_the_random_state_and_the_mode_are_left_alone() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.last = nn.Dropout(), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.drop(x)
+            return self.last(y) if y.shape[1] == 6 else y
+
+    model = Dropping().eval()
+    state = torch.get_rng_state()
+    gm = fxprune.capture(model, torch.randn(2, 6, generator=torch.Generator()), frontend="trace")
+    assert torch.equal(state, torch.get_rng_state())
+    assert not gm.training
+    assert "training" not in vars(nn.Module)
+    assert gm.get_submodule("drop").training is False

@@ -1,0 +1,98 @@
+"""The house: which room stands on which, and that nothing leans on a room above it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+import fxprune
+
+_ROOT = Path(fxprune.__file__).parent
+
+# From the ground up. A room may import what stands on lower floors; rooms of one floor know nothing of each other.
+FLOORS = (
+    ("errors", "_version", "torch_internals"),
+    ("algebra", "graph"),
+    ("abstract", "export", "functional", "rules"),
+    ("analysis", "frontends"),
+    ("importance", "verification", "zeros"),
+    ("planning", "reports"),
+    ("passes",),
+    ("methods", "testing"),
+    ("capture",),
+    ("pipeline",),
+    ("fxprune",),
+)
+
+
+def _modules() -> dict[str, Path]:
+    """Return the files of the package by the dotted names of their modules."""
+    files = [*_ROOT.rglob("*.py"), *(_ROOT / "passes").rglob("*.py")]  # rglob does not follow the link
+    names = {".".join(("fxprune", *file.relative_to(_ROOT).with_suffix("").parts)): file for file in files}
+    return {name.removesuffix(".__init__"): file for name, file in names.items()}
+
+
+def _imports(name: str, tree: ast.Module, modules: dict[str, Path]) -> Iterator[str]:
+    """Yield the modules of the package that a module imports anywhere: at the top, in functions, for types alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} imports by a relative name"
+            for alias in node.names if node.module is not None and node.module.partition(".")[0] == "fxprune" else ():
+                inside = f"{node.module}.{alias.name}"
+                yield inside if inside in modules else str(node.module)
+
+
+@pytest.fixture(scope="module")
+def imports() -> nx.DiGraph[str]:
+    modules, graph = _modules(), nx.DiGraph()
+    for name, file in modules.items():
+        for imported in _imports(name, ast.parse(file.read_text(encoding="utf-8")), modules):
+            if imported != name:
+                graph.add_edge(name, imported)
+    return graph
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def test_no_circle(imports: nx.DiGraph[str]) -> None:
+    assert len(imports) > 120
+    assert [sorted(c) for c in nx.strongly_connected_components(imports) if len(c) > 1] == []
+
+
+def test_no_import_goes_up(imports: nx.DiGraph[str]) -> None:
+    floor_of = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert {_room(module) for module in imports} == set(floor_of), "every room has its floor"
+    upwards = [
+        f"{module} imports {imported}"
+        for module, imported in imports.edges
+        if _room(module) != _room(imported) and floor_of[_room(module)] <= floor_of[_room(imported)]
+    ]
+    assert upwards == []
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for name, file in _modules().items():
+        if file.name == "__init__.py" and name not in ("fxprune", "fxprune.rules", "fxprune.importance", "fxprune.passes"):
+            lines = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").splitlines()
+            assert 5 <= len(lines) <= 15, name
+            assert any(line.startswith("Read ") for line in lines), name
+            assert any(line.startswith("Tests: ") for line in lines), name
+
+
+def test_files_and_functions_stay_short() -> None:
+    for name, file in _modules().items():
+        text = file.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, f"{name} has {text.count(chr(10))} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                lines = 1 + (body[-1].end_lineno or 0) - body[0].lineno if body else 0
+                assert lines <= 60, f"{name}.{node.name} has {lines} lines"
