@@ -22,9 +22,9 @@ from fxprune.graph.masks import all_masked
 from fxprune.importance import Importance
 from fxprune.passes.mask_units import mask_units
 from fxprune.passes.shrink import adopt, baked_copy, shrink_units, shrunk_copy
+from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
-from fxprune.planning.ranking import Choose
 from fxprune.torch_internals import uncollected
 from fxprune.verification.inputs import Inputs, given
 from fxprune.verification.verify import verify as check

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.algebra.axes import Index, Reason
+from fxprune.algebra.axes import Index
 from fxprune.analysis.grouping import Found
 
 
@@ -63,38 +63,6 @@ class Group:
 
     def __str__(self) -> str:
         return f"group {self.index}: {self.size} units of {self.parameters:,} parameters on " + " ".join(map(str, self.members))
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Why an axis may shrink, and why it may not.
-
-    Attributes:
-        parameter: the dotted name.
-        dim: the dimension.
-        size: its positions.
-        groups: the groups on it.
-        free: how many positions belong to a group.
-        reasons: why the others, or parts of their units, stay.
-    """
-
-    parameter: str
-    dim: int
-    size: int
-    groups: tuple[Group, ...]
-    free: int
-    reasons: tuple[Reason, ...]
-
-    def __str__(self) -> str:
-        head = f"{self.parameter}[{self.dim}], {self.size} positions: "
-        if not self.groups and self.free:
-            return head + f"{self.free} of them could go, but no two alike, so that there is no group to choose from"
-        if not self.groups:
-            return head + "whole: " + "; ".join(map(str, self.reasons))
-        lines = [head + f"{self.free} of them in {len(self.groups)} group{'s' if len(self.groups) > 1 else ''}"]
-        lines += [f"  {group}" for group in self.groups]
-        lines += [f"  held: {reason}" for reason in self.reasons]
-        return "\n".join(lines)
 
 
 def digest(group: Group) -> str:

@@ -19,8 +19,9 @@ from fxprune.errors import PlanError, PruningTypeError
 from fxprune.graph.masks import all_masked
 from fxprune.graph.paths import parameters_by_name
 from fxprune.importance import Criterion, Importance, Magnitude
+from fxprune.planning.group_choice import Choose, Names, ignored_groups, uncrossed
 from fxprune.planning.plan import Plan
-from fxprune.planning.ranking import Choose, Names, Ranking, Scores, ignored_groups, local_counts, rank, uncrossed
+from fxprune.planning.ranking import Ranking, Scores, local_counts, rank
 
 Scope = Literal["local", "global"]
 

@@ -1,10 +1,11 @@
-"""Random inputs of the same kinds as example inputs, at the example's batch size or another."""
+"""Which inputs a verification tries: random ones of the same kinds as the examples, at their batch size and at another."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +14,8 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import InputError
 from fxprune.graph.interpreter import is_flattened
 from fxprune.verification.without_chance import WIDER
+
+Mode = Literal["eval", "train"]
 
 
 class Inputs(NamedTuple):
@@ -29,6 +32,36 @@ class Inputs(NamedTuple):
     def copied(self, double: bool) -> Inputs:
         """Return inputs of new tensors, in double precision if asked."""
         return self.map(lambda t: t.detach().to(WIDER.get(t.dtype, t.dtype) if double else t.dtype, copy=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to run: the mode, the number of samples if known, and the inputs to try, the best first."""
+
+    training: bool
+    samples: int | None
+    inputs: tuple[Inputs, ...]
+
+    def __str__(self) -> str:
+        size = "" if self.samples is None else f" at batch size {self.samples}"
+        return f"in {'train' if self.training else 'eval'} mode{size}"
+
+
+def cases(model: nn.Module, inputs: Inputs, modes: Iterable[Mode], *, other_batch: bool) -> Iterator[Case]:
+    """Yield the cases to compare models in.
+
+    Args:
+        model: the reference, which says which batch sizes there are.
+        inputs: the example inputs.
+        modes: the modes, each once.
+        other_batch: whether a batch of one sample more is tried as well.
+    """
+    batch = batch_size(model, inputs)
+    sizes = [batch] if batch is None or not other_batch else [batch, batch + 1]
+    for mode in dict.fromkeys(modes):
+        for samples in sizes:
+            of_size = inputs if batch is None or samples is None else resized(inputs, batch, samples)
+            yield Case(mode == "train", samples, (randomised(of_size), of_size))
 
 
 def given(model: nn.Module, inputs: Any, kwargs: Any) -> Inputs:

@@ -15,13 +15,11 @@ from fxprune.errors import InputError, PruningTypeError, PruningValueError, Veri
 from fxprune.graph.masks import ORIG, find_masked
 from fxprune.verification.differences import Positions, relative_error, select
 from fxprune.verification.first_difference import first_difference, first_line, shapes
-from fxprune.verification.inputs import Inputs, batch_size, given, randomised, resized
+from fxprune.verification.inputs import Case, Inputs, Mode, cases, given
 from fxprune.verification.subject import Result, Subject
 
 KEPT = "fxprune.kept"
 """In ``gm.meta`` of a shrunk graph: which positions of the original each parameter and buffer holds, by name."""
-
-Mode = Literal["eval", "train"]
 
 
 def verify(
@@ -107,23 +105,10 @@ def _check_arguments(reference: object, candidate: object, tolerance: object, mo
 
 
 @dataclasses.dataclass(frozen=True)
-class _Case:
-    """One way to run: the mode, the number of samples if known, and the inputs to try, the best first."""
-
-    training: bool
-    samples: int | None
-    inputs: tuple[Inputs, ...]
-
-    def __str__(self) -> str:
-        size = "" if self.samples is None else f" at batch size {self.samples}"
-        return f"in {'train' if self.training else 'eval'} mode{size}"
-
-
-@dataclasses.dataclass(frozen=True)
 class _Expected:
     """What the reference gave for the inputs of a case that was chosen."""
 
-    case: _Case
+    case: Case
     inputs: Inputs
     result: Result
 
@@ -158,20 +143,12 @@ class _Verification:
                 worst = max(worst, found)
         return worst
 
-    def _cases(self) -> Iterator[_Case]:
-        batch = batch_size(self.reference, self.inputs)
-        sizes = [batch] if batch is None or not self.other_batch else [batch, batch + 1]
-        for mode in dict.fromkeys(self.modes):
-            for samples in sizes:
-                inputs = self.inputs if batch is None or samples is None else resized(self.inputs, batch, samples)
-                yield _Case(mode == "train", samples, (randomised(inputs), inputs))
-
     def _run_reference(self, double: bool) -> list[_Expected]:
         """Run every case that the reference can run; at least one of each mode."""
         subject = Subject(self.reference, double=double, gradients=self.gradients)
         failures: dict[str, Exception] = {}
         runs: list[_Expected] = []
-        for case in self._cases():
+        for case in cases(self.reference, self.inputs, self.modes, other_batch=self.other_batch):
             try:
                 runs.append(_best_run(subject, case))
             except Exception as error:  # whatever the model raises on inputs that it cannot take
@@ -229,7 +206,7 @@ class _Verification:
         return f"; {found}" if found else ""
 
 
-def _best_run(subject: Subject, case: _Case) -> _Expected:
+def _best_run(subject: Subject, case: Case) -> _Expected:
     """Run on the first inputs that give finite results; on the last that run if none do."""
     best: _Expected | None = None
     failure: Exception | None = None

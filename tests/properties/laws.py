@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.analysis.dependencies import Dependencies
+from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope
-from fxprune.planning.ranking import Choose
 from tests.compare import relative_error, tensors_of
 from tests.properties.program import BATCH, Program
 from tests.properties.surviving import buffer_error, gradient_error, run_backward
