@@ -8,18 +8,19 @@ names and configuration, so that :mod:`fxprune.passes.raise_leaves` can put the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+import types
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune.errors import LoweringError
-from fxprune.functional import leaf_forms
+from fxprune.functional.leaf_cards import card_of
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import find_parameter
 from fxprune.graph.parts import Lowered, Slot
-from fxprune.graph.paths import replace_module
+from fxprune.graph.paths import join, replace_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _write_out(graph: fx.Graph, node: fx.Node, leaf: nn.Module) -> list[fx.Node]
     before = node.prev
     try:
         with graph.inserting_before(node):
-            result = leaf_forms.emit(leaf, str(node.target), graph, node.args, node.kwargs)
+            result = emit(leaf, str(node.target), graph, node.args, node.kwargs)
     except LoweringError:
         _erase(_between(before, node))
         raise
@@ -101,6 +102,73 @@ def _write_out(graph: fx.Graph, node: fx.Node, leaf: nn.Module) -> list[fx.Node]
     for node in nodes:
         node.meta["fxprune_lowered"] = True
     return [*nodes, result]
+
+
+def emit(module: nn.Module, path: str, graph: fx.Graph, args: Any, kwargs: Any) -> fx.Node:
+    """Write the functional form of ``module`` into ``graph`` at its insertion point.
+
+    Args:
+        module: a leaf module; only its configuration is read.
+        path: its dotted path; parameters are read from there.
+        graph: the graph to write into.
+        args: the positional arguments of the call, with nodes of ``graph`` in them.
+        kwargs: the keyword arguments of the call.
+
+    Returns:
+        The node that holds the module's result.
+
+    Raises:
+        LoweringError: if the class has no functional form, or this call of it has none. Nodes written so far stay; the
+            caller removes them.
+    """
+    form = card_of(type(module)).form
+    if form is None:
+        raise LoweringError(f"modules of class {type(module).__name__} have no functional form")
+    view = _LeafView(module, path, graph)
+
+    def to_proxy(node: fx.Node) -> Any:
+        return fx.Proxy(node, view._tracer)
+
+    try:
+        result = form(view, *fx.map_arg(args, to_proxy), **fx.map_arg(kwargs, to_proxy))
+    except Exception as error:  # whatever a module's forward raises on proxies
+        raise LoweringError(f"this call of {type(module).__name__} has no functional form: {error}") from error
+    assert isinstance(result, fx.Proxy)
+    return result.node
+
+
+class _LeafView:
+    """Looks like ``module`` to its own ``forward``, with get_attr proxies for its tensors and its ``training`` flag."""
+
+    def __init__(self, module: nn.Module, path: str, graph: fx.Graph) -> None:
+        self.__dict__.update(_module=module, _path=path, _graph=graph, _tracer=fx.proxy.GraphAppendingTracer(graph))
+
+    def __getattr__(self, name: str) -> Any:
+        module = self._module
+        if name in module._parameters or name in module._buffers:
+            value = getattr(module, name)
+            return None if value is None else self._read(name)
+        if name == "training":
+            return self._read(name)
+        if name in module._modules:
+            return _LeafView(module._modules[name], join(self._path, name), self._graph)
+        member = getattr(type(module), name, None)
+        if isinstance(member, types.FunctionType):
+            return types.MethodType(member, self)
+        return getattr(module, name)
+
+    def _read(self, name: str) -> fx.Proxy:
+        target = join(self._path, name)
+        node = self._graph.create_node("get_attr", target)
+        # Straight into __dict__: one read for each name.
+        proxy = self.__dict__[name] = fx.Proxy(node, self._tracer)
+        return proxy
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Proxy:
+        """Emit one call of ``function``."""
+        proxy = self._tracer.create_proxy("call_function", function, args, kwargs)
+        assert isinstance(proxy, fx.Proxy)
+        return proxy
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:

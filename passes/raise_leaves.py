@@ -14,13 +14,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxprune.functional import leaf_forms
 from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import all_masked
 from fxprune.graph.parts import Lowered, Slot
 from fxprune.graph.paths import join, replace_module, value_at
-from fxprune.passes.lower import take_over
+from fxprune.passes.lower import emit, take_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _pattern(module: nn.Module, path: str, args: Any, kwargs: Any) -> fx.Node:
         return inputs[value]
 
     args, kwargs = map_aggregate(args, to_input), map_aggregate(kwargs, to_input)
-    return leaf_forms.emit(module, path, scratch, args, kwargs)
+    return emit(module, path, scratch, args, kwargs)
 
 
 def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, match: _Match) -> None:

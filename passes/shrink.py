@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Flags, Places, Remaining
 from fxprune.analysis.steps import Step
 from fxprune.errors import AnalysisError, ShrinkError
+from fxprune.functional.leaf_cards import card_of, update_sizes
 from fxprune.graph.buffers import buffers_of, own_buffers
 from fxprune.graph.captured import as_graph_module, compiled_later
 from fxprune.graph.masks import all_masked
@@ -31,7 +32,6 @@ from fxprune.passes.inline import inline_all
 from fxprune.passes.lower import lower
 from fxprune.passes.mask_parameters import remove_masks
 from fxprune.passes.mask_units import BAKED, dead_axes, removed_units, shared_copy
-from fxprune.passes.repair.module_sizes import put_tensor, slice_tensor, update_sizes
 from fxprune.passes.repair.repair import may_be_stuck, repair, shrinking_steps
 from fxprune.rules.labels import Label
 from fxprune.torch_internals import uncollected
@@ -126,19 +126,14 @@ def _is_kept(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> None:
-    """Write out multi-head attention that loses something: its module knows heads of one width only."""
+    """Write out the modules that lose something and cannot say what is left, such as multi-head attention."""
     modules = modules_by_path(gm)
-    attentions = [
-        (node, module)
-        for node in gm.graph.find_nodes(op="call_module")
-        if isinstance(module := modules[str(node.target)], nn.MultiheadAttention)
-    ]
-    if not attentions:
-        return
-    smaller = {name for t in deps.tracked if kept.shrinks(t.label) for name in t.names}
+    called = [(node, modules[str(node.target)]) for node in gm.graph.find_nodes(op="call_module")]
+    stiff = [(node, module) for node, module in called if card_of(type(module)).shrinks_written_out]
+    smaller = {name for t in deps.tracked if kept.shrinks(t.label) for name in t.names} if stiff else set()
     names = {
         node.name
-        for node, module in attentions
+        for node, module in stiff
         if any(join(str(node.target), name) in smaller for name, _ in module.named_parameters())
     }
     if names:
@@ -157,15 +152,26 @@ def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> d
             index = kept.places_of(tracked.label)
             indices |= dict.fromkeys(tracked.names, index)
             tensors = {id(old): old for old in map(partial(_at, modules), tracked.names)}
-            left = slice_tensor(tensors[next(iter(tensors))].detach(), index)
+            left = _slice(tensors[next(iter(tensors))].detach(), index)
             for old in tensors.values():  # which share their memory
                 new = nn.Parameter(left, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else left.detach()
                 for module, attribute in held[id(old)]:
-                    put_tensor(module, attribute, new)
+                    setattr(module, attribute, new)
                     sliced[module] = None
     for module in sliced:
         update_sizes(module)
     return indices
+
+
+def _slice(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
+    """Return what is left of a tensor, given for each dimension the positions left, or None for all."""
+    shares = [(round(4 * len(index) / tensor.shape[dim]), dim) for dim, index in enumerate(kept) if index is not None]
+    # What removes most comes first; of two that remove about the same the outer one, whose rows are copied as they lie.
+    for _, dim in sorted(shares):
+        index = kept[dim]
+        assert index is not None
+        tensor = tensor.index_select(dim, index if tensor.device.type == "cpu" else index.to(tensor.device))
+    return tensor
 
 
 def _at(modules: Mapping[str, nn.Module], name: str) -> Tensor:

@@ -29,7 +29,7 @@ from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.proxies import Proxy
 from fxprune.functional import layers
-from fxprune.functional.leaf_forms import is_opaque
+from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.source_lines import calling_lines
 
 

@@ -4,7 +4,7 @@ In: tensors and plain numbers. Out: tensors. Each function is annotated for Torc
 so names and arguments are a promise.
 
 Read ``layers.py`` first, then ``attention.py`` (what multi-head attention is made of), ``over_kept.py`` (norms, statistics and
-softmax over the kept positions alone) and ``leaf_forms.py`` (leaf modules as functions of their parameters).
+softmax over the kept positions alone) and ``leaf_cards.py`` (what is known of each standard layer: add one there).
 Tests: ``tests/functional``.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import fx
 from torch.nn import functional as F
 
 from fxprune.algebra.axes import NONE, Axis
@@ -17,6 +17,7 @@ from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Flags
 from fxprune.analysis.steps import Step
+from fxprune.functional.leaf_cards import card_of
 from fxprune.rules.call import Call
 from fxprune.rules.registry import overloads
 from fxprune.zeros.slice_states import Slices
@@ -162,4 +163,4 @@ def _takes_bias(gm: fx.GraphModule, step: Step, steps_at_node: int) -> bool:
         return False
     module = gm.get_submodule(str(node.target))
     called = [n for n in gm.graph.find_nodes(op="call_module") if gm.get_submodule(str(n.target)) is module]
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and len(called) == 1
+    return card_of(type(module)).takes_bias and len(called) == 1

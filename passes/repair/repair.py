@@ -23,11 +23,11 @@ from fxprune.analysis.remaining import Remaining
 from fxprune.analysis.steps import Step
 from fxprune.errors import ShrinkError
 from fxprune.functional import layers
+from fxprune.functional.leaf_cards import card_of, is_standard, update_sizes
 from fxprune.graph.captured import is_compiled
 from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import modules_by_path
 from fxprune.passes.repair.arguments import shrunk_arguments
-from fxprune.passes.repair.module_sizes import update_sizes
 from fxprune.passes.repair.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.repair.picks import pick_unevenly, renumber, rewrite_item
 from fxprune.passes.repair.rerun import Rerun
@@ -43,15 +43,6 @@ _ALIASES = {
     "indices": ("indices_or_sections",),
     "size": ("shape",),
     "shape": ("size",),
-}
-
-# The attributes of leaf modules that are arguments of an operator.
-_ATTRIBUTES = {
-    "groups": "groups",
-    "num_groups": "num_groups",
-    "normalized_shape": "normalized_shape",
-    "sizes": "unflattened_size",
-    "pad": "padding",
 }
 
 # The arguments in which -1 stands for what is left over, or for what is there.
@@ -176,7 +167,7 @@ class _Repair:
         if node.target is layers.multi_head_attention:
             self._rewrite_attention(node, steps)
             return
-        is_own = runs_own_code(node)
+        is_own = runs_own_code(node) or (node.op == "call_module" and not is_standard(type(self.modules[str(node.target)])))
         if node.op == "call_module" or (len(steps) == 1 and not is_own):
             for step in steps:
                 self._rewrite_call(node, step)
@@ -246,9 +237,10 @@ class _Repair:
         return bool(sizes) and isinstance(sizes[0], int) and (node.op == "call_method" or all(type(n) is int for n in sizes))
 
     def _write_attribute(self, node: fx.Node, name: str, value: Any) -> None:
-        if name not in _ATTRIBUTES:  # worked out by the module
+        module = self.modules[str(node.target)]
+        attribute = card_of(type(module)).arguments.get(name)
+        if attribute is None:  # worked out by the module
             return
-        module, attribute = self.modules[str(node.target)], _ATTRIBUTES[name]
         present = getattr(module, attribute)
         setattr(module, attribute, type(present)(value) if isinstance(present, tuple | list) else value)
         update_sizes(module)  # channels follow from groups
