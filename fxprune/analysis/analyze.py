@@ -7,7 +7,7 @@ ATen operators, which a dispatch mode sees; the rule of each operator carries la
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,11 +26,13 @@ from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.flops import Work, work_of
 from fxprune.analysis.operators import Operator
-from fxprune.analysis.runner import Run
 from fxprune.analysis.sources import MAX_CONSTANT, Sources, named_tensors
 from fxprune.analysis.steps import MixingPoint, Step
-from fxprune.errors import AnalysisError, RuleError
+from fxprune.errors import AnalysisError, FxpruneError, RuleError
+from fxprune.functional import layers
 from fxprune.graph.captured import as_graph_module
+from fxprune.graph.interpreter import NodeRunner
+from fxprune.graph.parts import ByMode
 from fxprune.graph.source_lines import code_line
 from fxprune.rules import Call, Label, Rule, Zero
 from fxprune.rules.call import tensors_in
@@ -63,18 +65,18 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
 
 
 def _analyze(gm: fx.GraphModule) -> Dependencies:
-    watch = _Watch(gm)
-    inputs = _example_inputs(gm, watch.fakes)
+    labelling = _Labelling(gm)
+    inputs = _example_inputs(gm, labelling.fakes)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # The fast path of nn.MultiheadAttention is another operator, and only for inference.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # Below autograd and above decomposition: composite operators arrive as they were called.
-        with torch.inference_mode(), watch.fakes.mode, watch:
-            Run(gm, watch).run(*inputs, enable_io_processing=False)
+        with torch.inference_mode(), labelling.fakes.mode, labelling:
+            labelling.run(gm, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    return watch.dependencies()
+    return labelling.dependencies()
 
 
 def _example_inputs(gm: fx.GraphModule, fakes: Fakes) -> list[Any]:
@@ -90,7 +92,7 @@ def _example_inputs(gm: fx.GraphModule, fakes: Fakes) -> list[Any]:
     return inputs
 
 
-class _Watch(TorchDispatchMode):
+class _Labelling(TorchDispatchMode):
     """Sees every ATen call of a graph and labels what it returns."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
@@ -99,6 +101,7 @@ class _Watch(TorchDispatchMode):
         self.units = Units()
         self.fakes = Fakes()
         self.here = Reason("")
+        self.inside = ""  # what the names of nodes inside a part that differs by mode start with
         self.operators: dict[OpOverload, Operator] = {}
         self.example: Any = None  # what the node that runs gave for the example inputs, if that was noted
         self.values: dict[str, Any] = {}
@@ -114,16 +117,49 @@ class _Watch(TorchDispatchMode):
         for name, tensor in named_tensors(gm):
             self._track(name, tensor)
 
-    # Where the run is.
+    # The run.
 
-    def at(self, node: fx.Node, inside: str) -> None:
-        """Take note of the node that runs next, of the graph or of one inside."""
-        self.here = Reason("", node=inside + node.name, source=code_line(node))
+    def run(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        """Run a graph, or one inside."""
+        # Its values are held by the calls anyway.
+        runner = NodeRunner(gm, before=self._begin, call=self._run_call, after=self._finish, keep_values=True)
+        try:
+            return runner.run(*inputs)
+        except FxpruneError:
+            raise
+        except Exception as error:
+            if (node := runner.at) is None:
+                raise
+            raise AnalysisError(
+                f"node {node.name!r} ({node.op} {node.target}) cannot run on fake tensors: {str(error).partition(chr(10))[0]}"
+            ) from error
+
+    def _begin(self, node: fx.Node) -> None:
+        self.here = Reason("", node=self.inside + node.name, source=code_line(node))
         self.example = node.meta.get("val")
 
-    def finish(self, node: fx.Node, value: Any, inside: str) -> None:
+    def _run_call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(function, ByMode):
+            return self._run_both(function, *args, **kwargs)
+        if function is layers.add_if_:
+            self.forget(args[0])  # it is written to in the other mode, if not in this one
+        return function(*args, **kwargs)
+
+    def _run_both(self, module: ByMode, *inputs: Any) -> Any:
+        """Run both versions of what differs by mode, since dependencies have to hold in either."""
+        here, inside, counts, results = self.here, self.inside, self.counts, list[Any]()
+        for self.inside, branch in module.branches(here.node):
+            # Only what runs in the present mode is work.
+            self.counts = counts and branch is (module.in_train if module.training else module.in_eval)
+            results.append(self.run(branch, inputs))
+        self.here, self.inside, self.counts = here, inside, counts
+        in_train, in_eval = results
+        self._couple(in_train, in_eval)
+        return in_train if module.training else in_eval
+
+    def _finish(self, node: fx.Node, value: Any) -> None:
         """Take note of a node's value."""
-        if inside:
+        if self.inside:
             pass  # what goes in and comes out is a value of the graph outside
         elif node.op == "placeholder":
             why = replace(self.here, text=f"graph input {node.name!r}")
@@ -137,9 +173,9 @@ class _Watch(TorchDispatchMode):
                         self.units.keep_whole(axis, replace(self.here, text="graph output"))
         elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
             self._track(str(node.target), value)
-        self.values[inside + node.name] = self._labelled(value)
+        self.values[self.inside + node.name] = self._labelled(value)
 
-    def couple(self, one: Any, other: Any) -> None:
+    def _couple(self, one: Any, other: Any) -> None:
         """Say that two results, of the two modes, stand for the same."""
         for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
             if not (isinstance(a, Tensor) and isinstance(b, Tensor)):

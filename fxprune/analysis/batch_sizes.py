@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.abstract.fakes import Fakes
+from fxprune.graph.interpreter import NodeRunner
 
 
 class _Standing(TorchDispatchMode):
@@ -27,22 +28,9 @@ class _Standing(TorchDispatchMode):
         return self.fakes.call(func, args, kwargs or {})
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph on fake tensors and notes those that some nodes give."""
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm)
-        self.extra_traceback = False
-        self.found: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = self.found[n] = super().run_node(n)
-        return value
-
-
 def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
     """Return what every node gives, as fake tensors, for inputs whose first dimension is ``batch`` times the example's."""
-    fakes, run = Fakes(), _Shapes(gm)
+    fakes, found = Fakes(), dict[fx.Node, Any]()
 
     def larger(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -53,8 +41,8 @@ def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
     with torch.no_grad(), fakes.mode:
         inputs = [pytree.tree_map(larger, n.meta["val"]) for n in gm.graph.find_nodes(op="placeholder")]
         with _Standing(fakes):
-            run.run(*inputs, enable_io_processing=False)
-    return {node.name: value for node, value in run.found.items()}
+            NodeRunner(gm, after=found.__setitem__).run(*inputs)
+    return {node.name: value for node, value in found.items()}
 
 
 class Batches:

@@ -1,24 +1,66 @@
-"""Runs a graph node by node."""
+"""Runs a graph node by node, with hooks.
+
+:class:`NodeRunner` is the one interpreter of this package. A hook is a function that the runner calls at each node:
+
+==========  ==================================  =====================================================================
+``before``  ``before(node)``                    the node runs next; its operands are computed
+``call``    ``call(function, args, kwargs)``    in place of ``function(*args, **kwargs)``, for functions and modules
+``after``   ``after(node, value)``              the node gave ``value``, which later nodes may change in place
+==========  ==================================  =====================================================================
+
+Each is optional, and a runner without hooks computes what the graph's ``forward`` does. Placeholders and the output are nodes
+too: ``after`` sees the inputs and the result. Which shapes the values of a graph have, and how often it calls a function:
+
+>>> gm, shapes, calls = fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU())), {}, collections.Counter()
+>>> def after(node, value):
+...     shapes[node.name] = tuple(value.shape)
+>>> def call(function, args, kwargs):
+...     calls[str(function)] += 1
+...     return function(*args, **kwargs)
+>>> result = NodeRunner(gm, call=call, after=after).run(*in_order(gm, ((torch.ones(4, 3),), {})))
+>>> shapes
+{'input_1': (4, 3), '_0': (4, 2), '_1': (4, 2), 'output': (4, 2)}
+>>> calls["ReLU()"]
+1
+
+Where a run fails, ``runner.at`` is the node whose operation raised the error, or None if a hook did: then it is a bug of this
+package, and no property of the graph. A caller that turns errors of a graph into other errors asks for ``at`` first.
+"""
 
 from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
+
+Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 def in_order(gm: fx.GraphModule, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
     """Return one value for each input node of the graph; ``inputs`` are positional and keyword inputs of its forward."""
     args, kwargs = inputs
-    bound = inspect.signature(gm.forward).bind(*args, **kwargs)
-    if not is_flattened(gm):
-        bound.apply_defaults()
-    values = [*bound.args, *bound.kwargs.values()]
-    return pytree.tree_leaves(values) if is_flattened(gm) else values
+    if is_flattened(gm):
+        bound = inspect.signature(gm.forward).bind(*args, **kwargs)
+        return pytree.tree_leaves([*bound.args, *bound.kwargs.values()])
+    bound = _signature(gm.graph).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return [*bound.args]
+
+
+def _signature(graph: fx.Graph) -> inspect.Signature:
+    """Return the signature of a graph's forward, which may not have been compiled."""
+    parameters = []
+    for node in graph.find_nodes(op="placeholder"):
+        name = str(node.target)
+        kind = inspect.Parameter.VAR_POSITIONAL if name.startswith("*") else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = node.args[0] if node.args else inspect.Parameter.empty
+        parameters.append(inspect.Parameter(name.lstrip("*"), kind, default=default))
+    return inspect.Signature(parameters)
 
 
 def is_flattened(gm: fx.GraphModule) -> bool:
@@ -27,12 +69,60 @@ def is_flattened(gm: fx.GraphModule) -> bool:
 
 
 class NodeRunner(fx.Interpreter):
-    """Runs a graph node by node, with less around each node than torch's own, which keeps notes for tracers inside."""
+    """Runs a graph node by node and calls hooks, with less around each node than torch's own, which keeps notes for tracers.
+
+    Args:
+        gm: the graph.
+        before: what is called before each node.
+        call: what is called in place of each function and module.
+        after: what is called after each node, with its value.
+        keep_values: hold every value until the end of the run; otherwise until the last node that reads it has run.
+
+    Attributes:
+        at: the node whose operation runs, or failed; None while hooks run.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        *,
+        before: Callable[[fx.Node], None] | None = None,
+        call: Call | None = None,
+        after: Callable[[fx.Node, Any], None] | None = None,
+        keep_values: bool = False,
+    ) -> None:
+        super().__init__(gm, garbage_collect_values=not keep_values)
+        self.extra_traceback = False  # the caller names the node
+        self.at: fx.Node | None = None
+        self._before, self._call, self._after = before, call, after
+
+    def run(self, *values: Any, initial_env: dict[fx.Node, Any] | None = None, enable_io_processing: bool = False) -> Any:
+        """Run the graph on one value for each of its input nodes, as :func:`in_order` gives them; return the output's value."""
+        self.at = None
+        try:
+            return super().run(*values, initial_env=initial_env, enable_io_processing=enable_io_processing)
+        finally:
+            self.env, self.args_iter = {}, iter(())  # keeps no value alive
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node."""
+        """Run one node between its hooks."""
+        if self._before is not None:
+            self._before(n)
+        self.at = n
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return getattr(self, n.op)(n.target, args, kwargs)
+        value = getattr(self, n.op)(n.target, args, kwargs)
+        self.at = None
+        if self._after is not None:
+            self._after(n, value)
+        return value
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function."""
+        return target(*args, **kwargs) if self._call is None else self._call(target, args, kwargs)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module."""
+        return self.call_function(self.fetch_attr(target), args, kwargs)
 
     def fetch_attr(self, target: str) -> Any:
         """Return what the graph's module has under a dotted name."""
@@ -45,3 +135,15 @@ class NodeRunner(fx.Interpreter):
             return operator.attrgetter(target)(self.module)  # a module under its second name is not among them
         except AttributeError:
             return super().fetch_attr(target)  # which names the part that is missing
+
+
+class NodeByNode(nn.Module):
+    """A runner as a module, under which the graph is ``gm``, so that ``torch.func.functional_call`` can replace its tensors."""
+
+    def __init__(self, runner: NodeRunner) -> None:
+        super().__init__()
+        self.gm, self.runner = runner.module, runner
+
+    def forward(self, *values: Any) -> Any:
+        """Run the graph on one value for each of its input nodes; return the output's value."""
+        return self.runner.run(*values)

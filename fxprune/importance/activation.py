@@ -17,6 +17,7 @@ from fxprune.algebra.axes import NONE, Index
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError
+from fxprune.graph.interpreter import NodeRunner
 from fxprune.importance.criterion import Criterion, Normalizer, Scorer, checked, normalized
 from fxprune.importance.gradients import undisturbed
 from fxprune.importance.weights import accurate
@@ -56,27 +57,28 @@ class Activation(Criterion):
         """Return what scores the groups of a graph, after it ran on all batches."""
         with undisturbed(deps.gm), torch.no_grad():
             deps.gm.eval()
-            run = _Run(deps)
+            sums = _Sums(deps)
+            runner = NodeRunner(deps.gm, after=sums.add)
+            runner.extra_traceback = True  # as nothing else names the node that fails on a batch
             for batch in self.batches:
-                run.run(*_arguments(deps.gm, batch))
-                run.batches += 1
-        if not run.batches:
+                runner.run(*deps.gm.graph.process_inputs(*_arguments(deps.gm, batch)))
+                sums.batches += 1
+        if not sums.batches:
             raise PlanError("batches is empty: there is no input to compute activations from")
-        means = run.means()
+        means = sums.means()
 
         def scorer(group: Group) -> Tensor:
-            if not run.seen[group.units].all():
+            if not sums.seen[group.units].all():
                 raise PlanError(f"no value that the graph computes has all units of {group}: give another importance")
             return normalized(torch.from_numpy(means[group.units]), self.normalizer)
 
         return scorer
 
 
-class _Run(fx.Interpreter):
-    """Runs a graph and adds up the absolute values at the positions of units."""
+class _Sums:
+    """The sums of the absolute values at the positions of units, over all runs of a graph."""
 
     def __init__(self, deps: Dependencies) -> None:
-        super().__init__(deps.gm)
         self.batches = 0
         self.seen = np.zeros(deps.units.count, bool)  # the units that some value had
         self._places = {name: _live_axes(deps, value) for name, value in deps.values.items()}
@@ -87,14 +89,13 @@ class _Run(fx.Interpreter):
         # By node, tensor and dimension: the units and positions there, the sum of means, how many.
         self._sums: dict[tuple[str, int, int], tuple[Index, Index, Tensor, int]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output" and n in self._from_input and self._places.get(n.name):
+    def add(self, node: fx.Node, value: Any) -> None:
+        """Add the value of a node."""
+        if node.op != "output" and node in self._from_input and self._places.get(node.name):
             leaves = pytree.tree_leaves(value)
-            for leaf, dim, units, positions, size in self._places[n.name]:
+            for leaf, dim, units, positions, size in self._places[node.name]:
                 if leaf < len(leaves) and _fits(leaves[leaf], dim, size):
-                    self._add((n.name, leaf, dim), leaves[leaf], units, positions)
-        return value
+                    self._add((node.name, leaf, dim), leaves[leaf], units, positions)
 
     def _add(self, key: tuple[str, int, int], value: Tensor, units: Index, positions: Index) -> None:
         dim = key[2]

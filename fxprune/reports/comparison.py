@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxprune.errors import InputError
 from fxprune.frontends.model.snapshot import ModelSnapshot, own_random_numbers
 from fxprune.frontends.modes.reads import in_mode
-from fxprune.graph.interpreter import in_order
+from fxprune.graph.interpreter import NodeRunner, in_order
 from fxprune.graph.masks import base_names
 from fxprune.graph.paths import split
 from fxprune.verification.first_difference import first_line
@@ -203,9 +203,7 @@ def _work(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     args, kwargs = inputs.copied(double=False)
     with _countable(), FlopCounterMode(display=False) as counter:
         if isinstance(model, fx.GraphModule):
-            run = _Counting(model, counter)
-            run.run(*in_order(model, Inputs(args, kwargs)), enable_io_processing=False)
-            return dict(run.flops)
+            return _flops_of_nodes(model, counter, Inputs(args, kwargs))
         model(*args, **kwargs)
     return _own_flops(counter.get_flop_counts(), type(model).__name__)
 
@@ -223,21 +221,16 @@ def _own_flops(counts: dict[str, dict[Any, int]], root: str) -> dict[str, int]:
     return {path.removeprefix(root).removeprefix("."): flops for path, flops in own.items() if flops > 0}
 
 
-class _Counting(fx.Interpreter):
-    """Runs a graph and adds up the FLOPs of its nodes by module path."""
+def _flops_of_nodes(gm: fx.GraphModule, counter: FlopCounterMode, inputs: Inputs) -> dict[str, int]:
+    """Run a graph under a counter and return the FLOPs of its nodes by module path."""
+    flops: Counter[str] = Counter()
 
-    def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
-        super().__init__(gm)
-        self.extra_traceback = False
-        self.counter = counter
-        self.flops: Counter[str] = Counter()
+    def after(node: fx.Node, _: Any) -> None:
+        if (new := counter.get_total_flops() - flops.total()) > 0:
+            flops[_path(node)] += new
 
-    def run_node(self, n: fx.Node) -> Any:
-        before = self.counter.get_total_flops()
-        value = super().run_node(n)
-        if (flops := self.counter.get_total_flops() - before) > 0:
-            self.flops[_path(n)] += flops
-        return value
+    NodeRunner(gm, after=after).run(*in_order(gm, inputs))
+    return flops
 
 
 def _path(node: fx.Node) -> str:

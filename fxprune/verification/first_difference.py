@@ -9,9 +9,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 from fxprune.graph.arguments import map_aggregate
+from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.verification.differences import node_error
 from fxprune.verification.inputs import Inputs
-from fxprune.verification.subject import NodeByNode, Subject, Watch
+from fxprune.verification.subject import Subject
 
 KEPT = "fxprune_kept"
 """In ``node.meta`` of a shrunk graph: which positions of the original's value the node's value holds."""
@@ -35,18 +36,27 @@ def first_difference(
     """
     if not isinstance(reference, fx.GraphModule) or not isinstance(candidate, fx.GraphModule):
         return ""
-    record = _Record({node.name for node in candidate.graph.nodes})
-    Subject(NodeByNode(reference, record), double=double).run(inputs, training=training)
-    comparison = _Comparison(record.values, tolerance)
     try:
-        Subject(NodeByNode(candidate, comparison), double=double).run(inputs, training=training)
+        theirs, ours = (Inputs(tuple(in_order(gm, inputs)), {}) for gm in (reference, candidate))
+    except TypeError:  # one of the two takes other inputs
+        return ""
+    wanted, values = {node.name for node in candidate.graph.nodes}, dict[str, Any]()
+
+    def record(node: fx.Node, value: Any) -> None:
+        if node.name in wanted:
+            values[node.name] = map_aggregate(value, lambda v: v.clone() if isinstance(v, Tensor) else v)
+
+    Subject(NodeByNode(NodeRunner(reference, after=record)), double=double).run(theirs, training=training)
+    comparison = _Comparison(values, tolerance)
+    runner = NodeRunner(candidate, after=comparison.compare)
+    try:
+        Subject(NodeByNode(runner), double=double).run(ours, training=training)
     except _DifferenceError as found:
         return f"the first node that differs is {found}"
     except Exception as error:  # whatever an operator raises on operands that do not fit
-        node = comparison.at
-        return (
-            f"it fails at node {name_node(node)} on {shapes(comparison.inputs_of(node))}: {first_line(error)}" if node else ""
-        )
+        if (node := runner.at) is None:
+            raise
+        return f"it fails at node {name_node(node)} on {shapes(comparison.inputs_of(node))}: {first_line(error)}"
     return f"none of the {comparison.compared} nodes that could be compared differs by that much"
 
 
@@ -54,29 +64,17 @@ class _DifferenceError(FxpruneError):
     """Ends the run of the candidate at the node that differs."""
 
 
-class _Record(Watch):
-    def __init__(self, wanted: set[str]) -> None:
-        super().__init__()
-        self.wanted = wanted
-        self.values: dict[str, Any] = {}
-
-    def see(self, node: fx.Node, value: Any) -> None:
-        if node.name in self.wanted:
-            self.values[node.name] = map_aggregate(value, lambda v: v.clone() if isinstance(v, Tensor) else v)
-
-
-class _Comparison(Watch):
+class _Comparison:
     def __init__(self, reference: dict[str, Any], tolerance: float) -> None:
-        super().__init__()
         self.reference = reference
         self.tolerance = tolerance
         self.shapes: dict[fx.Node, Any] = {}
         self.compared = 0
 
-    def inputs_of(self, node: fx.Node | None) -> list[Any]:
-        return [self.shapes.get(n) for n in node.all_input_nodes] if node is not None else []
+    def inputs_of(self, node: fx.Node) -> list[Any]:
+        return [self.shapes.get(n) for n in node.all_input_nodes]
 
-    def see(self, node: fx.Node, value: Any) -> None:
+    def compare(self, node: fx.Node, value: Any) -> None:
         self.shapes[node] = shapes(value)
         expected = self.reference.pop(node.name, None)
         error = node_error(expected, value, node.meta.get(KEPT))

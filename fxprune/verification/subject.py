@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import dataclasses
 import warnings
@@ -15,7 +14,6 @@ from torch.func import functional_call
 
 from fxprune.frontends.model.snapshot import ModelSnapshot, own_random_numbers
 from fxprune.frontends.modes.reads import in_mode
-from fxprune.graph.interpreter import in_order
 from fxprune.graph.side_effects import renormalises, writes_to_parameters
 from fxprune.verification.differences import named_leaves
 from fxprune.verification.inputs import Inputs
@@ -101,40 +99,3 @@ def may_write_parameters(model: nn.Module) -> bool:
     if isinstance(model, fx.GraphModule):
         return writes_to_parameters(model)
     return any(map(renormalises, model.modules()))
-
-
-class Watch(abc.ABC):
-    """Is shown the values of a graph's nodes as they are computed; ``at`` is the node that was begun last."""
-
-    def __init__(self) -> None:
-        self.at: fx.Node | None = None
-
-    @abc.abstractmethod
-    def see(self, node: fx.Node, value: Any) -> None:
-        """Take note of a node's value, which later nodes may change in place."""
-
-
-class NodeByNode(nn.Module):
-    """Runs a graph node by node under a watch."""
-
-    def __init__(self, gm: fx.GraphModule, watch: Watch) -> None:
-        super().__init__()
-        self.gm = gm
-        self.watch = watch
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Run the graph, for what the watch sees."""
-        _Interpreter(self.gm, self.watch).run(*in_order(self.gm, Inputs(args, kwargs)), enable_io_processing=False)
-
-
-class _Interpreter(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule, watch: Watch) -> None:
-        super().__init__(gm)
-        self.extra_traceback = False  # errors name the node
-        self.watch = watch
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.watch.at = n
-        value = super().run_node(n)
-        self.watch.see(n, value)
-        return value

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.analysis.dependencies import Dependencies
+from fxprune.graph.interpreter import NodeRunner
 from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope
@@ -157,9 +158,7 @@ def free_steps(program: Program, gm: fx.GraphModule, deps: Dependencies) -> dict
 
     The nodes that make the values of the program are found by their numbers.
     """
-    record = _Record(gm)
-    record.run(*program.arguments())
-    values, found, seen = program.values(), dict[str, tuple[int, int]](), record.by_numbers()
+    values, found, seen = program.values(), dict[str, tuple[int, int]](), _nodes_by_numbers(gm, program)
     for statement in program.statements:
         nodes = [seen.get(_key(values[name])) for name in statement.results]
         labels = [deps.values[node] for node in nodes if node is not None]
@@ -171,22 +170,16 @@ def free_steps(program: Program, gm: fx.GraphModule, deps: Dependencies) -> dict
     return found
 
 
-class _Record(fx.Interpreter):
-    """Notes which node makes which numbers."""
+def _nodes_by_numbers(gm: fx.GraphModule, program: Program) -> dict[tuple[tuple[int, ...], bytes], str]:
+    """Return the first node by what its value is in the end, after all that was written into it."""
+    made: list[tuple[str, Tensor]] = []
 
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(copy.deepcopy(gm).eval())
-        self._made: list[tuple[str, Tensor]] = []
+    def after(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor) and node.op not in ("placeholder", "get_attr"):
+            made.append((node.name, value))
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and n.op not in ("placeholder", "get_attr"):
-            self._made.append((n.name, result))
-        return result
-
-    def by_numbers(self) -> dict[tuple[tuple[int, ...], bytes], str]:
-        """Return the first node by what its value is in the end, after all that was written into it."""
-        return {_key(value): name for name, value in reversed(self._made)}
+    NodeRunner(copy.deepcopy(gm).eval(), after=after).run(*program.arguments())
+    return {_key(value): name for name, value in reversed(made)}
 
 
 def _key(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:

@@ -7,7 +7,6 @@ another path with them, and no error says so; only the result does.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,41 +14,42 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
-from fxprune.abstract.form import Form, Wrapping
+from fxprune.abstract.form import Form, IncomparableError, Wrapping
 from fxprune.errors import CaptureError
+from fxprune.frontends.equivalence.numbering import NumberingError
 from fxprune.frontends.equivalence.program import Programs, described
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot, accelerators, fixed_seed
-from fxprune.graph.interpreter import NodeRunner
+from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.side_effects import writes_to_parameters
-
-Look = Callable[[Any], Any]
-
 
 # What holds no tensors; pytree leaves ten objects behind at each call, which only the garbage collector finds.
 _WITHOUT_TENSORS = frozenset([int, float, bool, str, type(None)])
 
 
-class _Recorder(NodeRunner):
-    """Runs a graph and notes on each node what its value looks like: ``look`` of each tensor."""
-
-    def __init__(self, gm: fx.GraphModule, look: Look | None) -> None:
-        super().__init__(gm)
-        self.gm = gm
-        self.look = look
-        self.at: fx.Node | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.at = n
-        value = super().run_node(n)
-        if self.look is not None:
-            n.meta["val"] = _map_tensors(self.look, value)
-        return value
+def _note_forms(node: fx.Node, value: Any) -> None:
+    """Note on a node the forms of the tensors that it gives."""
+    node.meta["val"] = _map_tensors(Form.of, value)
 
 
-def _map_tensors(look: Look, value: Any) -> Any:
+def _noting_fakes() -> Callable[[fx.Node, Any], None]:
+    """Return what notes on a node fake tensors like those that it gives."""
+    mode = FakeTensorMode()
+
+    def note(node: fx.Node, value: Any) -> None:
+        def fake(tensor: Tensor) -> Tensor:
+            try:
+                return mode.from_tensor(tensor.detach(), static_shapes=True)
+            except Exception as error:  # torch has none like a quantized tensor
+                raise CaptureError(_failure(node, error)) from error
+
+        node.meta["val"] = _map_tensors(fake, value)
+
+    return note
+
+
+def _map_tensors(look: Callable[[Tensor], Any], value: Any) -> Any:
     if type(value) is Tensor:  # nearly always
         return look(value)
     if type(value) in _WITHOUT_TENSORS:
@@ -57,33 +57,15 @@ def _map_tensors(look: Look, value: Any) -> Any:
     return pytree.tree_map(lambda leaf: look(leaf) if type(leaf) in (Tensor, nn.Parameter) else leaf, value)
 
 
-class _Run(nn.Module):
-    """The graph under an interpreter, as a module, so that its tensors can be replaced for one call."""
-
-    def __init__(self, gm: fx.GraphModule, look: Look | None) -> None:
-        super().__init__()
-        self.gm = gm
-        self.recorder = _Recorder(gm, look)
-
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _result(self.recorder, args, kwargs)
-
-
-def _result(recorder: _Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    inputs = _in_order(recorder.gm, args, kwargs)
+def _result(runner: NodeRunner, gm: fx.GraphModule, inputs: Any) -> Any:
+    values = in_order(gm, inputs)
     try:
-        return recorder.graph.process_outputs(recorder.run(*inputs, enable_io_processing=False))
-    finally:
-        recorder.env, recorder.args_iter = {}, iter(())  # keeps no tensor alive
-
-
-def _in_order(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return one value for each input node of the graph."""
-    if isinstance(gm.graph._codegen, _PyTreeCodeGen):
-        return pytree.tree_leaves(list(inspect.signature(gm.forward).bind(*args, **kwargs).arguments.values()))
-    # The graph may have no code yet, and does not need any.
-    names = [str(node.target) for node in gm.graph.find_nodes(op="placeholder")]
-    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+        value = runner.run(*values)
+    except Exception as error:
+        if runner.at is None and not isinstance(error, IncomparableError):
+            raise NumberingError(f"a bug of fxprune, in noting what a node gives: {error!r}") from error
+        raise
+    return gm.graph.process_outputs(value)
 
 
 def check_against_model(
@@ -115,14 +97,12 @@ def check_against_model(
         CaptureError: the graph fails, naming node, operation and shapes; or it gives another result than the model.
         ModelError: the model fails.
     """
-    mode = FakeTensorMode()
-    look = Form.of if record else None
     changes = (programs or Programs(ModelSnapshot(model))).same(
-        lambda *inputs: _result(_Recorder(gm, look), *inputs), args, kwargs
+        lambda *inputs: _result(NodeRunner(gm, after=_note_forms if record else None), gm, inputs), args, kwargs
     )
     if changes is None:
-        return _check_numbers(_Run(gm, _faker(mode) if record else None), model, args, kwargs)
-    wrapping = Wrapping(mode)
+        return _check_numbers(gm, model, (args, kwargs), NodeRunner(gm, after=_noting_fakes() if record else None))
+    wrapping = Wrapping(FakeTensorMode())
     for node in gm.graph.nodes if record else ():
         node.meta["val"] = _with_fakes(wrapping, node.meta["val"])
     return changes
@@ -138,25 +118,26 @@ def _with_fakes(wrapping: Wrapping, value: Any) -> Any:
     )
 
 
-def _faker(mode: FakeTensorMode) -> Look:
-    return lambda tensor: mode.from_tensor(tensor.detach(), static_shapes=True)
-
-
-def _check_numbers(run: _Run, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes:
+def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: NodeRunner) -> Changes:
     """Run both on copies, drawing the same random numbers, and compare what comes out."""
     failure: CaptureError | None = None
-    writes, kinds = writes_to_parameters(run.gm), accelerators((*model.parameters(), *model.buffers()))
-    ours_state = _copied_state(run, writes)
+    writes, kinds = writes_to_parameters(gm), accelerators((*model.parameters(), *model.buffers()))
+    run = NodeByNode(runner)
+    ours_state, values = _copied_state(run, writes), in_order(gm, _copied(inputs))
     try:
         with torch.no_grad(), fixed_seed(kinds):
-            ours = functional_call(run, ours_state, _copied((args, kwargs)))
+            ours = gm.graph.process_outputs(functional_call(run, ours_state, tuple(values)))
+    except CaptureError as error:
+        failure = error
     except Exception as error:  # whatever an operator raises on operands that do not fit
-        failure = CaptureError(_failure(run.recorder.at, error))
+        if runner.at is None:
+            raise
+        failure = CaptureError(_failure(runner.at, error))
         failure.__cause__ = error
     theirs_state = _copied_state(model, writes)
     try:
         with torch.no_grad(), fixed_seed(kinds), ModelSnapshot(model).untouched() as changes:
-            theirs = functional_call(model, theirs_state, *_copied((args, kwargs)))
+            theirs = functional_call(model, theirs_state, *_copied(inputs))
     except Exception as error:
         raise ModelError(f"the model itself fails on the example inputs: {error}") from error
     if failure is not None:
@@ -185,8 +166,7 @@ def _copied_state(module: nn.Module, parameters: bool) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _failure(node: fx.Node | None, error: Exception) -> str:
-    assert node is not None
+def _failure(node: fx.Node, error: Exception) -> str:
     shapes = ", ".join(_describe(a.meta.get("val")) for a in node.all_input_nodes)
     lines = str(error).strip().splitlines()
     return f"node {node.name!r} ({node.op} {node.target}) fails on ({shapes}): {lines[0] if lines else type(error).__name__}"

@@ -26,7 +26,7 @@ _LARGE = 1 << 26
 
 
 class NumberingError(RuntimeError):
-    """The numbering itself went wrong, whatever program it followed: a bug of this package, which nothing may hide."""
+    """The numbering, or a note beside it, went wrong whatever the program: a bug of this package, which nothing may hide."""
 
 
 class Numbering:
@@ -118,6 +118,8 @@ class Execution(TorchDispatchMode):
             try:
                 with self:
                     yield
+            except NumberingError:
+                raise
             except Exception as error:  # as code likes; if it fails on tensors as well, a real run will say so
                 self._refusals.append(f"the code fails: {error}")
         if self._bug is not None:

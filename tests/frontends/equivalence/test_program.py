@@ -23,6 +23,7 @@ from fxprune.errors import CaptureError
 from fxprune.frontends.equivalence import check
 from fxprune.frontends.equivalence.check import check_against_model
 from fxprune.frontends.equivalence.numbering import Execution, Numbering, NumberingError
+from fxprune.frontends.equivalence.program import Programs
 from tests.compare import relative_error
 from tests.nets import ConvNet, SequenceNet
 
@@ -642,6 +643,24 @@ def test_after_a_failure_inside_the_numbering_nothing_else_is_tried(
     break_numbers(monkeypatch, of)
     with pytest.raises(error, match="a bug"):
         fxprune.capture(Net().train(), x())
+
+
+@pytest.mark.parametrize("as_programs", [True, False])
+@pytest.mark.parametrize("frontend", ["trace", "auto"])
+def test_a_failure_to_note_what_a_node_gives_is_seen(as_programs: bool, frontend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not as_programs:
+        monkeypatch.setattr(Programs, "same", lambda *_: None)
+
+    def fail(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("fxprune.frontends.equivalence.check._map_tensors", fail)
+    model, y, state = Net().train(), x(), torch.get_rng_state()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(NumberingError if as_programs else KeyError, match="a bug"):
+        fxprune.capture(model, y, frontend=frontend)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 class CatchesMissingValues(Net):
