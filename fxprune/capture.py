@@ -14,7 +14,7 @@ from fxprune.frontends.model.hooks import Pruned
 from fxprune.graph.captured import CapturedModule, compile_all, compiled_later
 from fxprune.methods import methods
 from fxprune.passes.mask_parameters import insert_masks
-from fxprune.torch_internals import uncollected
+from fxprune.torch_internals.switches import uncollected
 
 
 def capture(

@@ -25,7 +25,7 @@ from fxprune.passes.shrink import adopt, baked_copy, shrink_units, shrunk_copy
 from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
-from fxprune.torch_internals import uncollected
+from fxprune.torch_internals.switches import uncollected
 from fxprune.verification.inputs import Inputs, given
 from fxprune.verification.verify import verify as check
 

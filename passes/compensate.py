@@ -14,13 +14,12 @@ from fxprune.analysis.remaining import Remaining
 from fxprune.errors import PlanError
 from fxprune.functional import over_kept
 from fxprune.graph.arguments import map_aggregate
+from fxprune.graph.metadata import KEEPS, ORIGINAL
 from fxprune.graph.parts import Slot
 from fxprune.graph.pickling import found, picklable
 from fxprune.rules.labels import Label
 
-# Vectors of flags at the root of a graph; in gm.meta for each the places that it is for.
-_KEEP = "fxprune_keep_"
-_RECORD = "fxprune.keeps"
+_KEEP = "fxprune_keep_"  # vectors of flags at the root of a graph
 
 
 def insert_corrections(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, wanted: Iterable[Correction]) -> None:
@@ -100,7 +99,7 @@ class _Writer:
             new = self.gm.graph.call_function(correction.function, (values[0],), named)
         node.replace_all_uses_with(new)
         new.meta = dict(node.meta)
-        new.meta["fxprune_original"] = _stored(node, new)
+        ORIGINAL.set(new, _stored(node, new))
         name = node.name
         self.gm.graph.erase_node(node)
         new.name = name
@@ -112,7 +111,7 @@ class _Writer:
         if key not in self.known:
             name = self.known[key] = f"{_KEEP}{len(self.known)}"
             self.gm.register_buffer(name, flags.to(_device(self.gm)))
-        record = self.gm.meta.setdefault(_RECORD, {}).setdefault(self.known[key], [])
+        record = KEEPS.setdefault(self.gm, {}).setdefault(self.known[key], [])
         if (place.node, place.input, place.dim) not in record:
             record.append((place.node, place.input, place.dim))
         return self.gm.graph.create_node("get_attr", self.known[key])
@@ -132,13 +131,13 @@ def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:
 
 def has_places(gm: fx.GraphModule, places: Iterable[Place]) -> bool:
     """Tell whether a graph has corrections at all of these places."""
-    present = {place for places in gm.meta.get(_RECORD, {}).values() for place in places}
+    present = {place for places in (KEEPS.get(gm) or {}).values() for place in places}
     return all((place.node, place.input, place.dim) in present for place in places)
 
 
 def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> None:
     """Bring the flags of all corrections up to date, in place."""
-    for name, places in gm.meta.get(_RECORD, {}).items():
+    for name, places in (KEEPS.get(gm) or {}).items():
         _, node, dim = places[0]
         label = deps.values[node]
         assert isinstance(label, Label)
@@ -148,14 +147,14 @@ def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> Non
 
 def erase_corrections(gm: fx.GraphModule) -> bool:
     """Take all corrections out of a graph, in place; it is not recompiled. Tells whether there were any."""
-    record = gm.meta.pop(_RECORD, {})
+    record = KEEPS.pop(gm) or {}
     graph = gm.graph
     for node in list(graph.nodes):
         if node.target in (over_kept.keep_only, over_kept.mean_of_kept):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
-        elif "fxprune_original" in node.meta:
-            _restore(graph, node)
+        elif (original := ORIGINAL.pop(node)) is not None:
+            _restore(graph, node, original)
     for name in record:
         for read in graph.find_nodes(op="get_attr", target=name):
             graph.erase_node(read)
@@ -163,8 +162,8 @@ def erase_corrections(gm: fx.GraphModule) -> bool:
     return bool(record)
 
 
-def _restore(graph: fx.Graph, node: fx.Node) -> None:
-    op, target, args, kwargs = node.meta.pop("fxprune_original")
+def _restore(graph: fx.Graph, node: fx.Node, original: tuple[Any, ...]) -> None:
+    op, target, args, kwargs = original
     reads = node.all_input_nodes
 
     def fill(value: Any) -> Any:

@@ -10,7 +10,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import all_masked
-from fxprune.graph.metadata import forget_methods
+from fxprune.graph.metadata import METHODS
 from fxprune.passes.mask_parameters import remove_masks
 from fxprune.passes.mask_units import note_dead_axes
 
@@ -30,7 +30,7 @@ class Finalize:
         note_dead_axes(as_graph_module(graph_module))
         modified = remove_masks(graph_module, all_masked(graph_module))
         if modified:
-            forget_methods(graph_module)
+            METHODS.pop(graph_module)
             graph_module.recompile()
         return PassResult(graph_module, modified)
 

@@ -10,6 +10,8 @@ import operator
 
 from torch import fx
 
+from fxprune.graph.metadata import IN_PLACE
+
 _IN_PLACE = {
     operator.add: operator.iadd,
     operator.sub: operator.isub,
@@ -30,7 +32,7 @@ def write_in_place(gm: fx.GraphModule) -> bool:
     Returns:
         Whether a node was rewritten.
     """
-    found = [node for node in gm.graph.nodes if node.meta.get("fxprune_in_place") and _is_ours(gm, node)]
+    found = [node for node in gm.graph.nodes if IN_PLACE.get(node) and _is_ours(gm, node)]
     for node in found:
         node.target = _IN_PLACE[node.target]
     return bool(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from fxprune.functional import layers
 from fxprune.graph.captured import compiled_later
 from fxprune.passes.lower import lower
 from fxprune.rules.labels import Label
+from fxprune.torch_internals.switches import quiet
 
 
 class _Call(nn.Module):
@@ -123,8 +123,7 @@ def _fixes_batch(inner: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) 
 
 
 def _captured(call: nn.Module, examples: list[Tensor]) -> fx.GraphModule:
-    with warnings.catch_warnings(), compiled_later():
-        warnings.simplefilter("ignore")
+    with quiet(), compiled_later():
         return capture_graph(call, tuple(examples)).gm
 
 

@@ -19,6 +19,7 @@ from fxprune.errors import LoweringError
 from fxprune.functional.leaf_cards import card_of
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import find_parameter
+from fxprune.graph.metadata import CALL, LOWERED, PATH
 from fxprune.graph.parts import Lowered, Slot
 from fxprune.graph.paths import join, replace_module
 
@@ -81,7 +82,8 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
         call, known = _with_slots(node), stand_ins[leaf].calls
         if call not in known:
             known.append(call)
-        nodes[-1].meta |= {"fxprune_call": known.index(call), "fxprune_path": str(node.target)}
+        CALL.set(nodes[-1], known.index(call))
+        PATH.set(nodes[-1], str(node.target))
         take_over(node, nodes[-1])
     return bool(calls)
 
@@ -100,7 +102,7 @@ def _write_out(graph: fx.Graph, node: fx.Node, leaf: nn.Module) -> list[fx.Node]
         graph.erase_node(unused)
         nodes.remove(unused)
     for node in nodes:
-        node.meta["fxprune_lowered"] = True
+        LOWERED.set(node, True)
     return [*nodes, result]
 
 

@@ -28,6 +28,7 @@ from fxprune.graph.masks import (
     replace_mask,
     unregister_mask,
 )
+from fxprune.graph.metadata import LOWERED, MOVED
 from fxprune.graph.paths import owners, parameter_names
 from fxprune.passes.lower import lower, take_over
 from fxprune.passes.raise_leaves import raise_leaves
@@ -125,7 +126,7 @@ def _insert_product(graph: fx.Graph, names: tuple[str, ...], ending: str) -> Non
     reads = sorted(node for name in names for node in graph.find_nodes(op="get_attr", target=name))
     if not reads:  # registered in the model but unused in this graph
         return
-    captured = [node for node in reads if "fxprune_lowered" not in node.meta]
+    captured = [node for node in reads if not LOWERED.get(node)]
     first = (captured or reads)[0]  # gives its name and place back when the mask is removed
     with graph.inserting_before(reads[0]):
         orig = graph.create_node("get_attr", f"{first.target}{ORIG}")
@@ -137,7 +138,7 @@ def _insert_product(graph: fx.Graph, names: tuple[str, ...], ending: str) -> Non
         other.replace_all_uses_with(product)
         graph.erase_node(other)
     if first is not reads[0]:
-        product.meta["fxprune_moved"] = True
+        MOVED.set(product, True)
     take_over(first, product)
 
 
@@ -215,7 +216,7 @@ def _erase_product(graph: fx.Graph, name: str) -> list[fx.Node]:
             with graph.inserting_before(orig):
                 plain = graph.create_node("get_attr", name)
             plain.meta.update(orig.meta)
-            if product.meta.pop("fxprune_moved", False):
+            if MOVED.pop(product):
                 moved.append(plain)
             take_over(product, plain)
         if orig.users:  # another pass reads the parameter as it is

@@ -19,6 +19,7 @@ from fxprune.analysis.remaining import Flags, Remaining
 from fxprune.errors import PlanError
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import MASK, all_masked, check_prunable, find_masked, find_parameter
+from fxprune.graph.metadata import BAKED
 from fxprune.graph.parts import clone_below
 from fxprune.passes.compensate import erase_corrections, has_places, insert_corrections, update_keeps
 from fxprune.passes.lower import lower
@@ -77,7 +78,7 @@ def mask_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
     restricted = {place.node for c in wanted if isinstance(c, Restrict) for place in c.places}
     lower(gm, [vector.parameter for vector in vectors], restricted)
     if any(vector.parameter.is_meta for vector in vectors):  # a mask there has no values that could say
-        gm.meta[BAKED] = {(vector.name, vector.dim): ~vector.flags for vector in vectors}
+        BAKED.set(gm, {(vector.name, vector.dim): ~vector.flags for vector in vectors})
     for vector in vectors:
         put_mask(gm, vector.name, vector.parameter, vector.tensor, vector.ending)
     insert_corrections(gm, deps, kept, wanted)
@@ -166,14 +167,10 @@ def shared_copy(gm: _Graph) -> _Graph:
     return copy.deepcopy(gm, known)
 
 
-# In gm.meta, what structured masks removed before they were baked.
-BAKED = "fxprune.baked"
-
-
 def note_dead_axes(gm: fx.GraphModule) -> None:
     """Note on a graph what its structured masks remove, before they are baked."""
     if is_structured(gm):
-        gm.meta[BAKED] = gm.meta.get(BAKED, {}) | dead_axes(gm)
+        BAKED.set(gm, {**(BAKED.get(gm) or {}), **dead_axes(gm)})
 
 
 def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
@@ -182,7 +179,7 @@ def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
     Of masks that were baked it counts only what is zero still.
     """
     found: dict[tuple[str, int], Flags] = {}
-    for (name, dim), flags in gm.meta.get(BAKED, {}).items():
+    for (name, dim), flags in (BAKED.get(gm) or {}).items():
         weights = find_parameter(gm, name).detach().movedim(dim, 0)
         if weights.is_meta:
             found[name, dim] = flags

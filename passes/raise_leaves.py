@@ -17,6 +17,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import all_masked
+from fxprune.graph.metadata import CALL, PATH
 from fxprune.graph.parts import Lowered, Slot
 from fxprune.graph.paths import join, replace_module, value_at
 from fxprune.passes.lower import emit, take_over
@@ -79,16 +80,16 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, l
     reads = [node for p in module.parameters() for node in readers.get(id(p), ()) if not node._erased]
     users = list(dict.fromkeys(user for node in reads for user in node.users))
     if next(module.parameters(), None) is None:
-        users = [node for node in gm.graph.nodes if "fxprune_call" in node.meta]
+        users = [node for node in gm.graph.nodes if CALL.get(node) is not None]
     tensor_of = {node: key for key, nodes in readers.items() for node in nodes} if users else {}
     found = False
     for index, (args, kwargs) in enumerate(lowered.calls):
         pattern = _pattern(module, path, args, kwargs)
         for site in users:
-            if site._erased or site.meta.get("fxprune_call", index) != index:
+            if site._erased or CALL.get(site) not in (None, index):
                 continue
             # Layers that are tied are written out alike, and one that is registered twice is called by either name.
-            name = site.meta.get("fxprune_path", path)
+            name = PATH.get(site) or path
             if isinstance(owner := value_at(gm, name), Lowered) and owner is not lowered:
                 continue
             match = _Matcher(module, path, tensor_of).run(pattern, site)

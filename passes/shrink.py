@@ -22,7 +22,7 @@ from fxprune.functional.leaf_cards import card_of, update_sizes
 from fxprune.graph.buffers import buffers_of, own_buffers
 from fxprune.graph.captured import as_graph_module, compiled_later
 from fxprune.graph.masks import all_masked
-from fxprune.graph.metadata import forget_methods
+from fxprune.graph.metadata import BAKED, KEPT, KEPT_OF_VALUE, METHODS
 from fxprune.graph.paths import holders, join, modules_by_path, owners
 from fxprune.graph.side_effects import may_write
 from fxprune.passes.compensate import erase_corrections
@@ -31,10 +31,10 @@ from fxprune.passes.in_place import write_in_place
 from fxprune.passes.inline import inline_all
 from fxprune.passes.lower import lower
 from fxprune.passes.mask_parameters import remove_masks
-from fxprune.passes.mask_units import BAKED, dead_axes, removed_units, shared_copy
+from fxprune.passes.mask_units import dead_axes, removed_units, shared_copy
 from fxprune.passes.repair.repair import may_be_stuck, repair, shrinking_steps
 from fxprune.rules.labels import Label
-from fxprune.torch_internals import uncollected
+from fxprune.torch_internals.switches import uncollected
 from fxprune.zeros.folds import Fold
 from fxprune.zeros.removable import ZeroSlices, masked_slices, removable, zero_slices
 
@@ -188,20 +188,17 @@ def _of_those(before: Places, index: Places) -> Places:
 
 def _note_what_is_left(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, indices: dict[str, Places]) -> None:
     """Note which positions are left: of tensors since the first shrink, of values of nodes since this one."""
-    before: dict[str, Places] = gm.meta.get("fxprune.kept", {})
+    before = dict(KEPT.get(gm) or {})
     now = {name: _of_those(before[name], index) if name in before else index for name, index in indices.items()}
-    gm.meta["fxprune.kept"] = before | now
+    KEPT.set(gm, before | now)
     for node in gm.graph.nodes:
-        node.meta.pop("fxprune_kept", None)  # of a round before
+        KEPT_OF_VALUE.pop(node)  # of a round before
         value = deps.values.get(node.name)
         if node.op in ("placeholder", "output") or not kept.shrinks_any(value):
             continue
         node.meta.pop("val", None)
-        node.meta["fxprune_kept"] = (
-            kept.places_of(value)
-            if isinstance(value, Label)
-            else pytree.tree_map(lambda leaf: kept.places_of(leaf) if isinstance(leaf, Label) else None, value)
-        )
+        left = pytree.tree_map(lambda leaf: kept.places_of(leaf) if isinstance(leaf, Label) else None, value)
+        KEPT_OF_VALUE.set(node, left)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +228,7 @@ def baked_copy(gm: _Graph) -> _Graph:
             owner._parameters[attribute] = fresh
     erase_corrections(copy)
     remove_masks(copy, all_masked(copy))
-    forget_methods(copy)
+    METHODS.pop(copy)
     _free_names(copy.graph)
     copy.recompile()
     return copy
@@ -250,7 +247,7 @@ def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
     copy, dead = baked_copy(gm), dead_axes(gm)
     deps = analyze(copy)
     removed = removed_units(deps, dead)
-    copy.meta.pop(BAKED, None)
+    BAKED.pop(copy)
     folds, amounts = list[Fold](), list[Tensor]()
     if zeros := zero_slices(copy) if from_zeros else masked_slices(gm):
         removed, folds, amounts = _with_others(copy, deps, removed, zeros)

@@ -96,3 +96,27 @@ def test_files_and_functions_stay_short() -> None:
                 body = node.body[1:] if ast.get_docstring(node) is not None else node.body
                 lines = 1 + (body[-1].end_lineno or 0) - body[0].lineno if body else 0
                 assert lines <= 60, f"{name}.{node.name} has {lines} lines"
+
+
+def _keys_of_meta(tree: ast.Module) -> Iterator[ast.expr]:
+    """Yield the keys by which code asks ``meta`` of graphs and nodes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "meta":
+            yield node.slice
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Attribute):
+            if node.func.value.attr == "meta" and node.func.attr in ("get", "pop", "setdefault"):
+                yield node.args[0]
+        elif isinstance(node, ast.Compare) and isinstance(right := node.comparators[0], ast.Attribute) and right.attr == "meta":
+            yield node.left
+
+
+def test_keys_of_meta_stand_in_one_file() -> None:
+    modules = _modules()
+    del modules["fxprune.graph.metadata"]
+    found = [
+        f"{name}:{key.lineno}: {ast.unparse(key)}"
+        for name, file in modules.items()
+        for key in _keys_of_meta(ast.parse(file.read_text(encoding="utf-8")))
+        if not (isinstance(key, ast.Constant) and key.value == "val")
+    ]
+    assert found == [], "fxprune's keys are in graph/metadata.py, and torch's but for 'val', which everybody knows"

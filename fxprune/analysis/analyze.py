@@ -32,12 +32,13 @@ from fxprune.errors import AnalysisError, FxpruneError, RuleError
 from fxprune.functional import layers
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.interpreter import NodeRunner
+from fxprune.graph.metadata import LABEL
 from fxprune.graph.parts import ByMode
 from fxprune.graph.source_lines import code_line
 from fxprune.rules import Call, Label, Rule, Zero
 from fxprune.rules.call import tensors_in
 from fxprune.rules.registry import is_by_user
-from fxprune.torch_internals import uncollected
+from fxprune.torch_internals.switches import no_fast_path, uncollected
 
 
 def analyze(gm: fx.GraphModule) -> Dependencies:
@@ -67,15 +68,9 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
 def _analyze(gm: fx.GraphModule) -> Dependencies:
     labelling = _Labelling(gm)
     inputs = _example_inputs(gm, labelling.fakes)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # The fast path of nn.MultiheadAttention is another operator, and only for inference.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        # Below autograd and above decomposition: composite operators arrive as they were called.
-        with torch.inference_mode(), labelling.fakes.mode, labelling:
-            labelling.run(gm, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    # Below autograd and above decomposition: composite operators arrive as they were called.
+    with no_fast_path(), torch.inference_mode(), labelling.fakes.mode, labelling:
+        labelling.run(gm, inputs)
     return labelling.dependencies()
 
 
@@ -204,14 +199,14 @@ class _Labelling(TorchDispatchMode):
     def label(self, tensor: Tensor) -> Label:
         """Return the label of a tensor that the graph meets."""
         if isinstance(tensor, FakeTensor):
-            known: Label | None = tensor.__dict__.get("_fxprune_label")
+            known: Label | None = LABEL.get(tensor)
             return Label.whole(tensor.shape, replace(self.here, text="of unknown origin")) if known is None else known
         return self.sources.label(tensor, self.here)
 
     def _set(self, tensor: Tensor, label: Label) -> None:
         if not isinstance(tensor, FakeTensor):
             return
-        tensor.__dict__["_fxprune_label"] = label
+        LABEL.set(tensor, label)
         self.aliases.setdefault(tensor.untyped_storage()._cdata, []).append(weakref.ref(tensor))
 
     # Calls.
@@ -393,6 +388,6 @@ class _Stepping(NamedTuple):
 
 
 def _forget_values(tensor: Tensor) -> None:
-    label: Label = tensor.__dict__["_fxprune_label"]
+    label: Label = LABEL[tensor]
     zeros = tuple(min(zero, Zero.FINITE) for zero in label.zeros)
-    tensor.__dict__["_fxprune_label"] = Label(label.axes, zeros, None, label.producer)
+    LABEL.set(tensor, Label(label.axes, zeros, None, label.producer))

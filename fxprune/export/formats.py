@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError, ExportWarning, InputError
 from fxprune.export.scriptable import plain, scriptable
+from fxprune.torch_internals.switches import quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -60,7 +60,7 @@ def to_torchscript(
     if method == "trace":
         return _trace(gm, inputs)
     try:
-        with _quiet():
+        with quiet():
             return torch.jit.script(scriptable(gm))
     except Exception as error:  # the TorchScript compiler raises many kinds
         reason = _first_lines(error)
@@ -101,7 +101,7 @@ def to_exported_program(
     kwargs = dict(example_kwargs or {})
     shapes = _dynamic_batch(gm, args, kwargs) if dynamic_batch else None
     try:
-        with _quiet():
+        with quiet():
             return torch.export.export(gm, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(f"torch.export refuses this graph: {_first_lines(error)}") from error
@@ -137,7 +137,7 @@ def to_onnx(
     inputs = _positional(gm, example_inputs, example_kwargs)
     program = to_exported_program(gm, inputs, dynamic_batch=dynamic_batch)
     try:
-        with _quiet():
+        with quiet():
             onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False)
             assert onnx_program is not None
             if path is not None:
@@ -167,7 +167,7 @@ def _trace(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> torch.jit.ScriptModul
     call = _PlainCall(gm, inputs)
     call.training = gm.training
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
             traced: torch.jit.ScriptModule = torch.jit.trace(call, call.tensors, strict=False, check_trace=False)
             if not gm.training:
                 torch.testing.assert_close(traced(*call.tensors), call(*call.tensors), equal_nan=True)
@@ -199,11 +199,3 @@ def _dynamic_batch(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, 
 def _first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what torch says of its own exporters: that TorchScript is deprecated is known to whoever calls this."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

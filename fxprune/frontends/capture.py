@@ -16,12 +16,12 @@ from fxprune.errors import CaptureError, InputError
 from fxprune.frontends.attempt import Attempt, Example, by_copy, by_export, by_trace
 from fxprune.frontends.equivalence.program import Programs
 from fxprune.frontends.model.hooks import Pruned, check_hooks, without_prune_hooks
-from fxprune.frontends.model.snapshot import ModelSnapshot, own_random_numbers
+from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import bind
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.paths import Modules, all_modules
-from fxprune.torch_internals import uncollected
+from fxprune.torch_internals.switches import own_random_numbers, uncollected
 
 Frontend = Literal["auto", "trace", "export"]
 

@@ -9,12 +9,14 @@ from typing import Any
 from torch import fx
 from torch.fx.proxy import TraceError
 
+from fxprune.graph.metadata import IN_PLACE
+
 
 def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
     def record(self: fx.Proxy, other: Any) -> Any:
         result = operation(self, other)
         if isinstance(result, fx.Proxy):
-            result.node.meta["fxprune_in_place"] = True
+            IN_PLACE.set(result.node, True)
         return result
 
     return record

@@ -5,27 +5,23 @@ Gives an ATen-level graph whose parameters are read under their original names.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import operator
 import re
-import unittest.mock
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
-from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.functional import layers
+from fxprune.graph.metadata import MODULE, NN_MODULE_STACK
 from fxprune.graph.paths import value_at
+from fxprune.torch_internals.switches import masks_unseen, no_fast_path, quiet, unlogged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +46,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
         CaptureError: if ``torch.export`` refuses the model; the cause is chained.
     """
     try:
-        with ModelSnapshot(model).untouched(), _quiet(), _slow_attention():
+        with ModelSnapshot(model).untouched(), quiet(), unlogged(), no_fast_path(), masks_unseen():
             shapes = _dynamic(model, args, kwargs) if free_batch else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             # The guards are written into the graph below, as nodes that script and pickle.
@@ -60,7 +56,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
     graph = unlifted.graph
     graph.owning_module = None
     for node in graph.nodes:
-        node.meta["fxprune_module"] = _module_path(node)
+        MODULE.set(node, _module_path(node))
     for node in graph.find_nodes(op="get_attr"):
         if not node.users:  # the second name of a tied parameter, or a parameter out of use
             graph.erase_node(node)
@@ -73,7 +69,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
 
 
 def _module_path(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
+    stack = NN_MODULE_STACK.get(node) or {}
     path = str(list(stack.values())[-1][0]) if stack else ""
     return "" if path.startswith("_empty_nn_module_stack") else path.partition("@")[0]
 
@@ -117,35 +113,6 @@ def _holds_for_all_batches(guard: str) -> bool:
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2])}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # About torch.export's own internals; what concerns the user is raised or warned of here.
-        warnings.simplefilter("ignore")
-        # torch.export logs whole graphs when it fails, which here is one of two ways and no news to the user.
-        before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
-
-
-@contextlib.contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Switch off what nn.MultiheadAttention does for speed alone: a fused kernel in eval mode, and looks into masks."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    # torch looks into a mask to see whether it is the causal one. That only chooses a kernel, but cannot be exported.
-    with unittest.mock.patch.object(
-        transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: bool(is_causal)
-    ):
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(before)
 
 
 def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -30,6 +30,7 @@ from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.proxies import Proxy
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
+from fxprune.graph.metadata import MODULE, NN_MODULE_STACK, STACK_TRACE
 from fxprune.graph.source_lines import calling_lines
 
 
@@ -139,11 +140,11 @@ class Tracer(fx.Tracer):
             raise CaptureError(_SWITCHES)
         node = super().create_node(*args, **kwargs)
         if self._called:
-            node.meta["nn_module_stack"] = self._called
+            NN_MODULE_STACK.set(node, self._called)
         if context != self._context and self._may_have_gradient(node):
             raise CaptureError(_SWITCHES)
-        node.meta["fxprune_module"] = self.scope.module_path
-        node.meta["stack_trace"] = calling_lines(sys._getframe(), self._lines_around).strip()
+        MODULE.set(node, self.scope.module_path)
+        STACK_TRACE.set(node, calling_lines(sys._getframe(), self._lines_around).strip())
         return node
 
     def _may_have_gradient(self, node: fx.Node) -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import copy
 import pickle
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from fxprune.errors import PruningTypeError
 from fxprune.graph.masks import MaskLoading
 from fxprune.graph.paths import all_modules
 from fxprune.graph.pickling import dump, load
+from fxprune.torch_internals.switches import quiet
 
 
 class CapturedModule(MaskLoading, fx.GraphModule):
@@ -60,7 +60,7 @@ class CapturedModule(MaskLoading, fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the state and a flat list of the nodes."""
         state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
-        with _quiet_specs():
+        with quiet(FutureWarning):  # which torch gives of its own TreeSpec class
             graph = pickle.dumps((dump(self.graph), self.graph._codegen))
         return _rebuild, (state, type(self).__name__, graph)
 
@@ -70,7 +70,7 @@ class CapturedModule(MaskLoading, fx.GraphModule):
             copied = CapturedModule(nn.Module(), fx.Graph(), type(self).__name__)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _DERIVED}, memo))
-        with _quiet_specs():
+        with quiet(FutureWarning):
             copied.graph = copy.deepcopy(self.graph)
         copied.example = self.example
         return copied
@@ -116,18 +116,10 @@ def compile_all(gm: fx.GraphModule) -> None:
 _DERIVED = ("_graph", "_code", "_in_spec", "_out_spec", "example")
 
 
-@contextlib.contextmanager
-def _quiet_specs() -> Iterator[None]:
-    """Hide what torch says about its own TreeSpec class when one is pickled."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
 def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:
     gm = CapturedModule(nn.Module(), fx.Graph(), class_name)
     gm.__dict__.update(state)
-    with _quiet_specs():
+    with quiet(FutureWarning):
         gm.graph = load(*pickle.loads(graph))
     return gm
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import PruningTypeError, UnknownParameterError
+from fxprune.graph.metadata import MASKED
 from fxprune.graph.paths import owners, parameter_names, parameters_by_name, split
 
 ORIG = "_orig"
@@ -52,11 +53,6 @@ def widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str) -> No
             continue
         if mask.dtype == torch.uint8 and incoming.shape == mask.shape and not is_binary(incoming):
             owner._buffers[name] = torch.empty_like(mask, dtype=orig.dtype)
-
-
-# On each module that holds masked parameters, the endings of their masks by attribute name: a model may have names of this
-# form of its own.
-_MASKED = "_fxprune_masked"
 
 
 def _widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -109,7 +105,7 @@ def find_masked(root: nn.Module, name: str) -> Masked | None:
         owner = root.get_submodule(path)
     except AttributeError:
         return None
-    orig, endings = owner._parameters.get(last + ORIG), vars(owner).get(_MASKED, {}).get(last, ())
+    orig, endings = owner._parameters.get(last + ORIG), (MASKED.get(owner) or {}).get(last, ())
     masks = {e: mask for e in sorted(endings) if (mask := owner._buffers.get(last + e)) is not None}
     if orig is None or not masks:
         return None
@@ -158,7 +154,7 @@ def _unknown(root: nn.Module, name: str) -> str:
 def register_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> None:
     """Put ``mask`` beside ``parameter``, wherever it is held, and rename it to ``<name>_orig`` unless it is so already."""
     for owner, attribute in list(owners(root, parameter)):
-        masked: dict[str, list[str]] = vars(owner).setdefault(_MASKED, {})
+        masked = MASKED.setdefault(owner, {})
         base = attribute.removesuffix(ORIG)
         if base == attribute or base not in masked:
             base = attribute
@@ -180,11 +176,11 @@ def unregister_mask(root: nn.Module, parameter: nn.Parameter) -> None:
     for owner, attribute in list(owners(root, parameter)):
         base = attribute.removesuffix(ORIG)
         _rename(owner, attribute, base)
-        masked: dict[str, list[str]] = vars(owner)[_MASKED]
+        masked = MASKED[owner]
         for ending in masked.pop(base):
             del owner._buffers[base + ending]
         if not masked:
-            del vars(owner)[_MASKED]
+            MASKED.pop(owner)
 
 
 def _rename(owner: nn.Module, old: str, new: str) -> None:

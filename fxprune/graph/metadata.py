@@ -1,21 +1,138 @@
-"""What fxprune keeps in the ``meta`` of graphs and nodes."""
+"""All keys under which fxprune keeps facts in ``meta`` of graphs and nodes, and in attributes of modules and tensors.
+
+``meta`` of a graph and of its nodes is what torch.fx carries through ``copy.deepcopy``; values are shared by the copies. Each
+key says here whether it lives through pickling and through a shrink besides. Facts with a class of their own are attributes
+there: ``CapturedModule.example`` (of this process alone), ``Lowered.calls`` and ``Lowered._leaf_type`` (copied and pickled).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
 
-from torch import fx
+from torch import Tensor
 
-# GraphModule.meta is what torch.fx carries through deepcopy and pickle.
-_METHODS = "fxprune.methods"
-
-
-def methods_of(gm: fx.GraphModule) -> dict[str, Any]:
-    """Return the record of pruning methods by parameter name (the first of its names), as kept in ``gm.meta``."""
-    record: dict[str, Any] = gm.meta.setdefault(_METHODS, {})
-    return record
+T = TypeVar("T")
 
 
-def forget_methods(gm: fx.GraphModule) -> None:
-    """Drop the record of pruning methods."""
-    gm.meta.pop(_METHODS, None)
+@dataclasses.dataclass(frozen=True)
+class Key(Generic[T]):
+    """A key of ``meta``, for values of one type.
+
+    Args:
+        name: the string in ``meta``, the same for ever: it stands in stored graphs.
+        pickled: whether it is there after pickling.
+        shrunk: whether it is there after a shrink.
+
+    Example: ``IN_PLACE.set(node, True)`` writes ``node.meta["fxprune_in_place"] = True``.
+    """
+
+    name: str
+    pickled: bool = True
+    shrunk: bool = True
+
+    def _dict(self, holder: Any) -> Any:
+        return holder.meta
+
+    def get(self, holder: Any) -> T | None:
+        """Return the value on a graph or node; None if there is none."""
+        return self._dict(holder).get(self.name)  # type: ignore[no-any-return]
+
+    def __getitem__(self, holder: Any) -> T:
+        return self._dict(holder)[self.name]  # type: ignore[no-any-return]
+
+    def set(self, holder: Any, value: T) -> None:
+        """Write the value."""
+        self._dict(holder)[self.name] = value
+
+    def setdefault(self, holder: Any, value: T) -> T:
+        """Return the value that is there, after writing ``value`` if there is none."""
+        return self._dict(holder).setdefault(self.name, value)  # type: ignore[no-any-return]
+
+    def pop(self, holder: Any) -> T | None:
+        """Take the value away and return it; None if there is none."""
+        return self._dict(holder).pop(self.name, None)  # type: ignore[no-any-return]
+
+
+class Attribute(Key[T]):
+    """A key of the ``__dict__`` of modules or tensors."""
+
+    def _dict(self, holder: Any) -> Any:
+        return vars(holder)
+
+
+# -- meta of graphs ------------------------------------------------------------------------------------------------------
+
+METHODS = Key[dict[str, Any]]("fxprune.methods", shrunk=False)
+"""By parameter name (the first of its names) the pruning method that masked it. Written and read by ``methods/``; read by
+``reports/summary.py``; dropped by finalize and shrink."""
+
+KEPT = Key[Mapping[str, tuple[Tensor | None, ...]]]("fxprune.kept")
+"""By name of a parameter or buffer the positions of the first graph that it holds, by dimension; None where all are left.
+Written by ``passes/shrink.py``; read by ``verification/verify.py``."""
+
+BAKED = Key[Mapping[tuple[str, int], Any]]("fxprune.baked", shrunk=False)
+"""By parameter and dimension flags of what structured masks removed that were baked, or have no values as they are on the meta
+device. Written and read by ``passes/mask_units.py``; dropped by shrink."""
+
+KEEPS = Key[dict[str, list[tuple[str, Any, int]]]]("fxprune.keeps", shrunk=False)
+"""By buffer ``fxprune_keep_0``, ... of flags the places in the graph (node, input, dimension) that corrections use it for.
+Written, read and dropped with the corrections by ``passes/compensate.py``."""
+
+GRAPH_KEYS: tuple[Key[Any], ...] = (METHODS, KEPT, BAKED, KEEPS)
+
+# -- meta of nodes -------------------------------------------------------------------------------------------------------
+
+MODULE = Key[str]("fxprune_module")
+"""Path of the module whose ``forward`` made the node. Written by the front ends; read by ``frontends/modes/``."""
+
+IN_PLACE = Key[bool]("fxprune_in_place")
+"""The model's code writes ``x += y`` here. Written by ``frontends/proxies.py``; read by ``passes/in_place.py``."""
+
+LOWERED = Key[bool]("fxprune_lowered", shrunk=False)
+"""``passes/lower.py`` made the node, as an operand of a written-out module; it goes when the module is raised. Read by
+``passes/mask_parameters.py``, where a product with a mask takes the place of a captured read before that of such a node."""
+
+CALL = Key[int]("fxprune_call")
+"""Which of the entries of ``Lowered.calls`` the node is the result of. Written by ``passes/lower.py``; read by
+``passes/raise_leaves.py``, where calls that are written out alike are told apart by it."""
+
+PATH = Key[str]("fxprune_path")
+"""By which of its paths the graph called the written-out module. Written and read with ``CALL``."""
+
+MOVED = Key[bool]("fxprune_moved", shrunk=False)
+"""The product with a mask stands before the place of the captured read. Written, read and dropped by
+``passes/mask_parameters.py``."""
+
+ORIGINAL = Key[tuple[Any, ...]]("fxprune_original", shrunk=False)
+"""The call that a correction replaced, nodes as ``Slot`` values. Written, read and dropped by ``passes/compensate.py``."""
+
+KEPT_OF_VALUE = Key[Any]("fxprune_kept", pickled=False)
+"""The positions that the last shrink left of the node's value, in its structure. Written by ``passes/shrink.py``; read by
+``verification/first_difference.py``, which passes over nodes without it."""
+
+VAL = Key[Any]("val", pickled=False)
+"""torch's: example value, as fake tensors. Written by capture, by ``shrink`` on inputs, and dropped by it from what shrinks."""
+
+STACK_TRACE = Key[str]("stack_trace")
+"""torch's: the lines of the model's code behind the node. Written by the front ends; read by ``graph/source_lines.py``."""
+
+NN_MODULE_STACK = Key[Mapping[str, tuple[str, Any]]]("nn_module_stack", pickled=False)
+"""torch's: path and class of the modules being called; not pickled, as the classes may be local. Written by the front ends."""
+
+IS_WRAPPED = Key[bool]("is_wrapped")
+"""torch's: a call of a function given to ``fx.wrap``, which the code of the graph declares so. Written and read by torch.fx."""
+
+NODE_KEYS: tuple[Key[Any], ...] = (
+    MODULE, IN_PLACE, LOWERED, CALL, PATH, MOVED, ORIGINAL, KEPT_OF_VALUE, VAL, STACK_TRACE, NN_MODULE_STACK, IS_WRAPPED,
+)  # fmt: skip
+
+# -- attributes ----------------------------------------------------------------------------------------------------------
+
+MASKED = Attribute[dict[str, list[str]]]("_fxprune_masked", shrunk=False)
+"""On a module that holds masked parameters, the endings of their masks by attribute name: a model may have such names of its
+own. Written, read and dropped by ``graph/masks.py``."""
+
+LABEL = Attribute[Any]("_fxprune_label", pickled=False, shrunk=False)
+"""On a fake tensor, its ``Label`` during one analysis. Written and read by ``analysis/analyze.py``."""

@@ -14,11 +14,9 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.node import Node
 
 from fxprune.graph.arguments import map_aggregate
+from fxprune.graph.metadata import NODE_KEYS
 
-_KEPT_META = (
-    "stack_trace", "is_wrapped", "fxprune_module", "fxprune_call", "fxprune_path", "fxprune_moved", "fxprune_original",
-)  # fmt: skip
-
+_PICKLED = {key.name for key in NODE_KEYS if key.pickled}
 
 # Where the contents of modules are that graphs and plans pickled by version 0.1.0 name.
 _MOVED = {
@@ -106,7 +104,7 @@ def dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
             fx.map_arg(node.kwargs, to_index),
             node.name,
             node.type,
-            {k: node.meta[k] for k in _KEPT_META if k in node.meta},
+            {key: value for key, value in node.meta.items() if key in _PICKLED},
         )
         for node in graph.nodes
     ]

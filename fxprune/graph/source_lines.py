@@ -11,6 +11,8 @@ from types import CodeType, FrameType
 import torch
 from torch import fx
 
+from fxprune.graph.metadata import STACK_TRACE
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _NOT_THE_MODEL = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE + os.sep)
@@ -20,7 +22,7 @@ _TRACER = str(torch.fx._symbolic_trace.__file__)
 
 def code_line(node: fx.Node) -> str:
     """Return file and line of the model's code that made a node, where they are known."""
-    return _last_line(node.meta.get("stack_trace") or "")
+    return _last_line(STACK_TRACE.get(node) or "")
 
 
 @functools.lru_cache(maxsize=1 << 12)

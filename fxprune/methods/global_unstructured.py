@@ -12,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from fxprune.errors import FxpruneError, PruningTypeError, PruningValueError, as_pruning_error
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import base_names, check_prunable, find_masked, find_parameter
-from fxprune.graph.metadata import methods_of
+from fxprune.graph.metadata import METHODS
 from fxprune.methods.methods import CustomFromMask, chain, current_value, remember, scores_for
 from fxprune.methods.smallest import masks_of_smallest
 from fxprune.passes.mask_parameters import insert_masks
@@ -63,8 +63,7 @@ def global_unstructured(
     for name in parameters:
         custom = CustomFromMask(None)
         custom._tensor_name = name
-        earlier = methods_of(gm).get(name)
-        remember(gm, custom if earlier is None else chain(gm, name, custom))
+        remember(gm, chain(gm, name, custom) if name in (METHODS.get(gm) or {}) else custom)
     return gm
 
 

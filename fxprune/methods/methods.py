@@ -28,7 +28,7 @@ from fxprune.errors import (
 )
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, find_masked, find_parameter
-from fxprune.graph.metadata import methods_of
+from fxprune.graph.metadata import METHODS
 from fxprune.passes.mask_parameters import insert_masks, remove_masks
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
@@ -180,7 +180,7 @@ def scores_for(importance_scores: Any, current: Tensor, name: str) -> Tensor:
 
 def chain(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> PruningContainer:
     """Return a container of the methods so far and ``method``, as torch makes one; the record is not touched."""
-    earlier = methods_of(gm).get(name)
+    earlier = (METHODS.get(gm) or {}).get(name)
     container = PruningContainer()
     container._tensor_name = name
     if isinstance(earlier, torch_prune.PruningContainer):
@@ -193,7 +193,7 @@ def chain(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) 
 
 def remember(gm: fx.GraphModule, method: torch_prune.BasePruningMethod) -> None:
     """Record the method of the parameter that it names."""
-    methods_of(gm)[method._tensor_name] = _without_tensors(method)
+    METHODS.setdefault(gm, {})[method._tensor_name] = _without_tensors(method)
 
 
 def _without_tensors(method: torch_prune.BasePruningMethod) -> torch_prune.BasePruningMethod:
@@ -341,7 +341,7 @@ def remove(gm: _Graph, name: str) -> _Graph:
             f"parameter {name!r} of shape {tuple(parameter.shape)} has to be pruned before pruning can be removed"
         )
     remove_masks(gm, [masked])
-    methods_of(gm).pop(masked.name, None)
+    (METHODS.get(gm) or {}).pop(masked.name, None)
     gm.recompile()
     return gm
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import statistics
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,16 +13,16 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import Tensor, fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import InputError
-from fxprune.frontends.model.snapshot import ModelSnapshot, own_random_numbers
+from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.interpreter import NodeRunner, in_order
 from fxprune.graph.masks import base_names
 from fxprune.graph.paths import split
+from fxprune.torch_internals.switches import attention_as_products, no_fast_path, no_mkldnn, own_random_numbers, quiet
 from fxprune.verification.first_difference import first_line
 from fxprune.verification.inputs import Inputs
 from fxprune.verification.subject import may_write_parameters
@@ -187,15 +186,9 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _countable() -> Iterator[None]:
     """Switch off the fused kernels on which torch's counter has nothing to say; without them it sees matrix products."""
-    fast_path, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.is_available()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-            warnings.simplefilter("ignore")  # of the model, and of flags that only other devices know
-            with torch.backends.mkldnn.flags(enabled=False) if fused else contextlib.nullcontext():
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    # What is hidden is of the model, and of flags that only other devices know.
+    with quiet(), no_fast_path(), attention_as_products(), no_mkldnn():
+        yield
 
 
 def _work(model: nn.Module, inputs: Inputs) -> dict[str, int]:
@@ -262,8 +255,7 @@ def _times(before: nn.Module, after: nn.Module, inputs: Inputs) -> tuple[float, 
     args, kwargs = inputs.copied(double=False)
     runs = [functools.partial(model, *args, **kwargs) for model in (before, after)]
     timers = [Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for run in runs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         for timer in timers:
             timer.timeit(1)  # warm-up
         rounds: list[list[float]] = [[], []]

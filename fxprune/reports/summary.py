@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import PruningTypeError
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import ORIG, find_masked
-from fxprune.graph.metadata import methods_of
+from fxprune.graph.metadata import METHODS
 from fxprune.graph.paths import parameter_names
 from fxprune.reports.comparison import Comparison, compare
 from fxprune.verification.inputs import given
@@ -162,7 +162,7 @@ def _compared(before: object, after: object, inputs: Any, kwargs: Any, *, layers
 
 
 def _masked(gm: fx.GraphModule) -> Summary:
-    methods = methods_of(gm)
+    methods = METHODS.get(gm) or {}
     rows = []
     for _, parameter in gm.named_parameters():
         names = parameter_names(gm, parameter)

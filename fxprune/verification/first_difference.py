@@ -10,12 +10,10 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import FxpruneError
 from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
+from fxprune.graph.metadata import KEPT_OF_VALUE
 from fxprune.verification.differences import node_error
 from fxprune.verification.inputs import Inputs
 from fxprune.verification.subject import Subject
-
-KEPT = "fxprune_kept"
-"""In ``node.meta`` of a shrunk graph: which positions of the original's value the node's value holds."""
 
 
 def first_difference(
@@ -77,7 +75,7 @@ class _Comparison:
     def compare(self, node: fx.Node, value: Any) -> None:
         self.shapes[node] = shapes(value)
         expected = self.reference.pop(node.name, None)
-        error = node_error(expected, value, node.meta.get(KEPT))
+        error = node_error(expected, value, KEPT_OF_VALUE.get(node))
         if error is None:
             return
         self.compared += 1

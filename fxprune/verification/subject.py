@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from fxprune.frontends.model.snapshot import ModelSnapshot, own_random_numbers
+from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.side_effects import renormalises, writes_to_parameters
+from fxprune.torch_internals.switches import own_random_numbers, quiet
 from fxprune.verification.differences import named_leaves
 from fxprune.verification.inputs import Inputs
 from fxprune.verification.without_chance import WIDER, deterministic
@@ -65,8 +65,7 @@ class Subject:
         args, kwargs = inputs.copied(self.double)
         kept = ModelSnapshot(self.model)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")  # what the model warns of, its user reads when running it
+            stack.enter_context(quiet())  # what the model warns of, its user reads when running it
             stack.enter_context(in_mode(kept.modules, training))
             stack.enter_context(own_random_numbers(kept.tensors.values()))
             stack.enter_context(kept.untouched())

@@ -13,13 +13,11 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError, PruningTypeError, PruningValueError, VerificationError
 from fxprune.graph.masks import ORIG, find_masked
+from fxprune.graph.metadata import KEPT
 from fxprune.verification.differences import Positions, relative_error, select
 from fxprune.verification.first_difference import first_difference, first_line, shapes
 from fxprune.verification.inputs import Case, Inputs, Mode, cases, given
 from fxprune.verification.subject import Result, Subject
-
-KEPT = "fxprune.kept"
-"""In ``gm.meta`` of a shrunk graph: which positions of the original each parameter and buffer holds, by name."""
 
 
 def verify(
@@ -239,7 +237,7 @@ def _form(value: Any) -> str:
 
 def _kept(reference: nn.Module, candidate: nn.Module) -> Mapping[str, Positions]:
     """Return which positions of the reference's tensors the candidate holds; both may be what is left of a larger graph."""
-    theirs, ours = (gm.meta.get(KEPT, {}) if isinstance(gm, fx.GraphModule) else {} for gm in (reference, candidate))
+    theirs, ours = ((isinstance(gm, fx.GraphModule) and KEPT.get(gm)) or {} for gm in (reference, candidate))
     found: dict[str, Positions] = {}
     for name, kept in ours.items():
         relative = [_within(a, b) for a, b in zip(theirs.get(name, [None] * len(kept)), kept, strict=True)]

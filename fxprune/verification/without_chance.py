@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.graph.arguments import map_aggregate
+from fxprune.torch_internals.switches import attention_as_products, no_fast_path
 
 aten = torch.ops.aten
 Arguments = dict[str, Any]
@@ -41,14 +41,8 @@ def deterministic(training: bool, double: bool) -> Iterator[None]:
             depends on the shapes, so attention in train mode is spelled out as matrix products.
         double: compute in double precision even where the code names another floating-point dtype.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # The fast path of nn.MultiheadAttention is another operator, which one of two equal modules may not qualify for.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH) if training else contextlib.nullcontext(), _Deterministic(double):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with no_fast_path(), attention_as_products() if training else contextlib.nullcontext(), _Deterministic(double):
+        yield
 
 
 class _Deterministic(TorchDispatchMode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from fxprune.passes.repair.picks import picks_from_less
 from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.call import bound_arguments
 from fxprune.rules.labels import Label
+from fxprune.torch_internals.switches import no_fast_path, unlogged
 
 # What a tensor that code makes of numbers, such as ``torch.tensor(x.shape[1])``, is given to.
 _MADE_OF_NUMBERS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
@@ -71,14 +71,10 @@ class Rerun(TorchDispatchMode):
         """
         self.calls = []
         result: Any = None
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        # Sizes that do not fit are an answer here, and torch would print them.
-        logger = logging.getLogger("torch._subclasses.fake_tensor")
-        was_disabled, logger.disabled = logger.disabled, True
         try:
             args, kwargs = self._present(node, steps)
-            with torch.inference_mode(), self.fakes.mode, self:
+            # Sizes that do not fit are an answer here, and torch would print them.
+            with unlogged(), no_fast_path(), torch.inference_mode(), self.fakes.mode, self:
                 if node.op == "call_module":
                     result = self.gm.get_submodule(str(node.target))(*args, **kwargs)
                 elif node.op == "call_method":
@@ -87,9 +83,6 @@ class Rerun(TorchDispatchMode):
                     result = node.target(*args, **kwargs)
         except Exception:
             return False
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-            logger.disabled = was_disabled
         return (
             not _differ_in_numbers(self.numbers.before(node), result)
             and len(self.calls) == len(steps)

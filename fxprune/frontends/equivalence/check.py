@@ -20,9 +20,10 @@ from fxprune.abstract.form import Form, IncomparableError, Wrapping
 from fxprune.errors import CaptureError
 from fxprune.frontends.equivalence.numbering import NumberingError
 from fxprune.frontends.equivalence.program import Programs, described
-from fxprune.frontends.model.snapshot import Changes, ModelSnapshot, accelerators, fixed_seed
+from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.side_effects import writes_to_parameters
+from fxprune.torch_internals.switches import accelerators, fixed_seed
 
 # What holds no tensors; pytree leaves ten objects behind at each call, which only the garbage collector finds.
 _WITHOUT_TENSORS = frozenset([int, float, bool, str, type(None)])

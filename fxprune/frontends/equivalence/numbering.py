@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.abstract.form import Form, IncomparableError, frozen, operator_errors, storage
 from fxprune.abstract.propagation import Effect, Propagation, Traits, written
 from fxprune.frontends.equivalence.values import Memory, OfTensors, OperatorCall, Value
+from fxprune.torch_internals.switches import watching_reads
 
 # Above so many bytes, a constant is told by its memory instead of its values.
 _LARGE = 1 << 26
@@ -102,16 +103,7 @@ class Execution(TorchDispatchMode):
             IncomparableError: the code failed, as it may on stand-ins; or an operator did, though the code caught that.
             NumberingError: the numbering failed, though the code caught that.
         """
-
-        def checked(read: Callable[..., Any]) -> Callable[..., Any]:
-            def call(tensor: Tensor, **options: Any) -> Any:
-                self._noting_failures(self._check_is_known, tensor)
-                return read(tensor, **options)
-
-            return call
-
-        tolist, numpy = checked(torch._C.TensorBase.tolist), checked(torch._C.TensorBase.numpy)  # which call no operator
-        with torch.no_grad(), _replaced(Tensor, "tolist", tolist), _replaced(Tensor, "numpy", numpy):
+        with torch.no_grad(), watching_reads(lambda tensor: self._noting_failures(self._check_is_known, tensor)):
             for device in {torch.device("cpu"): None, **self._devices}:
                 torch.rand((), device=device)  # now no seed gives the state that the generator is in
             self._generators = self._random_states()
@@ -341,17 +333,3 @@ def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:
     if size is None or stride is None or tuple(size) != tuple(tensor.shape) or offset not in (None, tensor.storage_offset()):
         return False
     return all(n == 1 or old == new for n, old, new in zip(size, tensor.stride(), stride, strict=True))
-
-
-@contextlib.contextmanager
-def _replaced(owner: type, name: str, method: Any) -> Iterator[None]:
-    """Give a class another method within the context."""
-    own = vars(owner).get(name)  # one that it inherits comes back when the other goes
-    setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)

@@ -23,8 +23,9 @@ from torch.utils import _pytree as pytree
 from fxprune.abstract.form import Form, IncomparableError
 from fxprune.abstract.propagation import PROPAGATION
 from fxprune.frontends.equivalence.numbering import Execution, Numbering
-from fxprune.frontends.model.snapshot import Changes, ModelSnapshot, accelerators, fixed_seed
+from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.paths import Modules
+from fxprune.torch_internals.switches import accelerators, fixed_seed
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:

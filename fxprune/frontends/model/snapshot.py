@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -133,46 +131,3 @@ class ModelSnapshot:
 
 def _is_tensor_cache(content: object) -> bool:
     return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
-
-
-@contextlib.contextmanager
-def own_random_numbers(tensors: Iterable[Tensor]) -> Iterator[list[str]]:
-    """Leave all random states as they were, on the devices of ``tensors`` as well.
-
-    Yields a list that names, afterwards, those besides torch's that were used.
-    """
-    used: list[str] = []
-    python, numpy = random.getstate(), np.random.get_state()
-    with fixed_seed(accelerators(tensors)):
-        try:
-            yield used
-        finally:
-            if random.getstate() != python:
-                used.append("random")
-            if _differs(np.random.get_state(), numpy):
-                used.append("numpy.random")
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-def _differs(a: Any, b: Any) -> bool:
-    return any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def accelerators(tensors: Iterable[Tensor]) -> set[str]:
-    """Return the types of the devices with a generator of their own that tensors are on."""
-    return {t.device.type for t in tensors} - {"cpu", "meta"}
-
-
-@contextlib.contextmanager
-def fixed_seed(kinds: set[str]) -> Iterator[None]:
-    """Seed torch's generators the same each time, on the CPU and on these types of devices, and put them back afterwards."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in kinds:
-            # Seeding touches every device of a kind, whether the model is on it or not.
-            devices = list(range(torch.get_device_module(kind).device_count()))
-            stack.enter_context(torch.random.fork_rng(devices=devices, device_type=kind))
-            torch.get_device_module(kind).manual_seed_all(0)
-        torch.default_generator.manual_seed(0)  # torch.manual_seed queues a call for every device that is not there
-        yield

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxprune.graph.metadata import MODULE
 from fxprune.graph.paths import value_at
 
 _BODY = ("call_function", "call_method", "call_module")
@@ -106,7 +107,7 @@ class Alignment:
         """Return what nodes that are the same share: what they call for which module, and if nobody uses that, on what."""
         first = node.args[0] if node.args and not node.users else None
         read = self.twin.get(first, first) if isinstance(first, fx.Node) and first.op == "get_attr" else None
-        return node.op, node.target, node.meta.get("fxprune_module"), read
+        return node.op, node.target, MODULE.get(node), read
 
     def _add(self, hunk: Hunk, index: int) -> None:
         self.hunks.insert(index, hunk)

@@ -23,6 +23,7 @@ from fxprune.frontends.modes.align import Alignment, Difference, Hunk, replaced
 from fxprune.frontends.modes.reads import ModeReads
 from fxprune.functional import layers
 from fxprune.graph.captured import CapturedModule, compiled_later
+from fxprune.graph.metadata import MODULE
 from fxprune.graph.parts import ByMode, clone
 from fxprune.graph.paths import join, value_at
 from fxprune.graph.side_effects import body_of, may_write
@@ -152,10 +153,10 @@ class _Merge:
 
     def _owner(self, node: fx.Node) -> str | None:
         """Return the module whose mode decides on ``node``; None if several may."""
-        return self.reads.owner_for(node.meta.get("fxprune_module", ""))
+        return self.reads.owner_for(MODULE.get(node) or "")
 
     def _lose(self, node: fx.Node) -> None:
-        self.lost.setdefault(node.meta.get("fxprune_module", ""))
+        self.lost.setdefault(MODULE.get(node) or "")
 
     def _settle(self, choice: _Choice) -> None:
         hunk = choice.hunk

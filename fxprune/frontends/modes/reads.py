@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.graph.paths import Modules, join
+from fxprune.torch_internals.switches import watching_modes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,51 +74,12 @@ class ModeReads:
         return sorted(around, key=lambda read: -len(read.owner)) or list(self._seen)
 
 
-class _NotingFlag:
-    """A data descriptor that stands for ``training`` on nn.Module: stores as before, and notes who reads."""
-
-    def __init__(self, reads: ModeReads) -> None:
-        self.reads = reads
-
-    def __get__(self, module: nn.Module | None, owner: type[nn.Module]) -> object:
-        if module is None:
-            raise AttributeError("training")
-        self.reads.note(module, sys._getframe(1))
-        try:
-            return module.__dict__["training"]
-        except KeyError:
-            raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'") from None
-
-    def __set__(self, module: nn.Module, value: bool) -> None:
-        module.__dict__["training"] = value
-
-
 @contextlib.contextmanager
 def noting_mode_reads(modules: Modules) -> Iterator[ModeReads]:
-    """Record, within the context, every read of the ``training`` flag of one of ``modules``, all those of a model.
-
-    ``training`` is a plain attribute, so the only place to stand is the class: as torch.fx does for calls, nn.Module is
-    patched for the time of the capture.
-    """
+    """Record, within the context, every read of the ``training`` flag of one of ``modules``, all those of a model."""
     reads = ModeReads(modules)
-    nn.Module.training = _NotingFlag(reads)  # type: ignore[assignment]
-    try:
+    with watching_modes(reads.note):
         yield reads
-    finally:
-        del nn.Module.training
-
-
-@contextlib.contextmanager
-def unnoted() -> Iterator[None]:
-    """Within the context, reads of the flag are noted nowhere."""
-    noting = vars(nn.Module).get("training")
-    if noting is not None:
-        del nn.Module.training
-    try:
-        yield
-    finally:
-        if noting is not None:
-            nn.Module.training = noting
 
 
 @contextlib.contextmanager

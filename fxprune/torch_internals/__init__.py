@@ -1,0 +1,7 @@
+"""Every private name of torch and every switch of the whole process, each with why it is needed and what breaks without it.
+
+In: nothing of fxprune. Out: functions, classes and contexts for the rest of it, which names nothing private of torch itself.
+
+Read ``switches.py`` first: settings that all threads share.
+Tests: ``tests/test_torch_internals.py``, and ``tests/test_house.py``, which finds private names elsewhere.
+"""
