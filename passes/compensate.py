@@ -85,18 +85,19 @@ class _Writer:
         return last
 
     def _restrict(self, node: fx.Node, correction: Restrict) -> None:
-        arguments = {argument.name: (place, argument) for place, argument in enumerate(correction.op._schema.arguments)}
+        form = correction.form
+        arguments = {argument.name: (place, argument) for place, argument in enumerate(correction.call.op._schema.arguments)}
 
         def given(name: str) -> Any:
             place, argument = arguments[name]
             return node.args[place] if place < len(node.args) else node.kwargs.get(name, argument.default_value)
 
-        values = [given(name) if node.args or name in node.kwargs else node.kwargs["input"] for name in correction.given]
+        values = [given(name) if node.args or name in node.kwargs else node.kwargs["input"] for name in form.given]
         with self.gm.graph.inserting_before(node):
             keeps = [self._keep(place) for place in correction.places]
-            named = dict(zip(correction.given[1:], values[1:], strict=True)) | correction.plain
+            named = dict(zip(form.given[1:], values[1:], strict=True)) | form.plain_arguments(correction.call)
             named |= {"keeps": keeps, "keep_dims": [place.dim for place in correction.places]}
-            new = self.gm.graph.call_function(correction.function, (values[0],), named)
+            new = self.gm.graph.call_function(form.function, (values[0],), named)
         node.replace_all_uses_with(new)
         new.meta = dict(node.meta)
         ORIGINAL.set(new, _stored(node, new))

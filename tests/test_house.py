@@ -17,7 +17,8 @@ _ROOT = Path(fxprune.__file__).parent
 FLOORS = (
     ("errors", "_version", "torch_internals"),
     ("algebra", "graph"),
-    ("abstract", "export", "functional", "rules"),
+    ("functional",),
+    ("abstract", "export", "rules"),
     ("analysis", "frontends"),
     ("importance", "verification", "zeros"),
     ("planning", "reports"),

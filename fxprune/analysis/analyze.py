@@ -24,7 +24,7 @@ from fxprune.abstract.fakes import Fakes, has_hints
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.flops import Work, work_of
+from fxprune.analysis.flops import work_of
 from fxprune.analysis.operators import Operator
 from fxprune.analysis.sources import MAX_CONSTANT, Sources, named_tensors
 from fxprune.analysis.steps import MixingPoint, Step
@@ -37,7 +37,8 @@ from fxprune.graph.parts import ByMode
 from fxprune.graph.source_lines import code_line
 from fxprune.rules import Call, Label, Rule, Zero
 from fxprune.rules.call import tensors_in
-from fxprune.rules.registry import is_by_user
+from fxprune.rules.card import Work
+from fxprune.rules.registry import is_by_user, op_card
 from fxprune.torch_internals.switches import no_fast_path, uncollected
 
 
@@ -317,7 +318,7 @@ class _Labelling(TorchDispatchMode):
         leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags or not returned:
             return unknown
-        if any(self.label(leaf).constant is None for leaf in leaves) or "empty" in func.name():
+        if any(self.label(leaf).constant is None for leaf in leaves) or op_card(func).is_uninitialised:
             return unknown
         real_args, real_kwargs = pytree.tree_map(
             lambda x: self.label(x).constant if isinstance(x, Tensor) else x, (args, kwargs)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -22,12 +21,10 @@ from fxprune.algebra.units import Units
 from fxprune.analysis.batch_sizes import Batches
 from fxprune.analysis.operators import runs_own_code
 from fxprune.analysis.steps import MixingPoint, Step
-from fxprune.functional import over_kept
 from fxprune.rules.call import Call
-from fxprune.rules.factories import UNINITIALISED
+from fxprune.rules.card import OpCard, OverKept
 from fxprune.rules.labels import Label, Zero
-
-_aten = torch.ops.aten
+from fxprune.rules.registry import op_card
 
 # What changes nothing in each kind of combination.
 _NEUTRAL = {
@@ -77,16 +74,11 @@ class Rescale:
 
 @dataclass(frozen=True, eq=False)
 class Restrict:
-    """Call another function in place of the node's, which takes the same statistics over kept positions.
-
-    ``given`` are the arguments of ``function`` that the node's operator takes under these names, ``plain`` the others.
-    """
+    """Call another function in place of the node's, which takes the same statistics over kept positions."""
 
     places: tuple[Place, ...]
-    function: Callable[..., Any]
-    op: Any
-    given: tuple[str, ...]
-    plain: dict[str, Any]
+    form: OverKept
+    call: Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,13 +163,17 @@ class _Corrected:
         assert self.step.call is not None
         return self.step.call
 
+    @property
+    def card(self) -> OpCard:
+        return op_card(self.call.op)
+
     def all(self, points: list[MixingPoint]) -> Iterator[Correction]:
         contracted: dict[int, list[MixingPoint]] = {}
         counted: list[MixingPoint] = []
         for point in points:
             if point.kind == "contract":
                 contracted.setdefault(id(point.axis.rows), []).append(point)
-            elif point.kind in ("var", "normalize") or self.call.op in _RESTRICTED:
+            elif point.kind in ("var", "normalize") or self.card.over_kept is not None:
                 counted.append(point)
             else:
                 yield from self._filled(point, point.zero is Zero.ZERO and _NEUTRAL[point.kind] == 0.0)
@@ -243,14 +239,12 @@ class _Corrected:
             yield self._impossible(sides[0].axis, "contract")
 
     def _restricted(self, points: list[MixingPoint]) -> Correction:
-        form = _RESTRICTED.get(self.call.op)
+        form = self.card.over_kept
         first = min(p.operand for p in points)  # the others, such as weights, have the same positions
         places = [self._place(first, dim) for dim in dict.fromkeys(p.dim for p in points if p.operand == first)]
         if form is None or len(self.beside) > 1 or None in places or self._hides_operands():
             return self._impossible(points[0].axis, points[0].kind)
-        function, given, plain = form
-        known = tuple(place for place in places if place is not None)
-        return Restrict(known, function, self.call.op, given, plain(self.call))
+        return Restrict(tuple(place for place in places if place is not None), form, self.call)
 
     def _hides_operands(self) -> bool:
         """Tell whether the node calls a function of the user's own, which may give the operator what it likes."""
@@ -261,7 +255,7 @@ class _Corrected:
 
     def _sanitised(self, mixed: set[int]) -> Iterator[Correction]:
         """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
-        if self.call.op in UNINITIALISED:  # makes nothing of them
+        if self.card.is_uninitialised:  # makes nothing of them
             return
         combined = {(mixing.operand, mixing.dim) for mixing in self.call.mixings}
         for label in self.step.results:
@@ -301,73 +295,3 @@ class _Corrected:
 
     def _impossible(self, axis: Axis, kind: str) -> Impossible:
         return Impossible(axis, self.step, f"a mask could not correct what is combined here ({kind})")
-
-
-def _layer_norm(call: Call) -> dict[str, Any]:
-    eps = torch.finfo(call["input"].dtype).eps if call["eps"] is None else call["eps"]
-    return {"normalized_shape": list(call["normalized_shape"]), "eps": eps}
-
-
-def _correction(call: Call) -> float:
-    given = call.arguments.get("correction", 1 if call.arguments.get("unbiased", True) else 0)
-    return 1.0 if given is None else float(given)
-
-
-def degrees_lost(call: Call) -> int:
-    """Return how many degrees of freedom a call of a variance takes off: so many numbers have none.
-
-    Args:
-        call: a call of ``var``, ``std``, ``var_mean`` or ``std_mean``; 0 for any other.
-    """
-    return math.floor(_correction(call)) if call.op in _VARIANCES else 0
-
-
-def _var(root: bool) -> Callable[[Call], dict[str, Any]]:
-    def plain(call: Call) -> dict[str, Any]:
-        dims = call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
-        return {
-            "dims": dims,
-            "correction": _correction(call),
-            "keepdim": bool(call.arguments.get("keepdim", False)),
-            "root": root,
-        }
-
-    return plain
-
-
-_OF_VARIANCE = (over_kept.var_of_kept, over_kept.var_mean_of_kept)
-
-_Form = tuple[Callable[..., Any], tuple[str, ...], Callable[[Call], dict[str, Any]]]
-
-# For each operator: the function over kept positions, the arguments that it takes as they are, and its others.
-_RESTRICTED: dict[Any, _Form] = {
-    _aten.layer_norm.default: (over_kept.layer_norm_of_kept, ("input", "weight", "bias"), _layer_norm),
-    _aten.rms_norm.default: (over_kept.rms_norm_of_kept, ("input", "weight"), _layer_norm),
-    _aten.group_norm.default: (
-        over_kept.group_norm_of_kept,
-        ("input", "weight", "bias"),
-        lambda call: {"num_groups": call["num_groups"], "eps": call["eps"]},
-    ),
-    _aten.batch_norm.default: (
-        over_kept.batch_norm_of_kept,
-        ("input", "weight", "bias"),
-        lambda call: {"eps": call["eps"]},
-    ),
-    _aten.scaled_dot_product_attention.default: (
-        over_kept.attention_to_kept,
-        ("query", "key", "value", "attn_mask", "dropout_p"),
-        lambda call: {name: call.arguments[name] for name in ("scale", "enable_gqa")},
-    ),
-    **{
-        op: (over_kept.var_of_kept, ("self",), _var(root))
-        for root, packet in ((False, _aten.var), (True, _aten.std))
-        for op in (packet.default, packet.dim, packet.correction)
-    },
-    **{
-        op: (over_kept.var_mean_of_kept, ("self",), _var(root))
-        for root, packet in ((False, _aten.var_mean), (True, _aten.std_mean))
-        for op in (packet.default, packet.dim, packet.correction)
-    },
-}
-
-_VARIANCES = {op for op, (function, *_) in _RESTRICTED.items() if function in _OF_VARIANCE}

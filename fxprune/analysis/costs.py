@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fxprune.algebra.axes import NONE, Axis, Index, Rows
 from fxprune.algebra.units import Units
-from fxprune.analysis.flops import Work
 from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import Step
+from fxprune.rules.card import Work
 
 Flags = NDArray[np.bool_]
 

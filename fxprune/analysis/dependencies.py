@@ -21,12 +21,12 @@ from fxprune.analysis.corrections import Impossible, corrections
 from fxprune.analysis.costs import Costs
 from fxprune.analysis.coupling_graph import coupling_graph, write_graph
 from fxprune.analysis.explanation import Explanation
-from fxprune.analysis.flops import Work
 from fxprune.analysis.grouping import Found, form_groups
 from fxprune.analysis.groups import Group, Member, digest
 from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import MixingPoint, Step
 from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
+from fxprune.rules.card import Work
 
 
 @dataclass(eq=False)

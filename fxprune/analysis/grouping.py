@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fxprune.algebra.axes import NONE, Axis, Index, Rows
 from fxprune.algebra.units import Units
-from fxprune.analysis.flops import Work
+from fxprune.rules.card import Work
 from fxprune.rules.labels import Label
 
 

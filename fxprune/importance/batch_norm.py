@@ -14,17 +14,8 @@ from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Score
 from fxprune.importance.magnitude import Magnitude
 from fxprune.importance.weights import Weights, accurate, by_unit
 from fxprune.rules.labels import Label
-from fxprune.rules.registry import overloads
+from fxprune.rules.registry import op_card
 
-_BATCH_NORMS = {
-    op.overloadpacket
-    for op in overloads(
-        "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional "
-        "_native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index "
-        "_batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update"
-    )
-}
-_SCALE = 1  # the tensor argument of all of these operators that multiplies
 _PRODUCTS = {torch.ops.aten.mul}  # with a mask
 
 
@@ -78,9 +69,8 @@ def batch_norm_scales(deps: Dependencies) -> set[str]:
     """Return the names of the parameters that enter a batch norm as its scale, masked ones included."""
     found: set[str] = set()
     for step in deps.steps:
-        if step.call is None or step.call.op.overloadpacket not in _BATCH_NORMS:
-            continue
-        scale = step.call.operands[_SCALE]
+        place = None if step.call is None else op_card(step.call.op).batch_norm_scale
+        scale = None if place is None or step.call is None else step.call.operands[place]
         if scale is not None:
             found.update(_factors(deps, scale))
     return found

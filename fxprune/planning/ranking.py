@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.algebra.axes import NONE, Index, Rows
-from fxprune.analysis.corrections import degrees_lost
 from fxprune.analysis.costs import Census, Flags
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
+from fxprune.rules.reductions import degrees_lost
 
 Scores = NDArray[np.float64]
 

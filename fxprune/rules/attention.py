@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 
+from fxprune.functional.over_kept import attention_to_kept
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, OverKept, PositionsLeft, Work
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
@@ -61,18 +66,42 @@ def _shared_heads(call: Call) -> dict[str, int]:
     return {}
 
 
+def _scale_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    """Return the scale, which stays that of the whole head, as a mask leaves it."""
+    axis = call.operand(0).axes[-1]
+    if call["scale"] is not None or left.size(axis) == axis.size:
+        return {"scale": call["scale"]}
+    return {"scale": 1.0 / math.sqrt(axis.size)}
+
+
+def _work(call: Call) -> list[Work]:
+    """Return the work: scores repeat over the dimensions of the keys, the sums over those of the values."""
+    query, key, value = (call.operand(i).shape for i in range(3))
+    pairs = math.prod(query[:-1]) * key[-2]
+    with_values = tuple(axis for name, axis in call.axes.items() if name != "e")
+    with_keys = tuple(axis for name, axis in call.axes.items() if name != "v")
+    return [Work(2 * pairs * query[-1], with_keys), Work(2 * pairs * value[-1], with_values)]
+
+
+_ATTENTION = Pattern(
+    _attention,
+    "...x (h r) l [e], ...x h [s] [e], ...x h [s] v -> ...x (h r) l v",
+    zeros=_zeros,
+    mixes={"e": "contract", "s": "softmax"},
+    sizes=_shared_heads,
+)
+_TO_KEPT = OverKept(
+    attention_to_kept,
+    ("query", "key", "value", "attn_mask", "dropout_p"),
+    ("scale", "enable_gqa"),
+)
+
+register(overloads("scaled_dot_product_attention"), OpCard(_ATTENTION, _scale_left, _TO_KEPT, _work))
 register(
     overloads(
-        "scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
-        "_scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math_for_mps "
-        "_scaled_dot_product_fused_attention_overrideable"
+        "_scaled_dot_product_attention_math _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+        "_scaled_dot_product_attention_math_for_mps _scaled_dot_product_fused_attention_overrideable"
     ),
-    Pattern(
-        _attention,
-        "...x (h r) l [e], ...x h [s] [e], ...x h [s] v -> ...x (h r) l v",
-        zeros=_zeros,
-        mixes={"e": "contract", "s": "softmax"},
-        sizes=_shared_heads,
-    ),
+    OpCard(_ATTENTION, _scale_left, work=_work),
 )

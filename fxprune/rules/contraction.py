@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import string
 
+from torch.nn import functional as F
+
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, Places, Work
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
@@ -48,13 +51,26 @@ def _einsum(call: Call) -> str:
 _LETTER = {letter: f"{letter}_" if letter.islower() else f"{letter.lower()}_up" for letter in string.ascii_letters}
 
 
-def letter_name(letter: str) -> str:
-    """Return the name that a letter of an einsum equation has in its pattern."""
-    return _LETTER[letter]
-
-
 def _einsum_zeros(call: Call) -> str:
     return "*".join(str(i) for i in range(len(call.operands)))
+
+
+def _work(call: Call) -> list[Work]:
+    return [Work.of_products(call.axes.values())] if call.axes else []
+
+
+def _einsum_work(call: Call) -> list[Work]:
+    """Operands are multiplied from left to right; what nothing behind needs any more is summed over on the way."""
+    if len(call.operands) < 3 or "." in call["equation"]:
+        return _work(call)
+    inputs, _, output = call["equation"].replace(" ", "").partition("->")
+    sides = inputs.split(",")
+    letters, parts = set(sides[0]), []
+    for place, side in enumerate(sides[1:], 1):
+        letters |= set(side)
+        parts.append(Work.of_products(call.axes[_LETTER[letter]] for letter in sorted(letters)))
+        letters &= set("".join(sides[place + 1 :])) | set(output)
+    return parts
 
 
 def _matmul(call: Call) -> str:
@@ -114,17 +130,22 @@ def _linear(call: Call) -> str:
     return "...b [i], o [i], o -> ...b o" if len(call.operand(1)) == 2 else "...b [i], [i], -> ...b"
 
 
-register(overloads("linear"), Pattern(_linear, "...b [i], o [i], o -> ...b o", zeros="0*1+2"))
+_LINEAR = Pattern(_linear, "...b [i], o [i], o -> ...b o", zeros="0*1+2")
+_INNER = Pattern(_inner, "...x [k], ...y [k] -> ...x ...y", zeros="0*1")
+_MATMUL = Pattern(_matmul, "...x m [k], ...x [k] n -> ...x m n", zeros="0*1")
+_BILINEAR = Pattern("...b [i], ...b [j], o [i] [j], o -> ...b o", zeros="0*1*2+3")
+
+register(overloads("linear"), OpCard(_LINEAR, work=_work, places=Places(0, 1, 2, function=F.linear)))
 register(overloads("mm"), Pattern("m [k], [k] n -> m n", zeros="0*1"))
 register(overloads("bmm"), Pattern("b m [k], b [k] n -> b m n", zeros="0*1"))
-register(overloads("mv"), Pattern("m [k], [k] -> m", zeros="0*1"))
-register(overloads("dot vdot inner linalg_vecdot"), Pattern(_inner, "...x [k], ...y [k] -> ...x ...y", zeros="0*1"))
-register(overloads("matmul linalg_matmul"), Pattern(_matmul, "...x m [k], ...x [k] n -> ...x m n", zeros="0*1"))
-register(overloads("addmm"), _added("m [k], [k] n", "m n"))
+register(overloads("mv"), OpCard(Pattern("m [k], [k] -> m", zeros="0*1"), work=_work))
+register(overloads("dot vdot inner linalg_vecdot"), OpCard(_INNER, work=_work))
+register(overloads("matmul linalg_matmul"), OpCard(_MATMUL, work=_work))
+register(overloads("addmm"), OpCard(_added("m [k], [k] n", "m n"), places=Places(1, 2, 0, inputs_first=True)))
 register(overloads("baddbmm"), _added("b m [k], b [k] n", "b m n"))
 register(overloads("addbmm"), _added("[b] m [k], [b] [k] n", "m n"))
 register(overloads("addmv"), _added("m [k], [k]", "m"))
 register(overloads("addr"), _added("m, n", "m n"))
-register(overloads("outer ger"), Pattern("m, n -> m n", zeros="0*1"))
-register(overloads("bilinear"), Pattern("...b [i], ...b [j], o [i] [j], o -> ...b o", zeros="0*1*2+3"))
-register(overloads("einsum"), Pattern(_einsum, "(the equation)", zeros=_einsum_zeros))
+register(overloads("outer ger"), OpCard(Pattern("m, n -> m n", zeros="0*1"), work=_work))
+register(overloads("bilinear"), OpCard(_BILINEAR, work=_work))
+register(overloads("einsum"), OpCard(Pattern(_einsum, "(the equation)", zeros=_einsum_zeros), work=_einsum_work))

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+from torch.nn import functional as F
+
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, Places, PositionsLeft, Work
+from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
@@ -11,9 +18,12 @@ _GROUPED = "{b}(g [i]) *s, (g o) [i] *k, (g o) -> {b}(g o) *t"
 _TRANSPOSED = "{b}(g [i]) *s, (g [i]) o *k, (g o) -> {b}(g o) *t"
 
 
+def _is_transposed(call: Call) -> bool:
+    return bool(call.arguments.get("transposed", False)) or "conv_transpose" in call.op.name()
+
+
 def _convolution(call: Call) -> str:
-    transposed = bool(call.arguments.get("transposed", False)) or "conv_transpose" in call.op.name()
-    text = _TRANSPOSED if transposed else _GROUPED if call["groups"] > 1 else _UNGROUPED
+    text = _TRANSPOSED if _is_transposed(call) else _GROUPED if call["groups"] > 1 else _UNGROUPED
     # Below autograd there always is a batch; the functions above take a single sample, too.
     return text.format(b="b " if len(call.operand(0)) == len(call.operand(1)) else "")
 
@@ -22,12 +32,31 @@ def _groups(call: Call) -> dict[str, int]:
     return {"g": call["groups"]}
 
 
-CONVOLUTION = Pattern(_convolution, _GROUPED.format(b="b "), zeros="0*1+2", sizes=_groups)
+def _groups_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    return {"groups": left.size(call.axes["g"]) if "g" in call.axes else call["groups"]}
 
+
+def _work(call: Call) -> list[Work]:
+    """Return the work: that of the whole kernel at each place of the smaller plane."""
+    weight = call.operand(1)
+    plane = call.operand(0).shape if _is_transposed(call) else call.shapes[0]
+    channels = plane[1 - len(weight)]
+    return [Work(2 * math.prod(weight.shape) * math.prod(plane) // max(channels, 1), tuple(call.axes.values()))]
+
+
+_CONVOLUTION = Pattern(_convolution, _GROUPED.format(b="b "), zeros="0*1+2", sizes=_groups)
+
+for _names, _function in (
+    ("conv1d conv1d.padding", F.conv1d),
+    ("conv2d conv2d.padding", F.conv2d),
+    ("conv3d conv3d.padding", F.conv3d),
+    ("convolution _convolution", None),
+):
+    register(overloads(_names), OpCard(_CONVOLUTION, _groups_left, work=_work, places=Places(0, 1, 2, function=_function)))
 register(
     overloads(
-        "convolution _convolution convolution_overrideable conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding "
-        "conv_transpose1d conv_transpose2d.input conv_transpose3d.input mkldnn_convolution cudnn_convolution"
+        "conv_transpose1d conv_transpose2d.input conv_transpose3d.input convolution_overrideable mkldnn_convolution "
+        "cudnn_convolution"
     ),
-    CONVOLUTION,
+    OpCard(_CONVOLUTION, _groups_left, work=_work),
 )

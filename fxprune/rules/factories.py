@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
+from fxprune.rules.views import sizes_left
 
 
 @dataclass(frozen=True)
@@ -22,28 +24,25 @@ class Factory:
         return [Label(tuple(call.units.fresh(size) for size in shape), (self.zero,) * len(shape)) for shape in call.shapes]
 
 
-_UNINITIALISED = overloads("empty.memory_format empty_strided new_empty new_empty_strided empty_permuted")
-_UNINITIALISED_LIKE = overloads("empty_like")
-#: Operators that read nothing and leave whatever is in memory.
-UNINITIALISED = frozenset((*_UNINITIALISED, *_UNINITIALISED_LIKE))
-
-
 def _counted(call: Call) -> str:
     return "-> " + ", ".join("*n" for _ in call.shapes)
 
 
-register(overloads("zeros new_zeros"), Factory("-> n", Zero.ZERO))
+register(overloads("zeros new_zeros"), OpCard(Factory("-> n", Zero.ZERO), sizes_left))
 register(
     overloads("ones full new_ones new_full rand randn rand.generator randn.generator randint randint.low normal.float_float"),
-    Factory("-> n", Zero.FINITE),
+    OpCard(Factory("-> n", Zero.FINITE), sizes_left),
 )
-register(_UNINITIALISED, Factory("-> n", Zero.UNKNOWN))
+register(
+    overloads("empty.memory_format empty_strided new_empty new_empty_strided empty_permuted"),
+    OpCard(Factory("-> n", Zero.UNKNOWN), sizes_left, is_uninitialised=True),
+)
 register(overloads("zeros_like"), Pattern("...x -> ...x", zeros="z"))
 register(
     overloads("ones_like full_like rand_like randn_like randint_like bernoulli bernoulli.p bernoulli_.float uniform_ normal_"),
     Pattern("...x -> ...x", zeros="n"),
 )
-register(_UNINITIALISED_LIKE, Pattern("...x -> ...x", zeros="u"))
+register(overloads("empty_like"), OpCard(Pattern("...x -> ...x", zeros="u"), is_uninitialised=True))
 register(
     overloads(
         "arange arange.start arange.start_step linspace logspace eye eye.m tril_indices triu_indices randperm scalar_tensor "

@@ -1,15 +1,19 @@
-"""Operators that pick, order and join positions: every result position is a position of an operand."""
+"""Operators that pick and order positions: every result position is a position of an operand."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fxprune.algebra.axes import Axis, Index, concatenate
+from fxprune.algebra.axes import Axis, Index
+from fxprune.errors import RuleError
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
@@ -102,102 +106,6 @@ class Select:
 
 
 @dataclass(frozen=True)
-class Concatenate:
-    """Joins operands along a dimension; the others are coupled."""
-
-    notation: str = "x a, x b -> x (a+b)"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with the rows of all operands one after the other."""
-        # Concatenation passes over one-dimensional empty tensors of any shape.
-        given = [label for label in call.operands if label is not None and label.shape != (0,)]
-        if not given:
-            return [Label.whole(call.shapes[0])]
-        first, d = given[0], call["dim"] % len(given[0])
-        for other in given[1:]:
-            for k, (one, two) in enumerate(zip(first.axes, other.axes, strict=True)):
-                if k != d:
-                    call.couple(one, two)
-        # What cannot go says nothing about what stands where something went.
-        live = [[label.zeros[k] for label in given if not label.axes[k].is_whole] for k in range(len(first))]
-        states = {k: min(zeros, default=Zero.FINITE) for k, zeros in enumerate(live)}
-        return [replaced(first, {d: concatenate([label.axes[d] for label in given])}, states)]
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """Repeats whole dimensions (``repeat``, ``tile``): every repetition may go, and so may every position in all of them."""
-
-    notation: str = "x -> (r x)"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with repeated rows."""
-        label, shape = call.operand(0), call.shapes[0]
-        missing = len(shape) - len(label)
-        axes, states = [], []
-        for d, size in enumerate(shape):
-            old = Axis.whole(1) if d < missing else label.axes[d - missing]
-            state = Zero.FINITE if d < missing else label.zeros[d - missing]
-            times = size // old.size if old.size else 1
-            axes.append(old if times == 1 else call.units.fresh(times).merge(old))
-            states.append(state if times == 1 else Zero.FINITE)
-        return [Label(tuple(axes), tuple(states))]
-
-
-@dataclass(frozen=True)
-class RepeatInterleave:
-    """Repeats every position a fixed number of times, next to each other."""
-
-    notation: str = "x -> (x r)"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with repeated rows."""
-        label = call.operand(0)
-        if call["dim"] is None:
-            for axis in label.axes:
-                call.keep_whole(axis, "is repeated over the flattened tensor")
-            return [Label.whole(call.shapes[0])]
-        d = call.dim()
-        merged = label.axes[d].merge(call.units.fresh(call["repeats"]))
-        return [replaced(label, {d: merged}, {d: Zero.FINITE})]
-
-
-@dataclass(frozen=True)
-class ConstantPad:
-    """Adds positions of one value, any of which may go; a negative width takes positions away."""
-
-    notation: str = "x -> (p+x+q)"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with new units at the padded positions."""
-        label, pad = call.operand(0), call["pad"]
-        if call.arguments.get("mode", "constant") != "constant":
-            return _padded_by_values(call)
-        filled = call.arguments.get("value")
-        # Where something else than zero is filled in, it stands at the removed positions of every other dimension as well.
-        state = Zero.FINITE if filled and max(pad, default=0) > 0 else Zero.ZERO
-        changes = {}
-        for k in range(len(pad) // 2):
-            d, (before, after) = len(label) - 1 - k, pad[2 * k : 2 * k + 2]
-            if not before and not after:
-                continue
-            size = label.shape[d]
-            kept = label.axes[d].take(np.arange(max(-before, 0), size - max(-after, 0)))
-            parts = [call.units.fresh(before)] if before > 0 else []
-            parts += [kept, *([call.units.fresh(after)] if after > 0 else [])]
-            changes[d] = concatenate(parts)
-        return [replaced(label, changes, {d: min(zero, state) for d, zero in enumerate(label.zeros)})]
-
-
-def _padded_by_values(call: Call) -> list[Label]:
-    label, pad = call.operand(0), call["pad"]
-    padded = [len(label) - 1 - k for k in range(len(pad) // 2) if any(pad[2 * k : 2 * k + 2])]
-    for d in padded:
-        call.keep_whole(label.axes[d], "is padded with its own values")
-    return [replaced(label, {d: call.whole(call.shapes[0][d], "is padded") for d in padded})]
-
-
-@dataclass(frozen=True)
 class Unfold:
     """Cuts a dimension into windows: it stays whole."""
 
@@ -242,17 +150,6 @@ class SelectScatter:
         return [replaced(label, {}, {k: min(label.zeros[k], source.zeros[i]) for i, k in enumerate(rest)})]
 
 
-def _stacked(call: Call) -> str:
-    rank = len(call.shapes[0])
-    d = call["dim"] % rank
-    names = [f"x{k}" for k in range(rank - 1)]
-    return f"{', '.join([' '.join(names)] * len(call.operands))} -> {' '.join([*names[:d], '!n', *names[d:]])}"
-
-
-def _stacked_zeros(call: Call) -> str:
-    return "+".join(str(i) for i in range(len(call.operands)))
-
-
 def _between(call: Call) -> str:
     """Return the pattern of an operator along one dimension, in which every position counts."""
     label, d = call.operand(0), call.dim() if "dim" in call.arguments else -1
@@ -278,27 +175,115 @@ def _diag_embed(call: Call) -> str:
     return f"{' '.join([*rest, before])} -> {' '.join(result)}"
 
 
-register(overloads("slice.Tensor slice_copy.Tensor"), Take("x n -> x n[start:end:step]", _slice))
-register(overloads("narrow narrow_copy"), Take("x n -> x n[start:start+length]", _narrow))
+def _parts_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    d = call.dim()
+    sizes = [left.size(label.axes[d]) for label in results]
+    if "indices" in call.arguments:
+        return {"indices": [int(end) for end in np.cumsum(sizes)[:-1]]}
+    (name,) = {"split_sizes", "split_size", "chunks", "sections"} & call.arguments.keys()
+    # Sizes in place of a number: the caller calls split then.
+    return {name: sizes if sizes != [label.shape[d] for label in results] else call[name]}
+
+
+def places_left(left: PositionsLeft, axis: Axis) -> Callable[[int], int]:
+    """Return what gives the place of a position among those left: how many are left before it."""
+    counts = np.concatenate([[0], np.cumsum(left(axis))])
+    return lambda position: int(counts[position])
+
+
+def slice_left(flags: NDArray[np.bool_], given: slice) -> tuple[int, int, int] | None:
+    """Return start, stop and step of a slice among the positions left; None where its places are uneven.
+
+    Args:
+        flags: for each position whether it is left.
+        given: the slice.
+    """
+    start, stop, step = given.indices(len(flags))
+    before = np.concatenate([[0], np.cumsum(flags)])
+    if step == 1:
+        return int(before[start]), int(before[max(stop, start)]), 1
+    picked = np.arange(start, stop, step)
+    places = before[picked[flags[picked]]]
+    steps = np.unique(np.diff(places))
+    if len(steps) > 1:
+        return None
+    if not len(places):
+        return 0, 0, 1
+    return int(places[0]), int(places[-1]) + 1, int(steps[0]) if len(steps) else 1
+
+
+def _bounds_left(call: Call, axis: Axis, left: PositionsLeft) -> dict[str, Any]:
+    """Return the bounds of a slice among what is left."""
+    given = {name: call[name] for name in ("start", "end", "step")}
+    if left.size(axis) == axis.size:
+        return given
+    found = slice_left(left(axis), slice(*given.values()))
+    if found is None:
+        raise RuleError(f"a slice with step {given['step']} would have to pick uneven places of what is left")
+    return dict(zip(given, found, strict=True))
+
+
+def _slice_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    return _bounds_left(call, call.operand(0).axes[call.dim()], left)
+
+
+def _narrow_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    d = call.dim()
+    axis = call.operand(0).axes[d]
+    start = call["start"] % axis.size if call["start"] < 0 else call["start"]
+    return {"start": places_left(left, axis)(start), "length": left.size(results[0].axes[d])}
+
+
+def _index_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    axis = call.operand(0).axes[call.dim()]
+    if left.size(axis) == axis.size:
+        return {"index": call["index"]}
+    place = places_left(left, axis)(call["index"] % axis.size)
+    return {"index": place if call["index"] >= 0 else place - left.size(axis)}
+
+
+def _shifts_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    label = call.operand(0)
+    if not call["dims"]:
+        if len(label) != 1:
+            return {}
+        return {"shifts": [_shift_left(call["shifts"][0], label.axes[0], left)]}
+    shifts: list[int] = []
+    pairs = list(zip(call["shifts"], call.dims("dims"), strict=True))
+    whole = {d: sum(shift for shift, other in pairs if other == d) for _, d in pairs}
+    for shift, d in pairs:
+        is_all = left.size(label.axes[d]) == label.shape[d]
+        # Where a dimension is rolled twice, the first time takes it all the way.
+        shifts.append(shift if is_all else _shift_left(whole.pop(d, 0), label.axes[d], left))
+    return {"shifts": shifts}
+
+
+def _shift_left(shift: int, axis: Axis, left: PositionsLeft) -> int:
+    size = left.size(axis)
+    if size == axis.size:
+        return shift
+    # What was the last part comes first.
+    moved = shift % axis.size
+    shifted = size - places_left(left, axis)(axis.size - moved)
+    return shifted if shift >= 0 else shifted - size
+
+
+register(overloads("slice.Tensor slice_copy.Tensor"), OpCard(Take("x n -> x n[start:end:step]", _slice), _slice_left))
+register(overloads("narrow narrow_copy"), OpCard(Take("x n -> x n[start:start+length]", _narrow), _narrow_left))
 register(
     overloads(
         "split.Tensor split.sizes split_with_sizes chunk unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk "
         "tensor_split.sections tensor_split.indices split_copy.Tensor split_with_sizes_copy"
     ),
-    Take("x (a+b) -> x a, x b", _pieces),
+    OpCard(Take("x (a+b) -> x a, x b", _pieces), _parts_left),
 )
 register(overloads("flip"), Take("x n -> x n[::-1]", _flip))
-register(overloads("roll"), Roll("x n -> x n[-shift:]+n[:-shift]", _roll))
-register(overloads("select.int select_copy.int"), Select("x !i -> x"))
+register(overloads("roll"), OpCard(Roll("x n -> x n[-shift:]+n[:-shift]", _roll), _shifts_left))
+register(overloads("select.int select_copy.int"), OpCard(Select("x !i -> x"), _index_left))
 register(overloads("unbind.int unbind_copy.int"), Select("x !i -> x, x"))
-register(overloads("cat concat concatenate"), Concatenate())
-register(overloads("stack"), Pattern(_stacked, "x, x -> x !n", zeros=_stacked_zeros))
-register(overloads("repeat tile"), Repeat())
-register(overloads("repeat_interleave.self_int"), RepeatInterleave())
-register(overloads("constant_pad_nd pad"), ConstantPad())
 register(overloads("unfold unfold_copy"), Unfold())
-register(overloads("slice_scatter"), SliceScatter())
-register(overloads("select_scatter"), SelectScatter())
+register(overloads("slice_scatter"), OpCard(SliceScatter(), _slice_left))
+register(overloads("select_scatter"), OpCard(SelectScatter(), _index_left))
 register(overloads("tril triu tril_ triu_"), Pattern("...x !i !j -> ...x !i !j", zeros="0"))
 register(overloads("diagonal diagonal_copy"), Pattern(_diagonal, "x !i !j -> x !n", zeros="0"))
 register(overloads("diag_embed"), Pattern(_diag_embed, "x i -> x i i", zeros="0"))

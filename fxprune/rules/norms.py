@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from typing import Any
 
+import torch
+
+from fxprune.functional import over_kept
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, OverKept, PositionsLeft
+from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
@@ -37,14 +43,28 @@ def _group_norm(call: Call) -> str:
     return f"b (g [c]) *s, (g [c]), (g [c]) -> {_results('b (g [c]) *s', call)}"
 
 
-def _over_last(argument: str) -> Callable[[Call], str]:
-    """Return what makes the pattern of a norm over the last dimensions, those of the shape in ``argument``."""
+def _groups_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    groups = left.size(call.axes["g"])
+    if "num_groups" in call.arguments:
+        return {"num_groups": groups}
+    shape = left.shape(results[0])
+    return {"N": shape[0], "C": shape[1], "HxW": math.prod(shape[2:]), "group": groups}
 
-    def pattern(call: Call) -> str:
-        inner = " ".join(f"[c{k}]" for k in range(len(call[argument])))
-        return f"...b {inner}, {inner}, {inner} -> {_results(f'...b {inner}', call)}"
 
-    return pattern
+def _over_last(call: Call) -> str:
+    """Return the pattern of a norm over the last dimensions, those of ``normalized_shape``."""
+    inner = " ".join(f"[c{k}]" for k in range(len(call["normalized_shape"])))
+    return f"...b {inner}, {inner}, {inner} -> {_results(f'...b {inner}', call)}"
+
+
+def _normalized_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    inner = len(call["normalized_shape"])
+    return {"normalized_shape": list(left.shape(results[0])[-inner:])}
+
+
+def _over_last_plain(call: Call) -> dict[str, Any]:
+    eps = torch.finfo(call["input"].dtype).eps if call["eps"] is None else call["eps"]
+    return {"normalized_shape": list(call["normalized_shape"]), "eps": eps}
 
 
 def _weight_norm(call: Call) -> str:
@@ -60,37 +80,50 @@ def _unless_running(call: Call) -> str:
     return "0*1+2" if call.operands[3:4] in ([], [None]) else "n*1+2"
 
 
+_BATCH_NORM = Pattern(
+    _batch_norm, "!b c *s, c, c, c, c -> !b c *s", zeros=_unless_running, mixed_zeros="n*1+2", mixes="normalize"
+)
+_GROUP_NORM = Pattern(
+    _group_norm,
+    "b (g [c]) *s, (g [c]), (g [c]) -> b (g [c]) *s",
+    zeros="0*1+2",
+    mixed_zeros="n*1+2",
+    mixes="normalize",
+    sizes=_groups,
+)
+_LAYER_NORM = Pattern(_over_last, "...b [c], [c], [c] -> ...b [c]", zeros="0*1+2", mixed_zeros="n*1+2", mixes="normalize")
+# Without a shift a zero stays zero.
+_RMS_NORM = Pattern(_over_last, "...b [c], [c] -> ...b [c]", zeros="0*1", mixes="normalize")
+_AFFINE = ("input", "weight", "bias")
+
+register(
+    overloads("batch_norm"),
+    OpCard(_BATCH_NORM, over_kept=OverKept(over_kept.batch_norm_of_kept, _AFFINE, ("eps",)), batch_norm_scale=1),
+)
 register(
     overloads(
-        "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional "
-        "_native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm "
-        "_batch_norm_impl_index _batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update"
+        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit.no_stats "
+        "_native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index "
+        "_batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update"
     ),
-    Pattern(_batch_norm, "!b c *s, c, c, c, c -> !b c *s", zeros=_unless_running, mixed_zeros="n*1+2", mixes="normalize"),
+    OpCard(_BATCH_NORM, batch_norm_scale=1),
 )
 register(overloads("instance_norm"), Pattern(_instance_norm, "b c *s, c, c, c, c -> b c *s", zeros=_unless_running))
 register(
-    overloads("group_norm native_group_norm"),
-    Pattern(
-        _group_norm,
-        "b (g [c]) *s, (g [c]), (g [c]) -> b (g [c]) *s",
-        zeros="0*1+2",
-        mixed_zeros="n*1+2",
-        mixes="normalize",
-        sizes=_groups,
-    ),
+    overloads("group_norm"),
+    OpCard(_GROUP_NORM, _groups_left, OverKept(over_kept.group_norm_of_kept, _AFFINE, ("num_groups", "eps"))),
 )
+register(overloads("native_group_norm"), OpCard(_GROUP_NORM, _groups_left))
 register(
-    overloads("layer_norm native_layer_norm"),
-    Pattern(
-        _over_last("normalized_shape"), "...b [c], [c], [c] -> ...b [c]", zeros="0*1+2", mixed_zeros="n*1+2", mixes="normalize"
-    ),
+    overloads("layer_norm"),
+    OpCard(_LAYER_NORM, _normalized_left, OverKept(over_kept.layer_norm_of_kept, _AFFINE, _over_last_plain)),
 )
-# Without a shift a zero stays zero.
+register(overloads("native_layer_norm"), OpCard(_LAYER_NORM, _normalized_left))
 register(
-    overloads("rms_norm _fused_rms_norm"),
-    Pattern(_over_last("normalized_shape"), "...b [c], [c] -> ...b [c]", zeros="0*1", mixes="normalize"),
+    overloads("rms_norm"),
+    OpCard(_RMS_NORM, _normalized_left, OverKept(over_kept.rms_norm_of_kept, ("input", "weight"), _over_last_plain)),
 )
+register(overloads("_fused_rms_norm"), OpCard(_RMS_NORM, _normalized_left))
 register(
     overloads("_weight_norm _weight_norm_interface"),
     # Where all that a norm is taken of is zero, zero is divided by zero.

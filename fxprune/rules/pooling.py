@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, PositionsLeft
+from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
@@ -25,41 +30,34 @@ def _pooling(count: int) -> Pattern:
     return Pattern(_places(count), f"...x {places} -> ...x {places.replace('s', 't')}", zeros="0, n")
 
 
+def _averages_its_places(call: Call) -> bool:
+    """Tell whether no zeros around a plane enter its averages, and each is divided by the number of its places."""
+    counts_border = any(np.atleast_1d(call["padding"])) and call["count_include_pad"]
+    return not counts_border and call.arguments.get("divisor_override") is None
+
+
 # Averages, maxima and interpolations of zeros are zero.
 for _count in (1, 2, 3):
     register(
         overloads(
-            f"avg_pool{_count}d max_pool{_count}d max_pool{_count}d_with_indices mkldnn_max_pool{_count}d "
+            f"max_pool{_count}d max_pool{_count}d_with_indices mkldnn_max_pool{_count}d "
             f"adaptive_avg_pool{_count}d _adaptive_avg_pool{_count}d adaptive_max_pool{_count}d "
             f"reflection_pad{_count}d replication_pad{_count}d"
         ),
-        _pooling(_count),
+        OpCard(_pooling(_count), keeps_numbers=True),
     )
+    register(overloads(f"avg_pool{_count}d"), OpCard(_pooling(_count), keeps_numbers=_averages_its_places))
 # The second result says where each maximum was.
 register(overloads("fractional_max_pool2d"), Pattern("...x !h !w, ...x !n -> ...x !y !x, ...x !y !x", zeros="0, n"))
 register(overloads("fractional_max_pool3d"), Pattern("...x !d !h !w, ...x !n -> ...x !z !y !x, ...x !z !y !x", zeros="0, n"))
-register(
-    overloads(
-        "upsample_nearest1d upsample_nearest1d.vec _upsample_nearest_exact1d _upsample_nearest_exact1d.vec upsample_linear1d "
-        "upsample_linear1d.vec"
-    ),
-    _pooling(1),
-)
-register(
-    overloads(
-        "upsample_nearest2d upsample_nearest2d.vec _upsample_nearest_exact2d _upsample_nearest_exact2d.vec upsample_bilinear2d "
-        "upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec _upsample_bilinear2d_aa _upsample_bilinear2d_aa.vec "
-        "_upsample_bicubic2d_aa _upsample_bicubic2d_aa.vec _upsample_lanczos2d_aa _upsample_lanczos2d_aa.vec"
-    ),
-    _pooling(2),
-)
-register(
-    overloads(
-        "upsample_nearest3d upsample_nearest3d.vec _upsample_nearest_exact3d _upsample_nearest_exact3d.vec "
-        "upsample_trilinear3d upsample_trilinear3d.vec"
-    ),
-    _pooling(3),
-)
+for _names, _count in (
+    ("upsample_nearest1d _upsample_nearest_exact1d upsample_linear1d", 1),
+    ("upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d", 2),
+    ("_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa", 2),
+    ("upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d", 3),
+):
+    _overloads = " ".join(f"{name} {name}.vec" for name in _names.split())
+    register(overloads(_overloads), OpCard(_pooling(_count), keeps_numbers=True))
 
 
 def _square(argument: str) -> Callable[[Call], dict[str, int]]:
@@ -71,17 +69,19 @@ def _im2col(call: Call) -> dict[str, int]:
     return {"k": height * width}
 
 
-register(
-    overloads("pixel_shuffle"),
-    Pattern("...b (c !r) !h !w -> ...b c !y !x", zeros="0", sizes=_square("upscale_factor")),
-)
-register(
-    overloads("pixel_unshuffle"),
-    Pattern("...b c !h !w -> ...b (c !r) !y !x", zeros="0", sizes=_square("downscale_factor")),
-)
+def _shuffled_groups_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    return {"groups": left.size(call.axes["g"])}
+
+
+_PIXEL_SHUFFLE = Pattern("...b (c !r) !h !w -> ...b c !y !x", zeros="0", sizes=_square("upscale_factor"))
+_PIXEL_UNSHUFFLE = Pattern("...b c !h !w -> ...b (c !r) !y !x", zeros="0", sizes=_square("downscale_factor"))
+_CHANNEL_SHUFFLE = Pattern("b (g c) ...s -> b (c g) ...s", zeros="0", sizes=lambda call: {"g": call["groups"]})
+
+register(overloads("pixel_shuffle"), OpCard(_PIXEL_SHUFFLE, keeps_numbers=True))
+register(overloads("pixel_unshuffle"), OpCard(_PIXEL_UNSHUFFLE, keeps_numbers=True))
 register(
     overloads("channel_shuffle native_channel_shuffle"),
-    Pattern("b (g c) ...s -> b (c g) ...s", zeros="0", sizes=lambda call: {"g": call["groups"]}),
+    OpCard(_CHANNEL_SHUFFLE, _shuffled_groups_left, keeps_numbers=True),
 )
 register(overloads("im2col"), Pattern("...b c !h !w -> ...b (c !k) !l", zeros="0", sizes=_im2col))
 register(overloads("col2im"), Pattern("...b (c !k) !l -> ...b c !h !w", zeros="0", sizes=_im2col))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, Work
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
@@ -54,23 +56,26 @@ def _cell(states: int) -> Callable[[Call], str]:
     return pattern
 
 
+def _work(call: Call) -> list[Work]:
+    """Every weight is one matrix product at each step."""
+    steps = math.prod(call.shapes[0][:-1])
+    weights = [label for label in call.operands[2:] if label is not None and len(label) == 2]
+    return [Work.of_products(weight.axes, steps) for weight in weights]
+
+
 for _name, _gates, _states in (("lstm", 4, 2), ("gru", 3, 1), ("rnn_tanh", 1, 1), ("rnn_relu", 1, 1)):
-    register(
-        overloads(f"{_name}.input"),
-        Pattern(
-            _network(_gates, _states),
-            "b !t [i], !l b h, (!g h) [i], (!g h) [h], (!g h), (!g h) -> b !t h, !l b h",
-            zeros=_all_but_input,
-            mixes="sum",  # every direction and layer has weights of its own to be corrected
-            sizes=_sizes(_gates),
-        ),
+    _rule = Pattern(
+        _network(_gates, _states),
+        "b !t [i], !l b h, (!g h) [i], (!g h) [h], (!g h), (!g h) -> b !t h, !l b h",
+        zeros=_all_but_input,
+        mixes="sum",  # every direction and layer has weights of its own to be corrected
+        sizes=_sizes(_gates),
     )
-    register(
-        overloads(f"{_name}_cell"),
-        Pattern(
-            _cell(_states),
-            "b [i], b [h], (!g h) [i], (!g h) [h], (!g h), (!g h) -> b h",
-            zeros=_all_but_input,
-            sizes=lambda call, gates=_gates: {"g": gates},  # type: ignore[misc]
-        ),
+    register(overloads(f"{_name}.input"), OpCard(_rule, work=_work, as_a_whole=True))
+    _rule = Pattern(
+        _cell(_states),
+        "b [i], b [h], (!g h) [i], (!g h) [h], (!g h), (!g h) -> b h",
+        zeros=_all_but_input,
+        sizes=lambda call, gates=_gates: {"g": gates},  # type: ignore[misc]
     )
+    register(overloads(f"{_name}_cell"), OpCard(_rule, as_a_whole=True))

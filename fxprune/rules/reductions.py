@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
+from fxprune.functional.over_kept import var_mean_of_kept, var_of_kept
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, OverKept
 from fxprune.rules.notation import Pattern
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import op_card, overloads, register
 
 
 def _mark(call: Call, token: str) -> tuple[list[str], list[int]]:
@@ -45,16 +50,42 @@ def reduction(kind: str, zeros: str = "0") -> Pattern:
     return Pattern(_reduced("[x{}]"), "x [n] -> x", zeros=zeros, mixes=kind)
 
 
+def _correction(call: Call) -> float:
+    given = call.arguments.get("correction", 1 if call.arguments.get("unbiased", True) else 0)
+    return 1.0 if given is None else float(given)
+
+
+def degrees_lost(call: Call) -> int:
+    """Return how many degrees of freedom a call of a variance takes off: so many numbers have none.
+
+    Args:
+        call: a call of ``var``, ``std``, ``var_mean`` or ``std_mean``; 0 for any other.
+    """
+    return math.floor(_correction(call)) if op_card(call.op).rule is _VARIANCE else 0
+
+
+def _moments(call: Call, root: bool) -> dict[str, Any]:
+    dims = call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
+    keepdim = bool(call.arguments.get("keepdim", False))
+    return {"dims": dims, "correction": _correction(call), "keepdim": keepdim, "root": root}
+
+
 register(overloads("sum sum.dim_IntList nansum"), reduction("sum"))
-register(overloads("mean mean.dim"), reduction("mean"))
-register(
-    overloads(
-        "var var.dim var.correction std std.dim std.correction var_mean std_mean var_mean.correction std_mean.correction"
-    ),
-    reduction("var"),
-)
-register(overloads("amax max"), reduction("max"))
-register(overloads("amin min"), reduction("min"))
+register(overloads("mean"), reduction("mean"))
+register(overloads("mean.dim"), OpCard(reduction("mean"), keeps_numbers=True))
+_VARIANCE = reduction("var")
+for _names, _function, _root in (
+    ("var var.dim var.correction", var_of_kept, False),
+    ("std std.dim std.correction", var_of_kept, True),
+    ("var_mean var_mean.correction", var_mean_of_kept, False),
+    ("std_mean std_mean.correction", var_mean_of_kept, True),
+):
+    _form = OverKept(_function, ("self",), functools.partial(_moments, root=_root))
+    register(overloads(_names), OpCard(_VARIANCE, over_kept=_form))
+register(overloads("amax"), OpCard(reduction("max"), keeps_numbers=True))
+register(overloads("max"), reduction("max"))
+register(overloads("amin"), OpCard(reduction("min"), keeps_numbers=True))
+register(overloads("min"), reduction("min"))
 # They also say at which position, which counts those before it.
 register(overloads("max.dim min.dim"), Pattern(_reduced("!x{}"), "x !n -> x, x", zeros="0, n"))
 register(overloads("aminmax"), Pattern(_reduced("!x{}"), "x !n -> x, x", zeros="0"))

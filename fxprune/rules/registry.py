@@ -1,62 +1,51 @@
-"""Which operator has which rule."""
+"""Which operator has which card."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch._ops import OpOverload
 
 from fxprune.errors import RuleError
-from fxprune.rules.call import Call
-from fxprune.rules.labels import Label
-
-
-class Rule(Protocol):
-    """How an operator carries axes from its operands to its results."""
-
-    @property
-    def notation(self) -> str:
-        """The rule as text."""
-
-    def apply(self, call: Call) -> list[Label]:
-        """Couple what meets in the call, and return the label of each tensor that it returned."""
+from fxprune.rules.card import OpCard, Rule
 
 
 @dataclass(frozen=True)
 class _Entry:
-    rule: Rule
+    card: OpCard
     place: str
     by_user: bool
 
 
-_RULES: dict[OpOverload, _Entry] = {}
+_ENTRIES: dict[OpOverload, _Entry] = {}
+_BLANK = OpCard()
 
 
-def register(ops: OpOverload | Iterable[OpOverload], rule: Rule, *, by_user: bool = False) -> None:
-    """Give operators their rule.
+def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by_user: bool = False) -> None:
+    """Give operators their card.
 
     Args:
         ops: one operator or several.
-        rule: their rule.
+        given: their card; or their rule, if there is no more to say.
         by_user: whether it is none of ours, so that a call that it does not fit is an error of the user's.
 
     Raises:
         RuleError: an operator has one already; names both places.
     """
     place = _caller()
-    given: Any = ops
-    for op in given if isinstance(given, list | tuple | set | frozenset) else [given]:
+    card = given if isinstance(given, OpCard) else OpCard(given)
+    several: Any = ops
+    for op in several if isinstance(several, list | tuple | set | frozenset) else [several]:
         if not isinstance(op, OpOverload):
             raise RuleError(f"{op!r} is not an operator overload such as torch.ops.aten.linear.default")
-        if op in _RULES:
-            raise RuleError(
-                f"{op} has a rule already: {_RULES[op].rule.notation!r} from {_RULES[op].place}, now again at {place}"
-            )
-        _RULES[op] = _Entry(rule, place, by_user)
+        if op in _ENTRIES:
+            before, rule = _ENTRIES[op].place, _ENTRIES[op].card.rule
+            raise RuleError(f"{op} has a rule already: {rule and rule.notation!r} from {before}, now again at {place}")
+        _ENTRIES[op] = _Entry(card, place, by_user)
 
 
 def _caller() -> str:
@@ -83,29 +72,33 @@ def overloads(names: str) -> list[OpOverload]:
 
 def registered() -> dict[OpOverload, Rule]:
     """Return all rules by operator."""
-    return {op: entry.rule for op, entry in _RULES.items()}
+    return {op: entry.card.rule for op, entry in _ENTRIES.items() if entry.card.rule is not None}
 
 
-def find_rule(op: OpOverload, pointwise: Callable[[], Rule] | None = None) -> Rule | None:
-    """Return the rule of an operator, or of the operator that it is the in-place form of; None if neither has one."""
-    if op in _RULES:
-        return _RULES[op].rule
+def op_card(op: OpOverload) -> OpCard:
+    """Return the card of an operator, or of the operator that it is the in-place form of; a blank one if neither has one."""
+    if op in _ENTRIES:
+        return _ENTRIES[op].card
     namespace, _, name = op._schema.name.partition("::")
     if name.endswith("_") and not name.endswith("__"):
         packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
         functional = getattr(packet, op._overloadname, None)
-        if functional in _RULES:
-            return _RULES[functional].rule
-    if pointwise is not None and torch.Tag.pointwise in op.tags:
-        return pointwise()
-    return None
+        if functional in _ENTRIES:
+            return _ENTRIES[functional].card
+    return _BLANK
+
+
+def find_rule(op: OpOverload, pointwise: Callable[[], Rule] | None = None) -> Rule | None:
+    """Return the rule of an operator, or of the operator that it is the in-place form of; None if neither has one."""
+    rule = op_card(op).rule
+    return pointwise() if rule is None and pointwise is not None and torch.Tag.pointwise in op.tags else rule
 
 
 def is_by_user(op: OpOverload) -> bool:
     """Tell whether an operator's rule was registered by a user."""
-    return op in _RULES and _RULES[op].by_user
+    return op in _ENTRIES and _ENTRIES[op].by_user
 
 
 def unregister(op: OpOverload) -> None:
-    """Take the rule of an operator back, so that another can be registered."""
-    _RULES.pop(op, None)
+    """Take the card of an operator back, so that another can be registered."""
+    _ENTRIES.pop(op, None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
+from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
@@ -151,6 +153,15 @@ def _kept_or_whole(call: Call) -> str:
     return "...x -> ...x" if same else "...x !a -> ...x !b"
 
 
+def sizes_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    """Return the shape that is left of the result, by the argument that names it, if there is one."""
+    shape = list(left.shape(results[0]))
+    if "sizes" in call.arguments:  # of the dimensions that another is split into
+        d = call.dim()
+        return {"sizes": shape[d : d + len(call["sizes"])]}
+    return {name: shape for name in ("size", "shape") if name in call.arguments}
+
+
 register(
     overloads(
         "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten.using_ints unflatten.int ravel squeeze "
@@ -158,9 +169,9 @@ register(
         "atleast_1d atleast_2d "
         "_reshape_copy"
     ),
-    View(),
+    OpCard(View(), sizes_left),
 )
-register(overloads("expand expand_as expand_copy broadcast_to"), Expand())
+register(overloads("expand expand_as expand_copy broadcast_to"), OpCard(Expand(), sizes_left))
 register(overloads("permute permute_copy"), Move("a b c -> c a b", lambda call: call.dims("dims")))
 register(overloads("transpose.int transpose_copy.int swapdims"), Move("a b -> b a", _swap("dim0", "dim1")))
 register(overloads("swapaxes"), Move("a b -> b a", _swap("axis0", "axis1")))

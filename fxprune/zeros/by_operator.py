@@ -24,23 +24,17 @@ from fxprune.algebra.units import Units
 from fxprune.errors import RuleError
 from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.call import Call
+from fxprune.rules.joining import Concatenate, ConstantPad, Repeat, RepeatInterleave
 from fxprune.rules.labels import Label, Zero
-from fxprune.rules.movement import Concatenate, ConstantPad, Repeat, RepeatInterleave, Roll, Select, Take
+from fxprune.rules.movement import Roll, Select, Take
 from fxprune.rules.notation import Pattern
 from fxprune.rules.pointwise import Pointwise
-from fxprune.rules.registry import overloads
+from fxprune.rules.registry import op_card
 from fxprune.rules.views import Expand, Move, View
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
 from fxprune.zeros.slice_states import Slices, SliceState, met
 
 MAX_GRID = 1 << 22  # views of more positions along dimensions that merge or split are not followed
-
-# Rules that say what happens where all that a unit owns is zero, not what becomes of one operand.
-AS_A_WHOLE = frozenset(
-    op
-    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
-    for op in (*overloads(f"{name}.input {name}.data {name}_cell"), *overloads(f"_thnn_fused_{name}_cell"))
-)
 
 
 def results_of(call: Call, operands: Sequence[Known]) -> list[Known]:
@@ -52,7 +46,7 @@ def results_of(call: Call, operands: Sequence[Known]) -> list[Known]:
     """
     rule = find_rule(call.op, lambda: POINTWISE)
     nothing = [nothing_of(shape) for shape in call.shapes]
-    if call.op in AS_A_WHOLE or not any(slices is not None for known in operands for slices in known):
+    if op_card(call.op).as_a_whole or not any(slices is not None for known in operands for slices in known):
         return nothing
     try:
         found = _carried(rule, call, operands)

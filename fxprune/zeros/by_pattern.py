@@ -8,24 +8,11 @@ import numpy as np
 
 from fxprune.rules.call import Call
 from fxprune.rules.notation import Dim, Layout, Pattern
-from fxprune.rules.registry import overloads
+from fxprune.rules.registry import op_card
 from fxprune.zeros.slice_states import Slices, SliceState, added, multiplied
 
 Known = tuple[Slices | None, ...]
 """What is known of a tensor, for each dimension; None where there are just numbers."""
-
-# Of a plane that is one number they make one that is the same number.
-_KEEPS_NUMBERS = frozenset(
-    overloads(
-        "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d "
-        "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-        "_adaptive_avg_pool2d _adaptive_avg_pool3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
-        "replication_pad2d replication_pad3d upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d "
-        "upsample_nearest2d.vec upsample_nearest3d upsample_nearest3d.vec upsample_linear1d upsample_linear1d.vec "
-        "upsample_bilinear2d upsample_bilinear2d.vec upsample_trilinear3d upsample_trilinear3d.vec "
-        "mean.dim amax amin pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle"
-    )
-)
 
 
 def nothing_of(shape: Sequence[int]) -> Known:
@@ -51,7 +38,8 @@ class Reading:
 
     def _read_running_mean(self) -> None:
         """Let zeros pass a batch norm whose running mean is zero there, too; otherwise the modes differ."""
-        if "batch_norm" not in self.call.op.name() or self.call.arguments.get("running_mean") is None:
+        is_ours = self.call.op.namespace == "aten" and op_card(self.call.op).batch_norm_scale is not None
+        if not is_ours or self.call.arguments.get("running_mean") is None:
             return
         index = _number_of(self.call, "running_mean")
         inputs, means = (self.operands[i][d] if len(self.operands[i]) > d else None for i, d in ((0, 1), (index, 0)))
@@ -121,14 +109,17 @@ class Reading:
 
     def _passes_numbers(self, factor: str, index: int) -> bool:
         """Tell whether a term that is an operand alone is that operand, number by number."""
-        if not factor.isdecimal() or self.call.op.namespace != "aten":
+        if not factor.isdecimal():
             return False
         arguments, operand = self.call.arguments, int(factor)
+        keeps_numbers = op_card(self.call.op).keeps_numbers
+        if keeps_numbers:
+            return operand == 0 and index == 0 and (keeps_numbers is True or keeps_numbers(self.call))
+        if self.call.op.namespace != "aten":
+            return False
         if arguments.get("bias") is not None and operand == _number_of(self.call, "bias"):
             return True
-        if operand == 0 and "beta" in arguments:
-            return bool(arguments["beta"] == 1)
-        return operand == 0 and index == 0 and self.call.op in _KEEPS_NUMBERS and not _counts_its_border(self.call)
+        return operand == 0 and bool(arguments.get("beta") == 1)
 
     def on(self, operand: int, names: Sequence[str]) -> Slices:
         """Return what is known of an operand on the grid of ``names``; of size one along those that it does not have."""
@@ -149,10 +140,3 @@ def _number_of(call: Call, argument: str) -> int:
     """Return which operand an argument is."""
     tensors = [a.name for a in call.op._schema.arguments if "Tensor" in str(a.type)]
     return tensors.index(argument)
-
-
-def _counts_its_border(call: Call) -> bool:
-    """Tell whether a pooling takes zeros around a plane into its averages, or divides by another number."""
-    padded = any(np.atleast_1d(call.arguments.get("padding", 0))) and "avg_pool" in call.op.name()
-    divisor = call.arguments.get("divisor_override") is not None
-    return divisor or (padded and bool(call.arguments.get("count_include_pad", True)))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import fx
-from torch.nn import functional as F
 
 from fxprune.algebra.axes import NONE, Axis
 from fxprune.algebra.units import Units
@@ -19,7 +16,8 @@ from fxprune.analysis.remaining import Flags
 from fxprune.analysis.steps import Step
 from fxprune.functional.leaf_cards import card_of
 from fxprune.rules.call import Call
-from fxprune.rules.registry import overloads
+from fxprune.rules.card import Places
+from fxprune.rules.registry import op_card
 from fxprune.zeros.slice_states import Slices
 
 
@@ -44,37 +42,20 @@ class Fold:
     numbers: NDArray[np.float64]
 
 
-# By operator: which operands are input, weight and bias, and the functions that take arguments in the same places.
-_LINEAR = dict.fromkeys(overloads("linear"), (0, 1, 2))
-_CONVOLUTIONS = dict.fromkeys(
-    overloads("conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding convolution _convolution"), (0, 1, 2)
-)
-_PRODUCTS = dict.fromkeys(overloads("addmm"), (1, 2, 0))
-_PLACES: dict[Any, tuple[int, int, int]] = {**_LINEAR, **_CONVOLUTIONS, **_PRODUCTS}
-_FUNCTIONS = {
-    torch.ops.aten.linear: F.linear,
-    torch.ops.aten.conv1d: F.conv1d,
-    torch.ops.aten.conv2d: F.conv2d,
-    torch.ops.aten.conv3d: F.conv3d,
-}
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folding:
     """A call whose bias can take numbers in.
 
     Attributes:
         step: the call.
-        input: which operand has the numbers.
-        weight: which operand they are multiplied with.
+        places: which operands have the numbers, and what they are multiplied with.
         names: the names of weight and bias.
         known: what is known of the input along the positions that are summed over.
         dim: their dimension of the input.
     """
 
     step: Step
-    input: int
-    weight: int
+    places: Places
     names: tuple[str, str | None]
     known: Slices | None = None
     dim: int = 0
@@ -94,20 +75,20 @@ class Folding:
         """
         call = step.call
         assert call is not None
-        if call.op not in _PLACES or not _is_plain(call):
+        places = op_card(call.op).places
+        if places is None or not _is_plain(call):
             return None
-        inputs, weight, bias = _PLACES[call.op]
-        weight_name = _parameter(call, weight, deps)
-        if weight_name is None or len(call.operand(weight)) < 2:
+        weight_name = _parameter(call, places.weight, deps)
+        if weight_name is None or len(call.operand(places.weight)) < 2:
             return None
-        label = call.operands[bias] if bias < len(call.operands) else None
+        label = call.operands[places.bias] if places.bias < len(call.operands) else None
         if label is None:
-            return Folding(step, inputs, weight, (weight_name, None)) if _takes_bias(gm, step, steps_at_node) else None
-        bias_name = _parameter(call, bias, deps)
+            return Folding(step, places, (weight_name, None)) if _takes_bias(gm, step, steps_at_node) else None
+        bias_name = _parameter(call, places.bias, deps)
         # A bias that others read as well would change for them, too.
         if bias_name is None or readers[label.producer] > 1 or len(label) != 1:
             return None
-        return Folding(step, inputs, weight, (weight_name, bias_name))
+        return Folding(step, places, (weight_name, bias_name))
 
     def of(self, known: Slices, dim: int) -> Folding:
         """Return the folding of these numbers along a dimension of the input."""
@@ -118,26 +99,22 @@ class Folding:
         call, known = self.step.call, self.known
         assert call is not None
         assert known is not None
-        rows = units.resolve(call.operand(self.input).axes[self.dim])
+        rows = units.resolve(call.operand(self.places.input).axes[self.dim])
         goes = np.append(removed, False)[rows].any(1) & ~np.append(gone, False)[rows].any(1)
         assert NONE == -1
         numbers = np.where(goes & known.is_constant, known.values, 0.0)
         if not numbers.any():
             return None
-        inputs_first = call.op in _PRODUCTS
-        outputs = call.operand(self.weight).axes[1 if inputs_first else 0]
-        return Fold(self.step.node, *self.names, outputs, inputs_first, numbers)
+        outputs = call.operand(self.places.weight).axes[1 if self.places.inputs_first else 0]
+        return Fold(self.step.node, *self.names, outputs, self.places.inputs_first, numbers)
 
 
 def _is_plain(call: Call) -> bool:
     """Tell whether the call adds its bias as it is to sums over all its weights, at the border as elsewhere."""
-    if call.op in _PRODUCTS:
-        return bool(call["beta"] == 1 and call["alpha"] == 1)
-    if call.op in _LINEAR:
-        return True
-    padding = call["padding"]
-    if call.arguments.get("transposed", False):
+    given = call.arguments
+    if given.get("beta", 1) != 1 or given.get("alpha", 1) != 1 or given.get("transposed"):
         return False
+    padding = given.get("padding", 0)
     if isinstance(padding, str):
         return padding == "valid" or all(size == 1 for size in call.operand(1).shape[2:])
     return not any(np.atleast_1d(padding))
@@ -157,8 +134,9 @@ def _takes_bias(gm: fx.GraphModule, step: Step, steps_at_node: int) -> bool:
     if node is None or steps_at_node > 1:
         return False
     if node.op == "call_function":
-        packet = step.call.op.overloadpacket
-        return node.target in (step.call.op, packet, _FUNCTIONS.get(packet))
+        op, places = step.call.op, op_card(step.call.op).places
+        has_it_third = [argument.name for argument in op._schema.arguments][2:3] == ["bias"]
+        return places is not None and has_it_third and node.target in (op, op.overloadpacket, places.function)
     if node.op != "call_module":
         return False
     module = gm.get_submodule(str(node.target))

@@ -27,7 +27,8 @@ from fxprune.graph.paths import value_at
 from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
-from fxprune.zeros.by_operator import AS_A_WHOLE, results_of
+from fxprune.rules.registry import op_card
+from fxprune.zeros.by_operator import results_of
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
 from fxprune.zeros.folds import Fold, Folding
 from fxprune.zeros.slice_states import Slices, SliceState, met
@@ -252,7 +253,7 @@ class _Decision:
         self, step: Step, kind: str, states: NDArray[np.int8], places: Sequence[tuple[int, int]], operands: Sequence[Known]
     ) -> Flags:
         zero = np.asarray(states == SliceState.ZERO, bool)
-        if step.call is not None and step.call.op in AS_A_WHOLE and 0 in (i for i, _ in places):
+        if step.call is not None and op_card(step.call.op).as_a_whole and 0 in (i for i, _ in places):
             of_input = np.array([i == 0 for i, _ in places])  # against weights of several directions
             through = zero[of_input].all(0) | zero[~of_input].all(0)
             return np.asarray(through & (states != SliceState.UNKNOWN).all(0), bool)
@@ -265,11 +266,11 @@ class _Decision:
         if neutral.all():
             return neutral
         folding = Folding.at(self.gm, step, self.at_node[step.node], self.readers, self.deps)
-        if folding is None or [place[0] for place in places] != sorted([folding.input, folding.weight]):
+        if folding is None or [place[0] for place in places] != sorted([folding.places.input, folding.places.weight]):
             return neutral
-        side = next(k for k, place in enumerate(places) if place[0] == folding.input)
+        side = next(k for k, place in enumerate(places) if place[0] == folding.places.input)
         constant = (states[side] >= SliceState.CONSTANT) & numbers
-        known = operands[folding.input][places[side][1]]
+        known = operands[folding.places.input][places[side][1]]
         if constant.any() and known is not None:
             self.foldings.append(folding.of(known, places[side][1]))
             return np.asarray(neutral | constant, bool)

@@ -13,10 +13,10 @@ from torch import Tensor, fx
 from fxprune.algebra.axes import Axis, Index
 from fxprune.analysis.remaining import Remaining
 from fxprune.analysis.steps import Step
-from fxprune.passes.repair.arguments import places_left, slice_left
 from fxprune.passes.repair.numbers import Numbers
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label
+from fxprune.rules.movement import places_left, slice_left
 
 _aten = torch.ops.aten
 _BY_INDEX = (_aten.index_select.default, _aten.index.Tensor, _aten._unsafe_index.Tensor)

@@ -27,13 +27,14 @@ from fxprune.functional.leaf_cards import card_of, is_standard, update_sizes
 from fxprune.graph.captured import is_compiled
 from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import modules_by_path
-from fxprune.passes.repair.arguments import shrunk_arguments
 from fxprune.passes.repair.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.repair.picks import pick_unevenly, renumber, rewrite_item
 from fxprune.passes.repair.rerun import Rerun
 from fxprune.rules.call import Call
+from fxprune.rules.registry import op_card
 
-_VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
+_aten = torch.ops.aten
+_VIEWS, _RESHAPE = (_aten.view.default, _aten._reshape_alias.default, _aten._reshape_alias), _aten.reshape.default
 
 # How torch's Python functions call what the operator calls otherwise.
 _ALIASES = {
@@ -187,13 +188,14 @@ class _Repair:
             return
         call = step.call
         assert call is not None
-        wanted = shrunk_arguments(call, step.results, self.kept)
+        wanted = op_card(call.op).arguments_left(call, step.results, self.kept)
         self._restore(node, frozenset(wanted), call)
         for name, value in wanted.items():
             self._write(node, call, name, value)
-        if node.target is _VIEW:
+        if node.target in _VIEWS:
             # Whether a view is possible hangs on the memory layout, and kernels for other sizes may choose another one.
-            node.target = _RESHAPE
+            node.target, node.args = _RESHAPE, node.args[:2]
+            node.kwargs = {name: given for name, given in node.kwargs.items() if name != "stride"}
         renumber(self.gm, node, step, self.numbers)
 
     def _rewrite_attention(self, node: fx.Node, steps: Sequence[Step]) -> None:

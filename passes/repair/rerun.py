@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.abstract.counters import READS_VALUE, Counters, number
 from fxprune.abstract.fakes import Fakes
 from fxprune.analysis.steps import Step
-from fxprune.passes.repair.arguments import shrunk_arguments
 from fxprune.passes.repair.numbers import Numbers, differ
 from fxprune.passes.repair.picks import picks_from_less
 from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.call import bound_arguments
 from fxprune.rules.labels import Label
+from fxprune.rules.registry import op_card
 from fxprune.torch_internals.switches import no_fast_path, unlogged
 
 # What a tensor that code makes of numbers, such as ``torch.tensor(x.shape[1])``, is given to.
@@ -112,7 +112,7 @@ def _is_right(step: Step, found: tuple[OpOverload, dict[str, Any], list[tuple[in
         return False
     if picks_from_less(call, numbers.kept) or (op in _MADE_OF_NUMBERS and not torch.equal(call["self"], arguments["self"])):
         return False
-    wanted = call.arguments | shrunk_arguments(call, step.results, numbers.kept)
+    wanted = call.arguments | op_card(call.op).arguments_left(call, step.results, numbers.kept)
     return not any(differ(wanted[name], value) for name, value in arguments.items())
 
 

@@ -126,11 +126,11 @@ def test_a_linear_layer_with_a_vector_for_a_weight() -> None:
 
 
 def test_a_rule_that_does_not_fit_keeps_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxprune.rules import Pattern, registry
+    from fxprune.rules import OpCard, Pattern, registry
 
-    entry = registry._RULES[torch.ops.aten.linear.default]
-    broken = registry._Entry(Pattern("b i, o i, o -> b i"), entry.place, by_user=False)
-    monkeypatch.setitem(registry._RULES, torch.ops.aten.linear.default, broken)
+    entry = registry._ENTRIES[torch.ops.aten.linear.default]
+    broken = registry._Entry(OpCard(Pattern("b i, o i, o -> b i")), entry.place, by_user=False)
+    monkeypatch.setitem(registry._ENTRIES, torch.ops.aten.linear.default, broken)
     deps = fxprune.analyze(fxprune.capture(Case(lambda case, x: case.b(case.a(x))).eval(), INPUT))
     assert not deps.groups
     assert len(deps.without_rule) == 2

@@ -78,13 +78,15 @@ class Trial:
             return ~(rows[..., None] == units).any((1, 2))
 
         keeps, results = ([tuple(map(stays, axes)) for axes in side] for side in (self.rows, self.result_rows))
-        return Cut(keeps, results, {name: int(stays(rows).sum()) for name, rows in self.named_rows.items()})
+        names = {name: int(stays(rows).sum()) for name, rows in self.named_rows.items()}
+        return Cut(frozenset(units.tolist()), keeps, results, names)
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Which positions of operands and results stay, and how many of the axes of the rule's pattern."""
+    """Which units go, which positions of operands and results stay, and how many of the axes of the rule's pattern."""
 
+    units: frozenset[int]
     keeps: Keeps
     results: Keeps
     names: dict[str, int]

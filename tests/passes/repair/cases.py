@@ -267,6 +267,10 @@ PLACES = {
     ),
     "zeros_of_a_size": Case(lambda m, x: (lambda h: m.b(h + torch.zeros(h.shape[2]) + torch.ones(h.size(2))))(m.a(x)), HALF),
     "roll": Case(lambda m, x: (lambda h: m.b(h + h.roll(4, -1)))(m.a(x)), HALF),
+    "roll_twice": Case(lambda m, x: (lambda h: m.b(h + torch.roll(h, (1, 3, 1), (2, 2, 1))))(m.a(x)), HALF),
+    "reshape_alias": Case(
+        lambda m, x: (lambda h: m.b(h + torch.ops.aten._reshape_alias(h, [x.shape[0], 5, 12], [60, 12, 1])))(m.a(x)), HALF
+    ),
     "roll_back": Case(lambda m, x: (lambda h: m.b(h + torch.roll(h, shifts=(1, -6), dims=(1, 2))))(m.a(x)), HALF),
     "flip": Case(lambda m, x: (lambda h: m.b(h + h.flip(-1)))(m.a(x)), HALF),
     "repeat": Case(lambda m, x: m.b(m.a(x).sin().repeat(1, 1, 2)), {"a.weight": (6, 6), "b.weight": (3, 12)}, _linear(24)),
