@@ -79,17 +79,17 @@ class Trial:
 
         keeps, results = ([tuple(map(stays, axes)) for axes in side] for side in (self.rows, self.result_rows))
         names = {name: int(stays(rows).sum()) for name, rows in self.named_rows.items()}
-        return Cut(frozenset(units.tolist()), keeps, results, names)
+        return Cut(keeps, results, names, frozenset(units.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Which units go, which positions of operands and results stay, and how many of the axes of the rule's pattern."""
+    """Which positions of operands and results stay, how many of the axes of the rule's pattern, and which units go."""
 
-    units: frozenset[int]
     keeps: Keeps
     results: Keeps
     names: dict[str, int]
+    units: frozenset[int] = frozenset()
 
     @property
     def leaves_nothing(self) -> bool:
