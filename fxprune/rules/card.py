@@ -72,6 +72,11 @@ class OverKept(NamedTuple):
     given: tuple[str, ...]
     plain: tuple[str, ...] | Callable[[Call], dict[str, Any]]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The operator's arguments that the function takes."""
+        return (*self.given, *self.plain) if isinstance(self.plain, tuple) else self.given
+
     def plain_arguments(self, call: Call) -> dict[str, Any]:
         """Return the function's plain arguments by name."""
         return {name: call[name] for name in self.plain} if isinstance(self.plain, tuple) else self.plain(call)

@@ -34,7 +34,7 @@ def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by
         by_user: whether it is none of ours, so that a call that it does not fit is an error of the user's.
 
     Raises:
-        RuleError: an operator has one already; names both places.
+        RuleError: an operator has one already; names both places. Or the form over kept positions takes other arguments.
     """
     place = _caller()
     card = given if isinstance(given, OpCard) else OpCard(given)
@@ -45,6 +45,9 @@ def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by
         if op in _ENTRIES:
             before, rule = _ENTRIES[op].place, _ENTRIES[op].card.rule
             raise RuleError(f"{op} has a rule already: {rule and rule.notation!r} from {before}, now again at {place}")
+        for name in card.over_kept.names if card.over_kept is not None else ():
+            if name not in (given_names := [argument.name for argument in op._schema.arguments]):
+                raise RuleError(f"{op} has no argument {name!r} that its form over kept positions takes, only {given_names}")
         _ENTRIES[op] = _Entry(card, place, by_user)
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.errors import RuleError
 from fxprune.functional import over_kept
-from fxprune.rules import OverKept, Places, Work
+from fxprune.rules import OverKept, Places, Work, registered
 from fxprune.rules.registry import unregister
 from tests.compare import relative_error
 
@@ -73,6 +74,7 @@ def register() -> Iterator[Callable[..., None]]:
 class Net(nn.Module):
     def __init__(self, middle: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.up, self.down, self.middle = nn.Linear(4, 12), nn.Linear(12, 2), middle
         self.scale = nn.Parameter(torch.rand(12) + 0.5)
 
@@ -81,7 +83,7 @@ class Net(nn.Module):
         return y
 
 
-X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).double()
 
 
 def three_groups(x: Tensor, weight: Tensor) -> Tensor:
@@ -96,14 +98,14 @@ def test_an_operator_with_a_whole_card(
     register: Callable[..., None], frontend: Any, choose: Any, shape: tuple[int, int], groups: int
 ) -> None:
     register(torch.ops.fxprune_tests.standardise.default, **STANDARDISE)
-    gm = fxprune.capture(Net(three_groups).eval(), X, frontend=frontend)
+    gm = fxprune.capture(Net(three_groups).double().eval(), X, frontend=frontend)
     deps = fxprune.analyze(gm)
     plan = fxprune.plan(deps, 0.5 if choose == "inner" else 1, choose=choose)
     masked = fxprune.mask(gm, plan)
     small = fxprune.shrink(copy.deepcopy(masked))
     fxprune.verify(masked, small, X)
     assert small.get_parameter("up.weight").shape == shape
-    assert relative_error(small(X), masked(X)) < 1e-6
+    assert relative_error(small(X), masked(X)) < 1e-12
     (node,) = [node for node in small.graph.nodes if "standardise" in str(node.target)]
     assert node.args[2] == groups
     assert ("standardise_kept" in masked.code) == (choose == "inner")
@@ -115,9 +117,16 @@ def test_an_operator_with_a_whole_card(
 def test_a_normalisation_without_a_form_over_kept_positions_keeps_whole(register: Callable[..., None]) -> None:
     facts = {name: fact for name, fact in STANDARDISE.items() if name != "over_kept"}
     register(torch.ops.fxprune_tests.standardise.default, **facts)
-    deps = fxprune.analyze(fxprune.capture(Net(three_groups).eval(), X))
+    deps = fxprune.analyze(fxprune.capture(Net(three_groups).double().eval(), X))
     assert [group.size for group in deps.groups] == [3]  # groups alone
     assert "a mask could not correct what is combined here (normalize)" in str(deps.explain("up.weight", 0))
+
+
+def test_a_form_that_takes_what_the_operator_has_not() -> None:
+    facts = {**STANDARDISE, "over_kept": OverKept(standardise_kept, ("x", "gain"), ("groups",))}
+    with pytest.raises(RuleError, match=r"has no argument 'gain' that its form .* takes, only \['x', 'weight', 'groups'\]"):
+        fxprune.register_rule(torch.ops.fxprune_tests.standardise.default, **facts)
+    assert torch.ops.fxprune_tests.standardise.default not in registered()
 
 
 def test_a_layer_of_ones_own_takes_constants_into_its_bias(register: Callable[..., None]) -> None:
@@ -133,18 +142,19 @@ def test_a_layer_of_ones_own_takes_constants_into_its_bias(register: Callable[..
             y: Tensor = torch.ops.fxprune_tests.affine(torch.sigmoid(self.up(x)), self.weight, self.bias)
             return y
 
-    model = Constant().eval()
+    torch.manual_seed(0)
+    model = Constant().double().eval()
     torch.nn.utils.prune.ln_structured(model.up, "weight", 0.5, n=2, dim=0)
     small = fxprune.shrink(fxprune.capture(model, X))
     assert small.get_parameter("up.weight").shape == (3, 4)
-    assert relative_error(small(X), model(X)) < 1e-6
+    assert relative_error(small(X), model(X)) < 1e-12
 
 
 def test_the_scale_of_a_batch_norm_of_ones_own_is_scored(register: Callable[..., None]) -> None:
     op = torch.ops.fxprune_tests.scaled.default
     register(op, "b c, c -> b c", zeros="0*1", batch_norm_scale=1)
-    net = Net(lambda x, weight: op(x, weight)).eval()
+    net = Net(lambda x, weight: op(x, weight)).double().eval()
     deps = fxprune.analyze(fxprune.capture(net, X))
     (group,) = deps.groups
     scores = fxprune.BatchNormScale(normalizer="none").prepare(deps)(group)
-    assert torch.equal(scores, net.scale.detach().double().abs())
+    assert torch.equal(scores, net.scale.detach().abs())
