@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxprune.algebra.contents import Content
 from fxprune.analysis.corrections import Clear, Correction, Fill, Impossible, Place, Rescale, Restrict
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining
@@ -45,7 +46,7 @@ class _Writer:
     def __init__(self, gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> None:
         self.gm, self.deps, self.kept = gm, deps, kept
         self.nodes = {node.name: node for node in gm.graph.nodes}
-        self.known: dict[bytes, str] = {}
+        self.known: dict[Content, str] = {}
 
     def write(self, correction: Fill | Clear | Rescale | Restrict) -> None:
         graph = self.gm.graph
@@ -108,14 +109,14 @@ class _Writer:
 
     def _keep(self, place: Place) -> fx.Node:
         flags = torch.from_numpy(self.kept(place.axis))
-        key = place.axis.size.to_bytes(8, "little") + self.deps.units.resolve(place.axis).tobytes()
-        if key not in self.known:
-            name = self.known[key] = f"{_KEEP}{len(self.known)}"
+        content = self.deps.units.content(place.axis)
+        if content not in self.known:
+            name = self.known[content] = f"{_KEEP}{len(self.known)}"
             self.gm.register_buffer(name, flags.to(_device(self.gm)))
-        record = KEEPS.setdefault(self.gm, {}).setdefault(self.known[key], [])
+        record = KEEPS.setdefault(self.gm, {}).setdefault(self.known[content], [])
         if (place.node, place.input, place.dim) not in record:
             record.append((place.node, place.input, place.dim))
-        return self.gm.graph.create_node("get_attr", self.known[key])
+        return self.gm.graph.create_node("get_attr", self.known[content])
 
 
 def _device(gm: fx.GraphModule) -> torch.device:

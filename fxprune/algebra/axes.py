@@ -98,6 +98,9 @@ def _no_units(size: int) -> Rows:
 
 def concatenate(axes: Sequence[Axis]) -> Axis:
     """Return the axes one after the other."""
-    width = max(axis.rows.shape[1] for axis in axes)
-    rows = [np.pad(a.rows, ((0, 0), (0, width - a.rows.shape[1])), constant_values=NONE) for a in axes]
-    return Axis(np.concatenate(rows, 0), next((axis.why for axis in axes if axis.why), None))
+    rows = np.full((sum(axis.size for axis in axes), max(axis.rows.shape[1] for axis in axes)), NONE, np.int32)
+    end = 0
+    for axis in axes:
+        start, end = end, end + axis.size
+        rows[start:end, : axis.rows.shape[1]] = axis.rows
+    return Axis(rows, next((axis.why for axis in axes if axis.why), None))

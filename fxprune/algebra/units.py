@@ -1,9 +1,9 @@
 """Units and axes: which positions of which axes have to be removed together.
 
 A *unit* is the smallest thing that can be removed. An :class:`~fxprune.algebra.axes.Axis` of n positions is an ``(n, k)``
-array of units: position i goes as soon as ANY unit of row i goes; an empty row never goes. :class:`Units` holds what is known
-about the units: which are one and the same (union-find), which stand for a set of others (substitution), and which have to
-stay whole (with a reason). Everything works on whole arrays.
+array of units: position i goes as soon as ANY unit of row i goes; an empty row never goes. :class:`Units` makes axes, couples
+and splits them, and reads them; it writes what it learns of single units into :class:`~fxprune.algebra.equations.Equations`.
+Everything works on whole arrays.
 
 Every operation only ever adds equations between units, so an axis made earlier stays right: :meth:`Units.resolve` reads it
 in the light of all that was learnt since.
@@ -11,21 +11,47 @@ in the light of all that was learnt since.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
-from fxprune.algebra.axes import NONE, Axis, Reason, Rows
+from fxprune.algebra.axes import NONE, Axis, Index, Reason, Rows
+from fxprune.algebra.blocks import Block, Reading
+from fxprune.algebra.contents import Content
+from fxprune.algebra.coupling import couple_once, factor
 from fxprune.algebra.equations import Equations
-from fxprune.algebra.rows import determines, first_equal, same_partition, without_common
 from fxprune.errors import AnalysisError
 
-_MAX_ROUNDS = 16  # splits and couplings that have not settled by then are frozen
+_MAX_ROUNDS = 16  # splits and couplings that have not settled by then are held
 
 
-@dataclass
-class Units(Equations):
+class _Unread(Axis):
+    """An axis whose units have no numbers until somebody reads them."""
+
+    def __init__(self, units: Units, size: int, block: int) -> None:
+        vars(self).update(_units=units, _size=size, why=None, block=block)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The units of each position: this axis's own, or those that they are the same as by now."""
+        units: Units = vars(self).pop("_units")
+        return units._reading(self).given
+
+    @property
+    def size(self) -> int:
+        """The number of positions."""
+        size: int = vars(self)["_size"]
+        return size
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the axis was made without units."""
+        return False
+
+
+class Units:
     """What is known about all units made so far.
 
     Example:
@@ -36,24 +62,116 @@ class Units(Equations):
         [[6, 8], [6, 9], [6, 10], [7, 8], [7, 9], [7, 10]]
     """
 
-    def may_cover(self, axes: Sequence[Axis]) -> list[bool]:
-        """Tell of each axis whether some unit owns its first and its last position, as one that owns all of them does."""
-        width = max((axis.rows.shape[1] for axis in axes), default=0)
-        ends = np.full((2, len(axes), width), NONE, np.int32)
-        for i, axis in enumerate(axes):
-            if axis.size:
-                ends[0, i, : axis.rows.shape[1]], ends[1, i, : axis.rows.shape[1]] = axis.rows[0], axis.rows[-1]
-        rows = self.resolve(Axis(ends.reshape(2 * len(axes), width)))
-        first, last = rows[: len(axes), :, None], rows[len(axes) :, None, :]
-        found: list[bool] = ((first == last) & (first != NONE)).any((1, 2)).tolist()
+    def __init__(self) -> None:
+        self._equations = Equations()
+        self._readings: dict[Axis, Reading] = {}  # of axes without a block
+        self._contents: dict[tuple[tuple[int, ...], bytes], Content] = {}  # by shape and digest
+        self._read: dict[Axis, Content] = {}  # as of the version of the equations in ``_read_at``
+        self._read_at = 0
+
+    # Making and reading axes.
+
+    @property
+    def count(self) -> int:
+        """How many units have numbers."""
+        return self._equations.count
+
+    def fresh(self, size: int) -> Axis:
+        """Return an axis of ``size`` new units of one new kind, one a position."""
+        block = self._equations.block(size)
+        return Axis(self._equations.numbered(block), None, block.number)
+
+    def unread(self, size: int) -> Axis:
+        """Return an axis as :meth:`fresh` does, whose units take up room only if they are read before they are others'."""
+        return _Unread(self, size, self._equations.block(size).number)
+
+    def resolve(self, axis: Axis) -> Rows:
+        """Return the rows of an axis as sets of units that can still go, each once in a row.
+
+        Returns:
+            int32 array of shape (positions, k), without empty columns; read only.
+        """
+        return axis.rows if axis.is_whole else self._reading(axis).content.rows
+
+    def content(self, axis: Axis) -> Content:
+        """Return what stands on an axis: one and the same object for all axes with the same units at the same positions."""
+        if self._read_at != self._equations.version:
+            self._read, self._read_at = {}, self._equations.version
+        found = self._read.get(axis)
+        if found is None:
+            found = self._read[axis] = self._shared(axis)
         return found
+
+    def _shared(self, axis: Axis) -> Content:
+        reading = None if axis.is_whole else self._reading(axis)
+        if reading is not None and reading.is_shared:
+            return reading.content
+        content = Content(axis.rows) if reading is None else reading.content
+        digest = hashlib.sha256(content.rows.tobytes()).digest() if content.is_live else b""
+        content = self._contents.setdefault((content.rows.shape, digest), content)
+        if reading is not None:
+            reading.content, reading.is_shared = content, True
+        return content
+
+    def _block(self, axis: Axis) -> Block | None:
+        """Return the first block that has the units of an axis in the same order, if the axis is a block."""
+        return self._equations.blocks[axis.block].same if axis.block >= 0 else None
+
+    def _reading(self, axis: Axis) -> Reading:
+        """Return what an axis resolves to, as of now."""
+        equations, block = self._equations, self._block(axis)
+        reading = self._readings.get(axis) if block is None else block.reading
+        if reading is None:
+            rows = axis.rows if block is None else equations.numbered(block)
+            if block is not None and not block.learnt:
+                reading = Reading(rows, Content(rows), {block.number}, equations.version)
+            else:
+                resolved = equations.resolved(rows)
+                reading = Reading(rows, Content(resolved), equations.blocks_of(resolved), equations.version)
+            if block is None:
+                self._readings[axis] = reading
+            else:
+                block.reading = reading
+        if reading.version < equations.version:
+            if any(equations.blocks[number].learnt > reading.version for number in reading.blocks):
+                rows = equations.resolved(reading.given)
+                reading.content, reading.is_shared = Content(rows), False
+                reading.blocks = equations.blocks_of(rows)
+            reading.version = equations.version
+        return reading
+
+    def kind_of(self, units: Index) -> Rows:
+        """Return a number for every unit, the same for units made together or united."""
+        return self._equations.kinds_of(units)
+
+    def reasons_of(self, axis: Axis) -> list[Reason]:
+        """Return why units of an axis, or parts of them, are held; each reason once, the most frequent first."""
+        if axis.is_whole:
+            return [axis.why] if axis.why else []
+        return self._equations.reasons_of(axis.rows)
+
+    # Learning.
+
+    def keep_whole(self, axis: Axis, why: Reason) -> None:
+        """Say that no position of an axis can go."""
+        if axis.is_whole:
+            return
+        reading = self._reading(axis)
+        if reading.content.is_live:
+            self._equations.hold(reading.content.rows, why)
+            reading.content, reading.is_shared = Content(reading.content.rows[:, :0]), False
+            reading.blocks, reading.version = frozenset(), self._equations.version
+
+    def keep_units_whole(self, rows: Rows, why: Reason) -> None:
+        """Say that no unit in rows, as :meth:`resolve` gives them, can go."""
+        self._equations.hold(rows, why)
 
     def keep_covering_whole(self, axis: Axis, why: Reason) -> None:
         """Say that units which own every position of an axis cannot go: nothing would be left."""
         rows = self.resolve(axis)
         if rows.size:
             units, counts = np.unique(rows[rows != NONE], return_counts=True)
-            self.keep_units_whole(units[counts == len(rows)], why)
+            self._equations.hold(units[counts == len(rows)], why)
 
     def couple(self, one: Axis, other: Axis, why: Reason) -> None:
         """Say that a position of one axis goes if and only if the same position of the other goes.
@@ -72,88 +190,68 @@ class Units(Equations):
             return
         if one.is_whole or other.is_whole:
             live, whole = (other, one) if one.is_whole else (one, other)
-            if not live.is_whole:
-                self.keep_whole(live, replace(why, because=whole.why and (whole.why.because or whole.why)))
+            self.keep_whole(live, replace(why, because=whole.why and (whole.why.because or whole.why)))
             return
-        known = len(self.reasons)
+        reasons = self._equations.reasons
+        known = len(reasons)
         for _ in range(_MAX_ROUNDS):
-            if self._couple_once(self.resolve(one), self.resolve(other), why):
+            if couple_once(self._equations, self.resolve(one), self.resolve(other), why):
                 break
         else:
             self.keep_whole(one, why)
             self.keep_whole(other, why)
-        if len(self.reasons) > known:
-            roots = [r.because or r for r in self.reasons_of(one) + self.reasons_of(other) if r not in self.reasons[known:]]
-            self.reasons[known:] = [replace(r, because=roots[0] if roots else None) for r in self.reasons[known:]]
+        if len(reasons) > known:
+            roots = [r.because or r for r in self.reasons_of(one) + self.reasons_of(other) if r not in reasons[known:]]
+            reasons[known:] = [replace(r, because=roots[0] if roots else None) for r in reasons[known:]]
 
-    def _couple_once(self, a: Rows, b: Rows, why: Reason) -> bool:
-        """Bring two resolved axes closer to being equal; tell whether they are now."""
-        if a.shape == b.shape and a.shape[1] <= 1:
-            self._couple_columns(a, b, why)
-            return True
-        rest_a, rest_b = without_common(a, b)
-        if not rest_a.shape[1] and not rest_b.shape[1]:
-            return True
-        if pairs := same_partition(rest_a, rest_b):
-            for i, j in pairs:
-                self._unite(rest_a[:, i], rest_b[:, j])
-            return False
-        for single, many in ((rest_b, rest_a), (rest_a, rest_b)):
-            if single.shape[1] == 1 and many.shape[1] > 1 and self._substitute_rows(single[:, 0], many):
-                return False
-        empty_a, empty_b = (rest_a == NONE).all(1), (rest_b == NONE).all(1)
-        if (empty_a & ~empty_b).any() or (empty_b & ~empty_a).any():
-            self._settle_rest(rest_a[empty_b], a[empty_b], why)
-            self._settle_rest(rest_b[empty_a], b[empty_a], why)
-            return False
-        # Nothing finer is known to hold: all units of a row go together.
-        both = np.concatenate([rest_a, rest_b], 1)
-        first = both[np.arange(len(both)), (both != NONE).argmax(1)]
-        for column in both.T:
-            self._unite(column, first)
-        return False
+    def join(self, one: Axis, other: Axis) -> bool:
+        """Couple two axes if one is a block of which nothing is known, or if both are whole; other axes stay as they are.
 
-    def _couple_columns(self, a: Rows, b: Rows, why: Reason) -> None:
-        """Couple two resolved axes of at most one unit a position."""
-        if a.shape[1]:
-            gaps_a, gaps_b = a == NONE, b == NONE
-            lone = gaps_a != gaps_b
-            if np.count_nonzero(lone):
-                self.keep_units_whole(a[lone], why)
-                self.keep_units_whole(b[lone], why)
-            self._unite(a[:, 0], b[:, 0])
-
-    def _settle_rest(self, rest: Rows, full: Rows, why: Reason) -> None:
-        """Make rows go only when those units of theirs go that the other side has too.
-
-        A unit that always comes with the same other unit can go along with it; any other must stay.
+        Returns:
+            Whether the same positions of both go together now.
         """
-        for column in rest.T:
-            used = column != NONE
-            partner = None
-            for other in full[used].T:
-                if not (other == NONE).any() and not np.isin(other, rest).any() and determines(column[used], other):
-                    partner = other
-            if partner is None:
-                self.keep_units_whole(column[used], why)
-            else:
-                self._unite(column[used], partner)
-
-    def _substitute_rows(self, single: Rows, many: Rows) -> bool:
-        """Let each unit of a column stand for the set of units that the same row of ``many`` has, if that is sound."""
-        if (single == NONE).any() or (many == NONE).all(1).any() or np.isin(single, many).any():
+        if one.size != other.size:
             return False
-        first = first_equal(single)
-        if not np.array_equal(np.sort(many, 1), np.sort(many[first], 1)):
-            return False  # a unit that meets two different sets
-        at = np.unique(first)
-        units, sets = single[at], many[at]
-        sets = np.take_along_axis(sets, np.argsort(sets == NONE, 1, kind="stable"), 1)  # fillers last
-        while sets.shape[1] > 2:
-            tail, some = self.fresh(len(units)).rows[:, 0], sets[:, -2] != NONE
-            self._stand_for(tail[some], sets[some, -2:])
-            sets = np.concatenate([sets[:, :-2], np.where(some, tail, NONE)[:, None]], 1)
-        self._stand_for(units, sets)
+        if one.is_whole or other.is_whole:
+            return one.is_whole and other.is_whole
+        low, high = self._block(one), self._block(other)
+        if low is high and (low is not None or one.rows is other.rows):
+            return True
+        if low is None or not low.is_free:
+            return high is not None and high.is_free and self._follow(high, one)
+        if high is None or not high.is_free:
+            return self._follow(low, other)
+        if high.number < low.number:
+            low, high = high, low
+        if high.rows is not None:
+            self._equations.define(high, self._equations.numbered(low))
+        else:
+            self._equations.note((high.number,))
+        low.join(high)
+        return True
+
+    def _follow(self, block: Block, axis: Axis) -> bool:
+        """Couple a block of which nothing is known with an axis, if that says nothing new of the units of the axis.
+
+        Example: the block has the units 6 to 9.
+
+        - The axis resolves to ``[[0], [1], [2], [0]]``: units 6 and 9 become the same as unit 0, 7 as 1, and 8 as 2.
+        - It resolves to ``[[0, 2], [0, 3], [1, 2], [1, 3]]``: unit 6 stands for 0 and 2, 7 for 0 and 3, and so on.
+        - It resolves to ``[[0, 2], [1, 3], [4, 5], ...]``, where some column repeats nothing: each unit of that column could be
+          the same as the block's, which :func:`~fxprune.algebra.coupling.couple_once` finds out.
+        """
+        reading = self._reading(axis)
+        content = reading.content
+        if block.number in reading.blocks or not content.is_full:
+            return False
+        width = content.rows.shape[1]
+        if width == 1 and block.number > max(reading.blocks):  # of units that are the same the first is the representative
+            for number in reading.blocks:
+                self._equations.blocks[number].join_kind(block)
+        elif not (width == 2 and content.repeats):
+            return False
+        self._equations.define(block, content.rows)
+        block.reading = reading
         return True
 
     def split(self, axis: Axis, outer: int, why: Reason) -> tuple[Axis, Axis]:
@@ -165,7 +263,7 @@ class Units(Equations):
         Args:
             axis: the axis.
             outer: the size of the first, outer axis; divides the size of ``axis``.
-            why: the reason to note where units have to freeze.
+            why: the reason to note where units have to be held.
 
         Returns:
             The outer and the inner axis; merging them gives rows equal to those of ``axis``.
@@ -181,8 +279,9 @@ class Units(Equations):
             if inner == 1:
                 return axis, one
             return (one, axis) if outer == 1 else (Axis.whole(outer, axis.why), Axis.whole(inner, axis.why))
-        if (parts := self.halve(axis, outer)) is not None:
-            return parts
+        block = self._block(axis)
+        if block is not None and block.is_free:
+            return self._split_block(block, outer, axis.why)
         for _ in range(_MAX_ROUNDS):
             rows = self.resolve(axis).reshape(outer, inner, -1)
             along_outer = (rows == rows[:, :1]).all((0, 1))
@@ -190,27 +289,28 @@ class Units(Equations):
             # A unit that every position has can never go; it would take all of them.
             both = along_outer & along_inner
             if both.any():
-                self.keep_units_whole(rows[0, 0, both], why)
+                self._equations.hold(rows[0, 0, both], why)
                 continue
             mixed = np.flatnonzero(~along_outer & ~along_inner)
             if not len(mixed):
-                return self.axis_of(rows[:, 0, along_outer], axis.why), self.axis_of(rows[0][:, along_inner], axis.why)
-            self._factor(rows[:, :, mixed[0]], why)
+                return self._axis_of(rows[:, 0, along_outer], axis.why), self._axis_of(rows[0][:, along_inner], axis.why)
+            factor(self._equations, rows[:, :, mixed[0]], why)
         self.keep_whole(axis, why)
         return Axis.whole(outer, why), Axis.whole(inner, why)
 
-    def _factor(self, units: Rows, why: Reason) -> None:
-        """Let every unit of an (a, b) array stand for one new unit of its row and one of its column."""
-        a, b = units.shape
-        first_of, second_of = self.fresh(a).rows[:, 0], self.fresh(b).rows[:, 0]
-        flat = units.reshape(-1)
-        row, column = np.divmod(np.arange(a * b), b)
-        first = first_equal(flat)
-        # A unit in several places stands for the same pair in all of them.
-        self._unite(first_of[row], first_of[row[first]])
-        self._unite(second_of[column], second_of[column[first]])
-        at = np.unique(first[flat != NONE])
-        self._stand_for(flat[at], np.stack([self.find(first_of[row[at]]), self.find(second_of[column[at]])], 1))
-        if (flat == NONE).any():
-            self.keep_units_whole(self.find(first_of[row[flat == NONE]]), why)
-            self.keep_units_whole(self.find(second_of[column[flat == NONE]]), why)
+    def _split_block(self, block: Block, outer: int, why: Reason | None) -> tuple[Axis, Axis]:
+        """Split a block of which nothing is known: its units stand for pairs of new ones."""
+        first, second = (replace(self.fresh(size), why=why) for size in (outer, block.size // outer))
+        pairs = first.merge(second).rows
+        pairs.flags.writeable = False
+        self._equations.define(block, pairs)
+        block.reading = Reading(pairs, Content(pairs), {first.block, second.block}, self._equations.version)
+        return first, second
+
+    def _axis_of(self, rows: Rows, why: Reason | None) -> Axis:
+        """Return an axis of resolved rows, a block if they are all of one of which nothing is known."""
+        if rows.shape[1] == 1 and len(rows) and rows[0, 0] != NONE:
+            block = self._equations.block_of(rows[0, 0])
+            if block.is_free and block.rows is not None and np.array_equal(block.rows, rows):
+                return Axis(block.rows, why, block.number)
+        return Axis(rows, why)

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxprune.algebra.axes import Axis
+from fxprune.algebra.axes import Axis, Rows
 from fxprune.algebra.units import Units
 from fxprune.analysis.batch_sizes import Batches
 from fxprune.analysis.operators import runs_own_code
@@ -168,11 +167,11 @@ class _Corrected:
         return op_card(self.call.op)
 
     def all(self, points: list[MixingPoint]) -> Iterator[Correction]:
-        contracted: dict[int, list[MixingPoint]] = {}
+        contracted: dict[Axis, list[MixingPoint]] = {}
         counted: list[MixingPoint] = []
         for point in points:
             if point.kind == "contract":
-                contracted.setdefault(id(point.axis.rows), []).append(point)
+                contracted.setdefault(point.axis, []).append(point)
             elif point.kind in ("var", "normalize") or self.card.over_kept is not None:
                 counted.append(point)
             else:
@@ -181,7 +180,7 @@ class _Corrected:
             yield from self._contracted(sides)
         if counted:
             yield self._restricted(counted)
-        yield from self._sanitised({id(point.axis.rows) for point in points})
+        yield from self._sanitised([point.axis.rows for point in points])
 
     def _place(self, operand: int, dim: int) -> Place | None:
         """Return where the node reads an operand, if it does so itself."""
@@ -253,7 +252,7 @@ class _Corrected:
         is_single = self.node.args == (*self.node.all_input_nodes,) and len(self.node.args) == 1 and not self.node.kwargs
         return not is_single or len(list(self.call.given())) > 1
 
-    def _sanitised(self, mixed: set[int]) -> Iterator[Correction]:
+    def _sanitised(self, mixed: list[Rows]) -> Iterator[Correction]:
         """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
         if self.card.is_uninitialised:  # makes nothing of them
             return
@@ -262,7 +261,7 @@ class _Corrected:
             for d, (axis, zero) in enumerate(zip(label.axes, label.zeros, strict=True), -len(label)):
                 if zero is not Zero.UNKNOWN or not self.is_live(axis):
                     continue
-                if id(axis.rows) in mixed:  # a logarithm of a share, for which nothing in its place would do
+                if any(axis.rows is rows for rows in mixed):  # a logarithm of a share: nothing in its place would do
                     result = self._place_of(self.step.node, len(label) + d, axis) if self._is_result(label) else None
                     if result is not None and not self.call.op._schema.is_mutable:
                         yield Clear(result)
@@ -291,7 +290,7 @@ class _Corrected:
             yield from zip(operand.axes, operand.zeros, strict=True)
 
     def _is_same(self, one: Axis, other: Axis) -> bool:
-        return one.rows is other.rows or np.array_equal(self.units.resolve(one), self.units.resolve(other))
+        return one is other or self.units.content(one) is self.units.content(other)
 
     def _impossible(self, axis: Axis, kind: str) -> Impossible:
         return Impossible(axis, self.step, f"a mask could not correct what is combined here ({kind})")

@@ -26,19 +26,10 @@ class Census:
     """
 
     def __init__(self, units: Units, axes: Iterable[Axis]) -> None:
-        self._slots: dict[int, int] = {}
-        self._axes: list[Axis] = []  # kept, so that no other array can take the identity of one of these
-        self.rows: list[Index | Rows] = []
-        by_content: dict[tuple[tuple[int, ...], bytes], int] = {}
-        for axis in axes:
-            if id(axis.rows) in self._slots:
-                continue
-            self._axes.append(axis)
-            rows = axis.rows if axis.is_whole else units.resolve(axis)
-            slot = by_content.setdefault((rows.shape, rows.tobytes()), len(self.rows))
-            if slot == len(self.rows):
-                self.rows.append(rows)
-            self._slots[id(axis.rows)] = slot
+        self._units = units
+        contents = dict.fromkeys(map(units.content, axes))
+        self._slots = {content: slot for slot, content in enumerate(contents)}
+        self.rows: list[Index | Rows] = [content.rows for content in contents]
         self.sizes = np.array([len(rows) for rows in self.rows], np.intp)
         self.blocks = list(self._side_by_side())
 
@@ -55,7 +46,7 @@ class Census:
 
     def slot(self, axis: Axis) -> int:
         """Return the place of an axis in ``rows``, ``sizes`` and what :meth:`kept` returns."""
-        return self._slots[id(axis.rows)]
+        return self._slots[self._units.content(axis)]
 
     def gone(self, removed: Flags) -> list[Flags]:
         """Return for every axis which of its positions go with the units flagged in ``removed``."""

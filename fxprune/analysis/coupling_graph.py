@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 
 from fxprune.algebra.axes import NONE
+from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
 from fxprune.analysis.groups import Group
 from fxprune.analysis.steps import Step
@@ -33,15 +34,14 @@ def coupling_graph(units: Units, groups: Iterable[Group], steps: Iterable[Step])
     group_of = np.full(units.count, NONE, np.intp)
     for group in groups:
         group_of[group.units] = group.index
-    known: dict[int, tuple[str, ...]] = {}
+    known: dict[Content, tuple[str, ...]] = {}
 
     def groups_on(label: Label, dim: int) -> tuple[str, ...]:
-        rows = label.axes[dim].rows
-        if id(rows) not in known:
-            found = units.resolve(label.axes[dim])
-            numbers = np.unique(group_of[found[found != NONE]])
-            known[id(rows)] = tuple(str(n) for n in numbers if n != NONE)
-        return known[id(rows)]
+        content = units.content(label.axes[dim])
+        if content not in known:
+            numbers = np.unique(group_of[content.owned.units])
+            known[content] = tuple(str(n) for n in numbers if n != NONE)
+        return known[content]
 
     graph: nx.MultiGraph[str] = nx.MultiGraph()
     places: dict[int, str] = {}  # by number of the step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 from tabulate import tabulate
 from torch import fx
 
-from fxprune.algebra.axes import NONE, Axis, Reason, Rows
+from fxprune.algebra.axes import NONE, Axis, Reason
+from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
 from fxprune.analysis.corrections import Impossible, corrections
 from fxprune.analysis.costs import Costs
@@ -62,26 +63,20 @@ class Dependencies:
 
     def _hold_what_cannot_go(self) -> None:
         """Keep what nothing uses, and units whose removal would leave nothing of some tensor."""
-        seen: set[int] = set()
-        made: list[tuple[Axis, Tracked | Step]] = []
-        for tracked in self.tracked:
-            axes = [axis for axis in tracked.label.axes if not axis.is_whole]
-            seen.update([id(axis.rows) for axis in axes])
-            made += [(axis, tracked) for axis in axes]
-        for step in self.steps:
-            for label in step.results:
+        makers: list[Tracked | Step] = [*self.tracked, *self.steps]
+        made: dict[Content, tuple[Axis, Tracked | Step]] = {}  # the axis that first has the content, and where
+        for maker in makers:
+            for label in (maker.label,) if isinstance(maker, Tracked) else maker.results:
                 for axis in label.axes:
-                    if not axis.is_whole and id(axis.rows) not in seen:
-                        seen.add(id(axis.rows))
-                        made.append((axis, step))
+                    if not axis.is_whole:
+                        made.setdefault(self.units.content(axis), (axis, maker))
         # Units only ever become fewer, so that what holds for no unit now never will.
-        may_cover = self.units.may_cover([axis for axis, _ in made])
-        for (axis, maker), covered in zip(made, may_cover, strict=True):
+        for content, (axis, maker) in made.items():
             if isinstance(maker, Tracked) and not maker.used:
                 self.units.keep_whole(axis, Reason(f"{maker.name!r} is not used by the graph"))
-            elif covered and isinstance(maker, Tracked):
+            elif content.may_go_at_once and isinstance(maker, Tracked):
                 self.units.keep_covering_whole(axis, Reason(f"all of an axis of {maker.name!r} would go together"))
-            elif covered and isinstance(maker, Step):
+            elif content.may_go_at_once and isinstance(maker, Step):
                 why = Reason(f"all of an axis of {axis.size} would go together", maker.op, maker.node)
                 self.units.keep_covering_whole(axis, why)
 
@@ -89,7 +84,7 @@ class Dependencies:
         """Keep what a masked graph could not compute as the smaller one."""
 
         def is_live(axis: Axis) -> bool:
-            return not axis.is_whole and bool(self.units.resolve(axis).size)
+            return self.units.content(axis).is_live
 
         for found in corrections(self.gm, self.values, self.steps, self.points, self.units, is_live):
             if isinstance(found, Impossible):
@@ -99,19 +94,12 @@ class Dependencies:
         """Keep what no result depends on, such as the places of a position table behind the end of the example."""
         combined = np.zeros(self.units.count + 1, bool)
         combined[NONE] = True
-        for rows in self._distinct(point.axis for point in self.points):
-            combined[rows] = True
-        for rows in self._distinct(axis for tracked in self.tracked for axis in tracked.label.axes):
+        for content in {self.units.content(point.axis) for point in self.points}:
+            combined[content.rows] = True
+        axes = {self.units.content(axis): axis for tracked in self.tracked for axis in tracked.label.axes}
+        for rows in map(self.units.resolve, axes.values()):
             if not combined[rows].all():
                 self.units.keep_units_whole(rows[~combined[rows]], Reason("is not used with inputs like the examples"))
-
-    def _distinct(self, axes: Iterable[Axis]) -> Iterator[Rows]:
-        """Yield what axes resolve to, that of axes with the same units at the same positions once for the most part."""
-        seen: dict[int, Rows] = {}
-        for axis in axes:
-            if not axis.is_whole and id(rows := self.units.resolve(axis)) not in seen:
-                seen[id(rows)] = rows
-                yield rows
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -149,12 +137,7 @@ class Dependencies:
     @cached_property
     def mixing_points(self) -> tuple[MixingPoint, ...]:
         """The places where positions that can go are combined."""
-        live: dict[int, bool] = {}
-        for point in self.points:
-            key = id(point.axis.rows)
-            if key not in live:
-                live[key] = bool(self.units.resolve(point.axis).size)
-        return tuple(point for point in self.points if live[id(point.axis.rows)])
+        return tuple(point for point in self.points if self.units.content(point.axis).is_live)
 
     def explain(self, name: str, dim: int = 0) -> Explanation:
         """Tell which groups live on an axis, or why it has to stay whole.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.algebra.axes import NONE, Axis, Index, Rows
+from fxprune.algebra.axes import Index, Rows
+from fxprune.algebra.contents import Content, starts
 from fxprune.algebra.units import Units
 from fxprune.rules.card import Work
 from fxprune.rules.labels import Label
@@ -34,88 +34,18 @@ class Found:
     _tensors: Sequence[tuple[Label, bool]]
     _live: Index
     _work: Sequence[Work]
-    _read: _Reader
+    _units: Units
 
     @cached_property
     def flops(self) -> list[float]:
         """The operations that go with one unit of each group, on average."""
-        flops = _flops(self._live, self._work, self._read)
+        flops = _flops(self._live, self._work, self._units)
         return [float(flops[np.searchsorted(self._live, group.units)].mean()) for group in self.groups]
 
     @cached_property
     def share(self) -> float:
         """The share of the parameters' elements that belong to at least one group."""
         return _share(self._tensors, [group.members for group in self.groups])
-
-
-@dataclass(frozen=True, eq=False)
-class _Content:
-    """What stands on axes that hold the same units at the same positions: each unit with each of its positions.
-
-    Attributes:
-        size: the positions of such an axis.
-        units: each unit once, in order.
-        counts: how many positions it has.
-        positions: the positions of the first unit in order, then those of the next.
-        first: where those of each unit start in ``positions``.
-    """
-
-    size: int
-    units: Index
-    counts: Index
-    positions: Index
-    first: Index
-
-    @staticmethod
-    def of(rows: Rows) -> _Content:
-        """Read resolved rows."""
-        position, column = np.nonzero(rows != NONE)
-        owner = rows[position, column].astype(np.intp)
-        if np.count_nonzero(owner[1:] < owner[:-1]):
-            order = np.argsort(owner, kind="stable")  # positions are in order already
-            owner, position = owner[order], position[order]
-        first = _starts(owner)
-        counts = np.concatenate((first[1:], [len(owner)]), dtype=np.intp) - first
-        return _Content(len(rows), owner[first], counts, position, first)
-
-
-def _starts(ordered: Index) -> Index:
-    """Return where each run of equal entries starts."""
-    new = np.ones(len(ordered), bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
-    return np.flatnonzero(new)
-
-
-class _Reader:
-    """Resolves axes, and reads what stands on them; axes with the same on them once."""
-
-    def __init__(self, units: Units) -> None:
-        self.units = units
-        self._by_rows: dict[int, tuple[Rows, _Content | None]] = {}
-        self._by_resolved: dict[int, tuple[Rows, _Content]] = {}
-        self._by_value: dict[tuple[tuple[int, ...], bytes], _Content] = {}  # by shape and digest
-
-    def __call__(self, axis: Axis) -> _Content | None:
-        """Return what stands on an axis, None if it stays whole."""
-        if axis.is_whole:
-            return None
-        if id(axis.rows) not in self._by_rows:
-            # The array is kept with its content, so that no other can take its identity.
-            self._by_rows[id(axis.rows)] = (axis.rows, self._read(axis))
-        return self._by_rows[id(axis.rows)][1]
-
-    def _read(self, axis: Axis) -> _Content | None:
-        rows = self.units.resolve(axis)
-        if not rows.size:
-            return None
-        if id(rows) in self._by_resolved:
-            return self._by_resolved[id(rows)][1]
-        key = (rows.shape, hashlib.sha256(rows.tobytes()).digest())
-        if key not in self._by_value:
-            self._by_value[key] = _Content.of(rows)
-        content = self._by_value[key]
-        self._by_resolved[id(rows)] = (rows, content)
-        return content
 
 
 def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Sequence[Work]) -> Found:
@@ -129,19 +59,18 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
     Returns:
         The groups of at least two units with positions on a parameter, ordered by first appearance.
     """
-    read = _Reader(units)
-    places: dict[_Content, list[tuple[int, int]]] = {}  # the axes of each content
+    places: dict[Content, list[tuple[int, int]]] = {}  # the axes of each content
     for t, (label, _) in enumerate(tensors):
         for dim, axis in enumerate(label.axes):
-            if (content := read(axis)) is not None:
+            if (content := units.content(axis)).is_live:
                 places.setdefault(content, []).append((t, dim))
     # From here on a unit is known by its place among those that stand on an axis, which are few of all that were made.
     number = np.zeros(units.count, np.intp)
     for content in places:
-        number[content.units] = 1
+        number[content.owned.units] = 1
     live = np.flatnonzero(number)
     number[live] = np.arange(len(live))
-    at = {content: number[content.units] for content in places}
+    at = {content: number[content.owned.units] for content in places}
     classes, order = _classes(units.kind_of(live), at)
     on_parameter = np.zeros(int(classes.max(initial=-1)) + 1, bool)
     for content, axes in places.items():
@@ -159,10 +88,10 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
     for found in members:
         found.sort(key=lambda member: member[:2])
     groups = [FoundGroup(live[block], found, _parameters(found, tensors)) for block, found in zip(blocks, members, strict=True)]
-    return Found(groups, tensors, live, work, read)
+    return Found(groups, tensors, live, work, units)
 
 
-def _classes(kinds: Rows, at: Mapping[_Content, Index]) -> tuple[Index, Index]:
+def _classes(kinds: Rows, at: Mapping[Content, Index]) -> tuple[Index, Index]:
     """Return for every unit its class and its place in the order of first appearance.
 
     Units are of one class that are of one kind and own equally many positions on each axis.
@@ -174,11 +103,11 @@ def _classes(kinds: Rows, at: Mapping[_Content, Index]) -> tuple[Index, Index]:
     classes, order = kinds.astype(np.intp), np.full(len(kinds), -1, np.intp)
     next_class, seen = int(kinds.max(initial=-1)) + 1, 0
     for content, found in at.items():
-        first, counts = content.first, content.counts
+        _, counts, positions, first = content.owned
         new = order[found] < 0
         # Of two that start at one position the one that goes on sooner is the outer one: a head before a place in all heads.
-        second = content.positions[first + np.minimum(counts - 1, 1)]
-        by_position = np.lexsort((second[new], content.positions[first[new]]))
+        second = positions[first + np.minimum(counts - 1, 1)]
+        by_position = np.lexsort((second[new], positions[first[new]]))
         order[found[new][by_position]] = seen + np.arange(len(by_position))
         seen += len(by_position)
         # What an axis tells apart gets a new class; units that it does not have keep theirs.
@@ -198,10 +127,10 @@ def _blocks(classes: Index, order: Index) -> list[Index]:
     used = np.empty(len(order), np.intp)
     used[order] = np.arange(len(order))
     used = used[np.argsort(classes[used], kind="stable")]
-    return np.split(used, _starts(classes[used])[1:]) if len(used) else []
+    return np.split(used, starts(classes[used])[1:]) if len(used) else []
 
 
-def _by_group(content: _Content, group_of: Index, rank: Index) -> Iterator[tuple[int, Index]]:
+def _by_group(content: Content, group_of: Index, rank: Index) -> Iterator[tuple[int, Index]]:
     """Yield for each group on an axis the positions of its units, shape (units, p).
 
     Args:
@@ -211,13 +140,14 @@ def _by_group(content: _Content, group_of: Index, rank: Index) -> Iterator[tuple
     """
     if (group_of >= 0).all() and (group_of == group_of[:1]).all() and (rank[1:] > rank[:-1]).all():  # all in order already
         if len(group_of):
-            yield int(group_of[0]), content.positions.reshape(len(group_of), -1)
+            yield int(group_of[0]), content.owned.positions.reshape(len(group_of), -1)
         return
+    _, counts, positions, first = content.owned
     order = np.lexsort((rank, group_of))
-    for units in np.split(order, _starts(group_of[order])[1:]):
+    for units in np.split(order, starts(group_of[order])[1:]):
         if len(units) and (group := int(group_of[units[0]])) >= 0:
             # All of them have equally many.
-            yield group, content.positions[content.first[units][:, None] + np.arange(content.counts[units[0]])]
+            yield group, positions[first[units][:, None] + np.arange(counts[units[0]])]
 
 
 def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[Label, bool]]) -> int:
@@ -234,20 +164,21 @@ def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[L
     return total
 
 
-def _flops(live: Index, work: Sequence[Work], read: _Reader) -> NDArray[np.float64]:
+def _flops(live: Index, work: Sequence[Work], units: Units) -> NDArray[np.float64]:
     """Return the operations that go with every unit of ``live``, which are in order."""
     total, kept = np.zeros(len(live)), np.ones(len(live))
     if not len(live):
         return total
     # The live units on each content, and the share of it that is left without one of them.
-    known: dict[_Content, tuple[Index, NDArray[np.float64]]] = {}
+    known: dict[Content, tuple[Index, NDArray[np.float64]]] = {}
     for part in work:
-        contents = [content for axis in part.axes if (content := read(axis)) is not None]
+        contents = [content for axis in part.axes if (content := units.content(axis)).is_live]
         for content in contents:
             if content not in known:
-                here = np.minimum(np.searchsorted(live, content.units), len(live) - 1)
-                there = live[here] == content.units
-                known[content] = here[there], 1 - content.counts[there] / content.size
+                owned = content.owned
+                here = np.minimum(np.searchsorted(live, owned.units), len(live) - 1)
+                there = live[here] == owned.units
+                known[content] = here[there], 1 - owned.counts[there] / content.size
             here, left = known[content]
             kept[here] *= left
         for content in contents:

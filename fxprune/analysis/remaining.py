@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.algebra.axes import NONE, Axis, Rows
+from fxprune.algebra.axes import NONE, Axis
+from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
 from fxprune.rules.labels import Label
 
@@ -42,28 +43,19 @@ class Remaining:
         self._units = units
         # The last flag is that of ``NONE``, which numpy takes for the last element.
         self._removed = np.append(removed, False)
-        # By the identity of their rows, which are kept with it so that no other array can take it; and by their content.
-        self._known: dict[int, tuple[Rows, _Left]] = {}
-        self._by_content: dict[tuple[tuple[int, ...], bytes], _Left] = {}
+        self._known: dict[Content, _Left] = {}
         self._places: dict[Label, Places] = {}
         self._shrinks: dict[Label, bool] = {}
 
     def _left(self, axis: Axis) -> _Left:
-        known = self._known.get(id(axis.rows))
-        if known is None:
-            known = self._known[id(axis.rows)] = axis.rows, self._found(axis)
-        return known[1]
-
-    def _found(self, axis: Axis) -> _Left:
-        rows = axis.rows if axis.is_whole else self._units.resolve(axis)
-        key = (rows.shape, rows.tobytes())
-        left = self._by_content.get(key)
+        content = self._units.content(axis)
+        left = self._known.get(content)
         if left is None:
             assert NONE == -1
-            flags = ~np.asarray(self._removed[rows].any(1), bool)
+            flags = ~np.asarray(self._removed[content.rows].any(1), bool)
             positions = np.flatnonzero(flags)
             places = None if len(positions) == len(flags) else torch.from_numpy(positions)
-            left = self._by_content[key] = _Left(flags, len(positions), places)
+            left = self._known[content] = _Left(flags, len(positions), places)
         return left
 
     def __call__(self, axis: Axis) -> Flags:

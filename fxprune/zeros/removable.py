@@ -100,15 +100,14 @@ def _owning_zeros(deps: Dependencies, zeros: ZeroSlices) -> Flags:
 def _keep_one_of_each_axis(deps: Dependencies, removed: Flags, gone: Flags) -> None:
     """Let units stay, in place, where all of an axis would go."""
     labels = [*(t.label for t in deps.tracked), *(label for step in deps.steps for label in step.results)]
-    axes = {id(axis.rows): axis for label in labels for axis in label.axes if axis.size and not axis.is_whole}
+    axes = {deps.units.content(axis): axis for label in labels for axis in label.axes if axis.size and not axis.is_whole}
     emptied = True
     while emptied:
         emptied = False
         kept = Remaining(deps.units, removed | gone)
-        for axis in axes.values():
+        for content, axis in axes.items():
             if not kept.size(axis):
-                rows = deps.units.resolve(axis)
-                spared = rows[~_has(rows, gone)][:1]
+                spared = content.rows[~_has(content.rows, gone)][:1]
                 removed[spared[spared != NONE]] = False
                 kept, emptied = Remaining(deps.units, removed | gone), True
 

@@ -1,0 +1,94 @@
+"""Blocks: the units that are made together for an axis; and readings: what the rows of an axis resolve to.
+
+Most couplings are of whole blocks of which nothing else is known. They are noted once for the block, without a look at its
+units, and most units never get numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from fxprune.algebra.axes import Rows
+from fxprune.algebra.contents import Content
+
+
+@dataclass(eq=False)
+class Reading:
+    """What rows resolve to, as long as nothing is learnt of the units in it.
+
+    Attributes:
+        given: the rows.
+        content: what they resolve to.
+        blocks: the numbers of the blocks of the units in ``content``.
+        version: the version of the equations up to which ``content`` is known to be right.
+        is_shared: whether ``content`` is the one object that all axes with equal units at equal positions have.
+    """
+
+    given: Rows
+    content: Content
+    blocks: Set[int]
+    version: int
+    is_shared: bool = False
+
+
+class Block:
+    """The units that are made together for one axis, one for each position, in order.
+
+    Example: a weight of 4 rows makes block 0, its bias block 1, and a table of 4 positions block 2.
+
+    - Weight and bias are added: block 1 has the same units as block 0, in order. ``b1.same`` is ``b0``; no unit has a number.
+    - A view splits the sum into (2, 2): block 3 and block 4 are made, of the units 0, 1 and 2, 3. The units of block 0 stand
+      for pairs of these: ``b0.reading`` is that of the rows ``[[0, 2], [0, 3], [1, 2], [1, 3]]``.
+    - The table is added to the sum in front of the view: block 2 follows, and ``b2.reading`` is ``b0.reading``.
+    - Some unit of block 5 becomes the same as some unit of block 3: the two are of one kind, whose first block is block 3.
+
+    Attributes:
+        number: the place in ``Equations.blocks``; blocks made earlier have lower numbers.
+        size: how many units there are.
+        rows: the numbers of the units, shape (size, 1); None until they are needed.
+        learnt: the version of the equations that last said something of any of these units; 0 if none did.
+        reading: what the units resolve to; None if that was not asked for.
+    """
+
+    __slots__ = ("_kind", "_same", "learnt", "number", "reading", "rows", "size")
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number, self.size = number, size
+        self.rows: Rows | None = None
+        self.learnt = 0
+        self.reading: Reading | None = None
+        self._same = self._kind = self
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is known of any unit."""
+        return not self.learnt and self.size > 0
+
+    @property
+    def same(self) -> Block:
+        """The first block that has the same units in the same order."""
+        block = self
+        while block._same is not block:  # halves the way for the next one
+            block._same = block = block._same._same
+        return block
+
+    @property
+    def first_of_kind(self) -> Block:
+        """The first of all blocks between which some units are the same."""
+        block = self
+        while block._kind is not block:
+            block._kind = block = block._kind._kind
+        return block
+
+    def join(self, later: Block) -> None:
+        """Say that a block made later, and the first of those that are the same, has the same units as this one."""
+        later._same = self
+        self.join_kind(later)
+
+    def join_kind(self, other: Block) -> None:
+        """Say that some units of two blocks are the same."""
+        one, two = self.first_of_kind, other.first_of_kind
+        if two.number < one.number:
+            one, two = two, one
+        two._kind = one
