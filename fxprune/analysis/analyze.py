@@ -299,9 +299,9 @@ class _Labelling(TorchDispatchMode):
 
     def _record(self, call: Call, labels: list[Label], result: Any) -> None:
         for m in call.mixings:
-            self.mixing_points.append(
-                MixingPoint(call.at.node, call.at.op, m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, len(self.steps))
-            )
+            at, step = call.at, len(self.steps)
+            point = MixingPoint(at.node, at.op, m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, step, m.name)
+            self.mixing_points.append(point)
         if self.counts:
             self.work += work_of(call, result)
         self.steps.append(Step(call.at.node, call.at.op, None, call, tuple(labels)))

@@ -167,11 +167,11 @@ class _Corrected:
         return op_card(self.call.op)
 
     def all(self, points: list[MixingPoint]) -> Iterator[Correction]:
-        contracted: dict[Axis, list[MixingPoint]] = {}
+        contracted: dict[str, list[MixingPoint]] = {}
         counted: list[MixingPoint] = []
         for point in points:
             if point.kind == "contract":
-                contracted.setdefault(point.axis, []).append(point)
+                contracted.setdefault(point.name, []).append(point)
             elif point.kind in ("var", "normalize") or self.card.over_kept is not None:
                 counted.append(point)
             else:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fxprune.algebra.axes import Axis
 from fxprune.analysis.sources import Tracked
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +40,7 @@ class MixingPoint:
         neutral: whether removed positions change nothing there. Where they do, a masked graph needs a correction.
         axis: the positions.
         step: a number that orders the calls.
+        name: the name that the operator's rule gives the positions.
     """
 
     node: str
@@ -55,3 +52,4 @@ class MixingPoint:
     neutral: bool
     axis: Axis
     step: int
+    name: str = ""

@@ -26,6 +26,7 @@ class Mixing:
         zero: what the operand holds at removed positions.
         neutral: whether removed positions change nothing, so that the masked call needs no correction. Of the operands that
             meet at a "contract" it is enough to correct one; with any other kind each is corrected that is not neutral.
+        name: the name that the rule gives the positions; operands meet at a "contract" under one name.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Mixing:
     axis: Axis
     zero: Zero
     neutral: bool
+    name: str = ""
 
 
 @dataclass(eq=False)

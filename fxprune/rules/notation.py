@@ -84,7 +84,7 @@ class Pattern:
         axes = laid.bind(call)
         zeros = laid.zeros(self, self.zeros if isinstance(self.zeros, str) else self.zeros(call), call)
         for kind, operand, dim, name, state, neutral in zeros.mixings:
-            call.mixings.append(Mixing(kind, operand, dim, axes[name], state, neutral))
+            call.mixings.append(Mixing(kind, operand, dim, axes[name], state, neutral, name))
         call.axes = axes
         return [laid.result(i, call, axes, states) for i, states in enumerate(zeros.results)]
 

@@ -101,6 +101,27 @@ def test_masked_attention_scripts_and_exports(name: str) -> None:
     torch.testing.assert_close(torch.export.export(gm, (x,)).module()(x), expected)
 
 
+class Outer(nn.Module):
+    """Contracts products of channels with channels, both of whose dimensions have the same units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        g = self.two(x) + h
+        first, second = ((a[:, :, None] * a[:, None, :]).sigmoid() for a in (h, g))
+        return self.out(torch.einsum("bij,bij->b", first, second)[:, None])
+
+
+def test_both_dimensions_of_a_contraction_are_corrected_that_have_the_same_units() -> None:
+    torch.manual_seed(0)
+    found = pruned(Outer(), (torch.randn(2, 5),), 0.5)
+    assert found.small.get_parameter("one.weight").shape == (3, 5)
+    assert_equal(found, (torch.randn(2, 5),), (torch.randn(3, 5),))
+
+
 class AcrossTheBatch(nn.Module):
     """Combines channels of all samples in one dimension, whose size no mask could know."""
 
