@@ -2,7 +2,8 @@
 
 In: couplings, merges and splits of axes. Out: for each position of an axis the set of units that it goes with.
 
-Read ``axes.py`` first, then ``units.py`` (couple, merge, split, keep whole), ``equations.py`` (what is known of single units)
-and ``rows.py`` (functions of arrays).
+Read ``axes.py`` first, then ``units.py`` (couple, split, keep whole, read), ``blocks.py`` (units that are made together),
+``coupling.py`` (from rows to equations), ``equations.py`` (what is known of single units), ``contents.py`` (what stands on an
+axis) and ``rows.py`` (functions of arrays).
 Tests: ``tests/properties/test_units.py`` and ``tests/algebra``.
 """
