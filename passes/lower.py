@@ -21,7 +21,7 @@ from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import find_parameter
 from fxprune.graph.metadata import CALL, LOWERED, PATH
 from fxprune.graph.parts import Lowered, Slot
-from fxprune.graph.paths import join, replace_module
+from fxprune.graph.paths import join, replace_modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,13 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
     for (node, leaf), nodes in zip(calls, written, strict=True):
         if leaf not in stand_ins:
             stand_ins[leaf] = Lowered.of(leaf)
-            replace_module(gm, leaf, stand_ins[leaf])
         call, known = _with_slots(node), stand_ins[leaf].calls
         if call not in known:
             known.append(call)
         CALL.set(nodes[-1], known.index(call))
         PATH.set(nodes[-1], str(node.target))
         take_over(node, nodes[-1])
+    replace_modules(gm, stand_ins)
     return bool(calls)
 
 

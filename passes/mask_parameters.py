@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,18 +18,18 @@ from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import (
     MASK,
     ORIG,
+    Held,
     Masked,
     all_masked,
     check_prunable,
-    find_masked,
     find_parameter,
     is_binary,
-    register_mask,
+    register_masks,
     replace_mask,
-    unregister_mask,
+    unregister_masks,
 )
 from fxprune.graph.metadata import LOWERED, MOVED
-from fxprune.graph.paths import owners, parameter_names
+from fxprune.graph.paths import holders, parameters_by_name
 from fxprune.passes.lower import lower, take_over
 from fxprune.passes.raise_leaves import raise_leaves
 
@@ -42,43 +42,54 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool =
         masks: a mask for each name.
         own: whether masks in uint8 become buffers as they are, without a copy: they are zeros and ones and no one else's.
     """
-    parameters = {name: _maskable(as_graph_module(gm), name, mask) for name, mask in masks.items()}
+    held = holders(as_graph_module(gm))
+    parameters = {name: _maskable(gm, name, mask, held) for name, mask in masks.items()}
     _check_aliases(parameters, masks)
-    fresh = {name: p for name, p in parameters.items() if find_masked(gm, name) is None}
+    already = {id(masked.orig) for masked in all_masked(gm)}
     compact = {
         name: masks[name] if own and masks[name].dtype == torch.uint8 else compact_mask(masks[name], parameter)
         for name, parameter in parameters.items()
     }
-    modified = lower(gm, fresh.values())
-    for name, parameter in parameters.items():
-        modified |= put_mask(gm, name, parameter, compact[name])  # once for all names of a tied parameter
-    return modified
+    modified = lower(gm, [p for p in parameters.values() if id(p) not in already])
+    return put_masks(gm, {name: {MASK: mask} for name, mask in compact.items()}) or modified
 
 
-def put_mask(gm: fx.GraphModule, name: str, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> bool:
-    """Multiply a parameter, written out already, by a mask; tell whether anything changed.
+def put_masks(gm: fx.GraphModule, masks: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Multiply parameters, written out already, by masks; tell whether anything changed.
 
     Args:
         gm: the graph; it is not recompiled.
-        name: one of the parameter's names.
-        parameter: the parameter.
-        mask: of a shape that broadcasts to the parameter's.
-        ending: which of the parameter's masks this is; see :class:`fxprune.graph.masks.Masked`.
+        masks: by a name of each parameter its masks by their endings, of shapes that broadcast to the parameter's; see
+            :class:`fxprune.graph.masks.Masked`. Of several names of one parameter the first counts.
     """
-    masked = find_masked(gm, name)
-    if masked is not None and ending in masked.masks:
-        if _equal(masked.masks[ending], mask):
-            return False
-        replace_mask(gm, parameter, mask, ending)
-        return True
-    names = parameter_names(gm, parameter) if masked is None else masked.names
-    register_mask(gm, parameter, mask, ending)
-    if masked is None:
-        _insert_product(gm.graph, names, ending)
-    else:
-        for base in names:
-            _add_factor(gm.graph, base, ending)
-    return True
+    held, reads, names = holders(gm), _reads(gm.graph), parameters_by_name(gm)
+    present = {name: masked for masked in all_masked(gm) for name in masked.names}
+    modified, seen = False, set[int]()
+    for name, given in masks.items():
+        masked = present.get(name)
+        parameter, old = (names[name], {}) if masked is None else (masked.orig, masked.masks)
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        for ending in given.keys() & old.keys():
+            if not _equal(old[ending], given[ending]):
+                replace_mask(held[id(parameter)], given[ending], ending)
+                modified = True
+        fresh = {ending: mask for ending, mask in given.items() if ending not in old}
+        if fresh:
+            every = [n for n, p in names.items() if p is parameter] if masked is None else masked.names
+            register_masks(held[id(parameter)], fresh)
+            _multiply(gm.graph, reads, every, list(fresh), masked is not None)
+            modified = True
+    return modified
+
+
+def _reads(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Return the get_attr nodes of a graph by their targets, in their order."""
+    reads: dict[str, list[fx.Node]] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        reads.setdefault(str(node.target), []).append(node)
+    return reads
 
 
 def _check_aliases(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
@@ -93,7 +104,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and not a.is_meta and torch.equal(a, b)
 
 
-def _maskable(gm: fx.GraphModule, name: str, mask: Tensor) -> nn.Parameter:
+def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[int, Held]) -> nn.Parameter:
     parameter = find_parameter(gm, name)
     check_prunable(name, parameter)
     if not isinstance(mask, Tensor):
@@ -102,7 +113,7 @@ def _maskable(gm: fx.GraphModule, name: str, mask: Tensor) -> nn.Parameter:
         raise PruningAssertionError(
             f"the mask of {name!r} must have the parameter's shape {tuple(parameter.shape)}, got {tuple(mask.shape)}"
         )
-    for owner, attribute in owners(gm, parameter):
+    for owner, attribute in held[id(parameter)]:
         base = attribute.removesuffix(ORIG)
         taken = [n for n in (base + ORIG, base + MASK) if hasattr(owner, n)] if base == attribute else []
         if taken:
@@ -122,10 +133,23 @@ def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
         return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format, copy=True)
 
 
-def _insert_product(graph: fx.Graph, names: tuple[str, ...], ending: str) -> None:
-    reads = sorted(node for name in names for node in graph.find_nodes(op="get_attr", target=name))
-    if not reads:  # registered in the model but unused in this graph
+def _multiply(
+    graph: fx.Graph, reads: Mapping[str, list[fx.Node]], names: Sequence[str], endings: Sequence[str], is_masked: bool
+) -> None:
+    """Multiply a parameter in a graph by masks; one that ``is_masked`` has a product there already."""
+    if is_masked:
+        origs = [orig for name in names for orig in reads.get(name + ORIG, ())]
+        products = [user for orig in origs for user in orig.users if is_product(user)]
+    elif found := sorted(node for name in names for node in reads.get(name, ())):
+        products, endings = [_insert_product(graph, found, endings[0])], endings[1:]
+    else:  # registered in the model but unused in this graph
         return
+    for ending in endings:
+        for product in products:
+            _add_factor(graph, product, ending)
+
+
+def _insert_product(graph: fx.Graph, reads: Sequence[fx.Node], ending: str) -> fx.Node:
     captured = [node for node in reads if not LOWERED.get(node)]
     first = (captured or reads)[0]  # gives its name and place back when the mask is removed
     with graph.inserting_before(reads[0]):
@@ -140,19 +164,19 @@ def _insert_product(graph: fx.Graph, names: tuple[str, ...], ending: str) -> Non
     if first is not reads[0]:
         MOVED.set(product, True)
     take_over(first, product)
+    return product
 
 
-def _add_factor(graph: fx.Graph, name: str, ending: str) -> None:
+def _add_factor(graph: fx.Graph, product: fx.Node, ending: str) -> None:
     """Multiply the mask that a parameter has in the graph by another one."""
-    for orig in graph.find_nodes(op="get_attr", target=name + ORIG):
-        for product in [user for user in orig.users if is_product(user)]:
-            present = product.args[1]
-            assert isinstance(present, fx.Node)
-            with graph.inserting_after(present):
-                factor = graph.create_node("get_attr", name + ending)
-            with graph.inserting_after(factor):
-                both = graph.call_function(operator.mul, (present, factor))
-            product.args = (orig, both)
+    orig, present = product.args
+    assert isinstance(orig, fx.Node)
+    assert isinstance(present, fx.Node)
+    with graph.inserting_after(present):
+        factor = graph.create_node("get_attr", str(orig.target).removesuffix(ORIG) + ending)
+    with graph.inserting_after(factor):
+        both = graph.call_function(operator.mul, (present, factor))
+    product.args = (orig, both)
 
 
 def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
@@ -167,16 +191,16 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
     Returns:
         Whether anything changed.
     """
-    moved: list[fx.Node] = []
+    moved, held, reads = list[fx.Node](), holders(gm), _reads(gm.graph)
     for entry in masked:
         with torch.inference_mode(False), torch.no_grad():
             # As in torch: the Parameter stays, its values become a new tensor. So this works on any kind of parameter, and
             # leaves another one alone that shows the same memory.
             entry.orig.data = entry.orig.detach() * entry.mask.to(entry.orig.dtype)
     for entry in masked:
-        unregister_mask(gm, entry.orig)
+        unregister_masks(held[id(entry.orig)])
         for name in entry.names:
-            moved += _erase_product(gm.graph, name)
+            moved += _erase_product(gm.graph, reads, name)
     if masked:
         raise_leaves(gm)
     _put_back(moved)
@@ -190,15 +214,15 @@ def drop_masks(gm: fx.GraphModule, dropped: Callable[[str], bool]) -> None:
         gm: the graph.
         dropped: tells by the ending of its name whether a mask goes.
     """
+    held, reads, left = holders(gm), _reads(gm.graph), dict[str, dict[str, Tensor]]()
     for entry in all_masked(gm):
         if not any(dropped(ending) for ending in entry.masks):
             continue
-        unregister_mask(gm, entry.orig)
+        unregister_masks(held[id(entry.orig)])
         for name in entry.names:
-            _put_back(_erase_product(gm.graph, name))
-        for ending, mask in entry.masks.items():
-            if not dropped(ending):
-                put_mask(gm, entry.name, entry.orig, mask, ending)
+            _put_back(_erase_product(gm.graph, reads, name))
+        left[entry.name] = {ending: mask for ending, mask in entry.masks.items() if not dropped(ending)}
+    put_masks(gm, left)
 
 
 def _put_back(moved: list[fx.Node]) -> None:
@@ -207,10 +231,10 @@ def _put_back(moved: list[fx.Node]) -> None:
             min(read.users).prepend(read)
 
 
-def _erase_product(graph: fx.Graph, name: str) -> list[fx.Node]:
+def _erase_product(graph: fx.Graph, reads: Mapping[str, list[fx.Node]], name: str) -> list[fx.Node]:
     """Let the graph read ``name`` itself again; returns the reads that the product had moved from their places."""
-    moved, factors = [], list(graph.find_nodes(op="get_attr", target=name + MASK))
-    for orig in list(graph.find_nodes(op="get_attr", target=name + ORIG)):
+    moved, factors = [], list(reads.get(name + MASK, ()))
+    for orig in reads.get(name + ORIG, ()):
         for product in [user for user in orig.users if is_product(user)]:
             factors += product.all_input_nodes[1:]
             with graph.inserting_before(orig):

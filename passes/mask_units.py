@@ -18,12 +18,12 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Flags, Remaining
 from fxprune.errors import PlanError
 from fxprune.graph.captured import as_graph_module
-from fxprune.graph.masks import MASK, all_masked, check_prunable, find_masked, find_parameter
+from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
 from fxprune.graph.metadata import BAKED
 from fxprune.graph.parts import clone_below
 from fxprune.passes.compensate import erase_corrections, has_places, insert_corrections, update_keeps
 from fxprune.passes.lower import lower
-from fxprune.passes.mask_parameters import drop_masks, put_mask
+from fxprune.passes.mask_parameters import drop_masks, put_masks
 from fxprune.passes.raise_leaves import raise_leaves
 from fxprune.planning.plan import Plan
 
@@ -79,8 +79,10 @@ def mask_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
     lower(gm, [vector.parameter for vector in vectors], restricted)
     if any(vector.parameter.is_meta for vector in vectors):  # a mask there has no values that could say
         BAKED.set(gm, {(vector.name, vector.dim): ~vector.flags for vector in vectors})
+    masks: dict[str, dict[str, Tensor]] = {}
     for vector in vectors:
-        put_mask(gm, vector.name, vector.parameter, vector.tensor, vector.ending)
+        masks.setdefault(vector.name, {})[vector.ending] = vector.tensor
+    put_masks(gm, masks)
     insert_corrections(gm, deps, kept, wanted)
 
 
@@ -125,24 +127,20 @@ def _update(
     gm: fx.GraphModule, deps: Dependencies, kept: Remaining, vectors: Sequence[_Vector], wanted: Sequence[Correction]
 ) -> bool:
     """Update the masks where they stand, if they are on all axes that need one; tell whether they were."""
-    present = {m.name: m for m in all_masked(gm)}
-    for vector in vectors:
-        masked = find_masked(gm, vector.name)
-        if masked is None or vector.ending not in masked.masks:
-            return False
+    present = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
+    if any(vector.ending not in present.get(vector.name, {}) for vector in vectors):
+        return False
     places = [
         p for c in wanted for p in (c.places if isinstance(c, Restrict) else [c.place] if isinstance(c, Fill | Rescale) else [])
     ]
     if not vectors or not has_places(gm, places):
         return False
-    for masked in present.values():
-        for ending, mask in masked.masks.items():
+    for masks in present.values():
+        for ending, mask in masks.items():
             if ending != MASK:
                 mask.fill_(1)
     for vector in vectors:
-        masked = find_masked(gm, vector.name)
-        assert masked is not None
-        masked.masks[vector.ending].copy_(vector.tensor)
+        present[vector.name][vector.ending].copy_(vector.tensor)
     update_keeps(gm, deps, kept)
     return True
 

@@ -19,7 +19,7 @@ from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import CALL, PATH
 from fxprune.graph.parts import Lowered, Slot
-from fxprune.graph.paths import join, replace_module, value_at
+from fxprune.graph.paths import all_modules, join, replace_modules, value_at
 from fxprune.passes.lower import emit, take_over
 
 
@@ -55,14 +55,19 @@ def raise_leaves(gm: fx.GraphModule) -> bool:
     Returns:
         Whether the graph changed.
     """
-    lowered = [(path, module) for path, module in gm.named_modules() if isinstance(module, Lowered)]
-    tops = [(path, module) for path, module in lowered if not any(path.startswith(p + ".") for p, _ in lowered)]
+    every = [(path, module) for path, module in all_modules(gm) if isinstance(module, Lowered)]
+    tops = [(path, module) for path, module in every if not any(path.startswith(p + ".") for p, _ in every)]
     ready = [(path, module) for path, module in tops if not all_masked(module)]
     if not ready:
         return False
     readers = _readers(gm)
-    raised = [_raise(gm, path, module, readers) for path, module in ready]
-    return any(raised)
+    restored: dict[nn.Module, nn.Module] = {}
+    for path, lowered in ready:
+        module = lowered.restore()
+        if _raise(gm, path, lowered, module, readers):
+            restored[lowered] = module
+    replace_modules(gm, restored)
+    return bool(restored)
 
 
 def _readers(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
@@ -75,8 +80,8 @@ def _readers(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
     return readers
 
 
-def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, list[fx.Node]]) -> bool:
-    module = lowered.restore()
+def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, module: nn.Module, readers: dict[int, list[fx.Node]]) -> bool:
+    """Put calls of ``module`` in place of its nodes; tell whether there were any."""
     reads = [node for p in module.parameters() for node in readers.get(id(p), ()) if not node._erased]
     users = list(dict.fromkeys(user for node in reads for user in node.users))
     if next(module.parameters(), None) is None:
@@ -97,8 +102,6 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, readers: dict[int, l
                 continue
             _put_call(gm.graph, name if owner is lowered else path, args, kwargs, match)
             found = True
-    if found:
-        replace_module(gm, lowered, module)
     return found
 
 

@@ -23,7 +23,7 @@ from fxprune.graph.buffers import buffers_of, own_buffers
 from fxprune.graph.captured import as_graph_module, compiled_later
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import BAKED, KEPT, KEPT_OF_VALUE, METHODS
-from fxprune.graph.paths import holders, join, modules_by_path, owners
+from fxprune.graph.paths import holders, join, modules_by_path
 from fxprune.graph.side_effects import may_write
 from fxprune.passes.compensate import erase_corrections
 from fxprune.passes.fold_constants import amounts_of, fold_into_biases
@@ -220,11 +220,12 @@ class Shrink:
 def baked_copy(gm: _Graph) -> _Graph:
     """Return a copy with all masks baked into parameters of its own; what is not masked is shared."""
     copy = shared_copy(gm)
-    for masked in all_masked(copy):  # baking writes into the parameter, which the other graph has, too
+    held = holders(copy)
+    for masked in all_masked(copy):  # baking gives the parameter new values, which the other graph has, too
         with torch.inference_mode(False):
             old = masked.orig.detach()
             fresh = nn.Parameter(old.clone() if old.is_inference() else old, requires_grad=masked.orig.requires_grad)
-        for owner, attribute in list(owners(copy, masked.orig)):
+        for owner, attribute in held[id(masked.orig)]:
             owner._parameters[attribute] = fresh
     erase_corrections(copy)
     remove_masks(copy, all_masked(copy))

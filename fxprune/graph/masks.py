@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import PruningTypeError, UnknownParameterError
 from fxprune.graph.metadata import MASKED
-from fxprune.graph.paths import owners, parameter_names, parameters_by_name, split
+from fxprune.graph.paths import parameter_names, parameters_by_name, split
 
 ORIG = "_orig"
 MASK = "_mask"
@@ -105,20 +105,31 @@ def find_masked(root: nn.Module, name: str) -> Masked | None:
         owner = root.get_submodule(path)
     except AttributeError:
         return None
-    orig, endings = owner._parameters.get(last + ORIG), (MASKED.get(owner) or {}).get(last, ())
-    masks = {e: mask for e in sorted(endings) if (mask := owner._buffers.get(last + e)) is not None}
-    if orig is None or not masks:
-        return None
-    return Masked(tuple(n.removesuffix(ORIG) for n in parameter_names(root, orig)), orig, masks)
+    orig, masks = owner._parameters.get(last + ORIG), _masks_of(owner, last)
+    return None if orig is None or not masks else Masked(_bases(parameter_names(root, orig)), orig, masks)
+
+
+def _masks_of(owner: nn.Module, base: str) -> dict[str, Tensor]:
+    endings = (MASKED.get(owner) or {}).get(base, ())
+    return {e: mask for e in sorted(endings) if (mask := owner._buffers.get(base + e)) is not None}
+
+
+def _bases(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name.removesuffix(ORIG) for name in names)
 
 
 def all_masked(root: nn.Module) -> list[Masked]:
     """Return every masked parameter of the graph, each tied one once, in the order of ``named_parameters``."""
-    first: dict[nn.Parameter, str] = {}
-    for name, parameter in parameters_by_name(root).items():
-        first.setdefault(parameter, name)
-    found = (find_masked(root, name.removesuffix(ORIG)) for name in first.values() if name.endswith(ORIG))
-    return [masked for masked in found if masked is not None]
+    names: dict[int, list[str]] = {}
+    parameters = parameters_by_name(root)
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(name)
+    found = []
+    for every in names.values():
+        path, last = split(every[0])
+        if last.endswith(ORIG) and (masks := _masks_of(root.get_submodule(path), last.removesuffix(ORIG))):
+            found.append(Masked(_bases(every), parameters[every[0]], masks))
+    return found
 
 
 def find_parameter(root: nn.Module, name: str) -> nn.Parameter:
@@ -151,29 +162,34 @@ def _unknown(root: nn.Module, name: str) -> str:
     return f"{message}{hint} (see named_parameters())"
 
 
-def register_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> None:
-    """Put ``mask`` beside ``parameter``, wherever it is held, and rename it to ``<name>_orig`` unless it is so already."""
-    for owner, attribute in list(owners(root, parameter)):
+Held = Iterable[tuple[nn.Module, str]]
+"""Where a parameter is held: each module with the attribute; see :func:`fxprune.graph.paths.holders`."""
+
+
+def register_masks(held: Held, masks: Mapping[str, Tensor]) -> None:
+    """Put masks, by their endings, beside a parameter, and rename it to ``<name>_orig`` unless it is so already."""
+    for owner, attribute in held:
         masked = MASKED.setdefault(owner, {})
         base = attribute.removesuffix(ORIG)
         if base == attribute or base not in masked:
             base = attribute
             _rename(owner, attribute, attribute + ORIG)
-        owner.register_buffer(base + ending, mask)
-        masked[base] = [*masked.get(base, ()), ending]  # another list, as copies of the module share the present one
+        for ending, mask in masks.items():
+            owner.register_buffer(base + ending, mask)
+        masked[base] = [*masked.get(base, ()), *masks]  # another list, as copies of the module share the present one
         if not isinstance(owner, MaskLoading):
             owner.register_load_state_dict_pre_hook(_widen_masks)
 
 
-def replace_mask(root: nn.Module, parameter: nn.Parameter, mask: Tensor, ending: str = MASK) -> None:
-    """Put ``mask`` in place of the one that ``parameter`` has now."""
-    for owner, attribute in owners(root, parameter):
+def replace_mask(held: Held, mask: Tensor, ending: str) -> None:
+    """Put ``mask`` in place of the one with this ending that a parameter has now."""
+    for owner, attribute in held:
         owner._buffers[attribute.removesuffix(ORIG) + ending] = mask
 
 
-def unregister_mask(root: nn.Module, parameter: nn.Parameter) -> None:
-    """Give ``parameter`` its own name back and drop its masks; its values stay as they are."""
-    for owner, attribute in list(owners(root, parameter)):
+def unregister_masks(held: Held) -> None:
+    """Give a parameter its own name back and drop its masks; its values stay as they are."""
+    for owner, attribute in held:
         base = attribute.removesuffix(ORIG)
         _rename(owner, attribute, base)
         masked = MASKED[owner]

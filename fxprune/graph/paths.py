@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,12 +82,12 @@ def parameters_by_name(root: nn.Module) -> dict[str, nn.Parameter]:
 
 def parameter_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]:
     """Return every dotted name under which ``parameter`` is registered."""
-    return tuple(name for name, p in root.named_parameters(remove_duplicate=False) if p is parameter)
+    return tuple(name for name, p in parameters_by_name(root).items() if p is parameter)
 
 
 def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
     """Yield each (module, attribute) that holds ``parameter``; a module registered twice comes once."""
-    for module in root.modules():
+    for _, module in all_modules(root):
         for attribute, value in module._parameters.items():
             if value is parameter:
                 yield module, attribute
@@ -96,15 +96,15 @@ def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module
 def holders(root: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """Return each (module, attribute) that holds a parameter or buffer, by the tensor's ``id``."""
     found: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in dict.fromkeys(modules_by_path(root).values()):
+    for _, module in all_modules(root):
         for attribute, value in (*module._parameters.items(), *module._buffers.items()):
             found.setdefault(id(value), []).append((module, attribute))
     return found
 
 
-def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` is registered."""
-    for module in list(root.modules()):
+def replace_modules(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put another module wherever one of the keys of ``new`` is registered."""
+    for _, module in all_modules(root):
         for name, child in module._modules.items():
-            if child is old:
-                module._modules[name] = new
+            if child in new:
+                module._modules[name] = new[child]
