@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from fxprune.analysis.analyze import analyze
+from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.remaining import Flags
 from fxprune.capture import capture
 from fxprune.errors import PruneWarning, PruningValueError
 from fxprune.frontends.capture import Frontend
@@ -69,7 +70,8 @@ def shrink(
     inputs = _inputs(gm, example_inputs, example_kwargs) if verify else None
     if inputs is not None:
         _note_examples(gm, given(gm, *inputs))
-    smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
+    with compiled_later():
+        smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
     if inputs is not None:
         check(gm, smaller, *inputs)
     adopt(gm, smaller)
@@ -146,12 +148,11 @@ def prune(
         >>> slim = fxprune.prune(torchvision.models.resnet50(), torch.randn(1, 3, 224, 224), 0.5)
         >>> fxprune.summary(model, slim)
     """
-    with uncollected():
-        with compiled_later():  # most graphs are never called as they were captured
-            gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
+    with uncollected(), compiled_later():  # most graphs are never called as they were captured
+        gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
         if all_masked(gm):
             gm = baked_copy(gm)
-        inputs, shared = _inputs(gm, None, None) if verify else None, buffers_of(gm)
+        inputs = _inputs(gm, None, None) if verify else None
         # In a function of its own, so that the analysis is gone when the collector is on again.
         masked, small, why = _pruned(
             gm,
@@ -169,7 +170,6 @@ def prune(
             ),
             masked_too=inputs is not None,
         )
-        own_buffers(small, shared)
     compile_all(small)
     if why and amount != 0:
         warnings.warn(why, PruneWarning, stacklevel=2)
@@ -182,18 +182,26 @@ def _pruned(
     gm: CapturedModule, planned: Callable[[Dependencies], Plan], *, masked_too: bool
 ) -> tuple[CapturedModule | None, CapturedModule, str]:
     """Return a graph as masked, None unless asked for, and as shrunk; and why nothing was removed, if that is so."""
-    deps = analyze(gm)
+    deps = find_dependencies(gm)
     removed = planned(deps).removed(deps)
     if not removed.any():
+        own_buffers(gm, buffers_of(gm))
         return None, gm, _nothing(deps)
-    if not masked_too:
-        shrink_units(gm, deps, removed)
-        return None, gm, ""
-    mask_units(gm, deps, removed)
-    gm.recompile()
-    small = baked_copy(gm)
+    return *without(gm, deps, removed, masked_too=masked_too), ""
+
+
+def without(
+    gm: CapturedModule, deps: Dependencies, removed: Flags, *, masked_too: bool
+) -> tuple[CapturedModule | None, CapturedModule]:
+    """Return a graph without some units as masked, None unless asked for, and as shrunk; one of them is the graph itself."""
+    shared, masked, small = buffers_of(gm), None, gm
+    if masked_too:
+        mask_units(gm, deps, removed)
+        gm.recompile()
+        masked, small = gm, baked_copy(gm)
     shrink_units(small, deps, removed)
-    return gm, small, ""
+    own_buffers(small, shared)
+    return masked, small
 
 
 def _nothing(deps: Dependencies, most: int = 5) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.algebra.axes import Axis
-from fxprune.analysis.analyze import analyze
+from fxprune.analysis.analyze import known_dependencies
 from fxprune.analysis.corrections import Correction, Fill, Impossible, Rescale, Restrict, corrections
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Flags, Remaining
@@ -26,6 +26,7 @@ from fxprune.passes.lower import lower
 from fxprune.passes.mask_parameters import drop_masks, put_masks
 from fxprune.passes.raise_leaves import raise_leaves
 from fxprune.planning.plan import Plan
+from fxprune.torch_internals.switches import uncollected
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
@@ -86,6 +87,7 @@ def mask_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
     insert_corrections(gm, deps, kept, wanted)
 
 
+@uncollected()
 def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
     """Mask what a plan removes, in place; the graph is not recompiled. Tells whether anything changed."""
     base = as_graph_module(gm)
@@ -93,7 +95,7 @@ def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
         base = shared_copy(gm)
         strip(base)
         base.recompile()
-    deps = analyze(base)
+    deps = known_dependencies(gm, base)
     removed = plan.removed(deps)
     if not removed.any() and not is_structured(gm):
         return False

@@ -57,7 +57,8 @@ def raise_leaves(gm: fx.GraphModule) -> bool:
     """
     every = [(path, module) for path, module in all_modules(gm) if isinstance(module, Lowered)]
     tops = [(path, module) for path, module in every if not any(path.startswith(p + ".") for p, _ in every)]
-    ready = [(path, module) for path, module in tops if not all_masked(module)]
+    masked = {id(entry.orig) for entry in all_masked(gm)} if tops else set()
+    ready = [(path, module) for path, module in tops if not any(id(p) in masked for p in module.parameters())]
     if not ready:
         return False
     readers = _readers(gm)

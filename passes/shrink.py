@@ -13,14 +13,14 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis.analyze import analyze
+from fxprune.analysis.analyze import find_dependencies, known_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Flags, Places, Remaining
 from fxprune.analysis.steps import Step
 from fxprune.errors import AnalysisError, ShrinkError
 from fxprune.functional.leaf_cards import card_of, update_sizes
 from fxprune.graph.buffers import buffers_of, own_buffers
-from fxprune.graph.captured import as_graph_module, compiled_later
+from fxprune.graph.captured import as_graph_module, compile_all, compiled_later
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import BAKED, KEPT, KEPT_OF_VALUE, METHODS
 from fxprune.graph.paths import holders, join, modules_by_path
@@ -57,7 +57,7 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
     while True:
         kept = Remaining(deps.units, removed)
         steps = shrinking_steps(gm, deps, kept)
-        spare = _spare(gm) if may_be_stuck(gm, steps) else None
+        spare = shared_copy(gm) if may_be_stuck(gm, steps) else None
         try:
             _shrink_once(gm, deps, kept, steps)
             break
@@ -65,22 +65,16 @@ def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
             if spare is None:
                 raise
             # A function that hides sizes from its arguments: what it calls can be rewritten one by one.
-            with compiled_later():
-                adopt(gm, spare)
+            adopt(gm, spare)
             written_out = tuple(f"{node.name} {node.target}" for node in gm.graph.nodes if node.name in error.nodes)
             if written_out == stuck or not inline_all(gm, deps, error.nodes):
                 raise
             stuck = written_out
             dead = _dead_axes(deps, kept)
-            deps = analyze(gm)
+            deps = find_dependencies(gm)
             removed = removed_units(deps, dead)
     write_in_place(gm)
     gm.recompile()
-
-
-def _spare(gm: _Graph) -> _Graph:
-    with compiled_later():
-        return shared_copy(gm)
 
 
 def _dead_axes(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Flags]:
@@ -210,7 +204,8 @@ class Shrink:
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place; nothing is verified."""
-        smaller, removed = shrunk_copy(as_graph_module(graph_module))
+        with compiled_later():
+            smaller, removed = shrunk_copy(as_graph_module(graph_module))
         modified = removed or bool(all_masked(graph_module))
         if modified:
             adopt(graph_module, smaller)
@@ -243,10 +238,11 @@ def _free_names(graph: fx.Graph) -> None:
         names._used_names.add(node.name)
 
 
+@uncollected()
 def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
     """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`."""
     copy, dead = baked_copy(gm), dead_axes(gm)
-    deps = analyze(copy)
+    deps = known_dependencies(gm, copy)
     removed = removed_units(deps, dead)
     BAKED.pop(copy)
     folds, amounts = list[Fold](), list[Tensor]()
@@ -287,7 +283,7 @@ def _analyze_in_train_mode(gm: fx.GraphModule) -> Dependencies | None:
     try:
         for module, _ in modes:
             module.training = True
-        return analyze(gm)
+        return find_dependencies(gm)
     except AnalysisError:
         return None
     finally:
@@ -301,3 +297,4 @@ def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
     gm.__dict__.clear()
     gm.__dict__.update(other.__dict__)
     gm.graph = graph
+    compile_all(gm)

@@ -24,6 +24,7 @@ from fxprune.abstract.fakes import Fakes, has_hints
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.fingerprint import recall, remember
 from fxprune.analysis.flops import work_of
 from fxprune.analysis.operators import Operator
 from fxprune.analysis.sources import MAX_CONSTANT, Sources, named_tensors
@@ -62,11 +63,28 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
         >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
         >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
     """
-    with uncollected():
-        return _analyze(as_graph_module(gm))
+    deps = find_dependencies(as_graph_module(gm))
+    remember(gm, gm, deps)
+    return deps
 
 
-def _analyze(gm: fx.GraphModule) -> Dependencies:
+def known_dependencies(gm: fx.GraphModule, base: fx.GraphModule) -> Dependencies:
+    """Return the analysis of ``base``: that which the graph carries, if it holds, or else a new one, which it carries then.
+
+    Args:
+        gm: the graph.
+        base: the graph without structured masks, or a copy of it without any.
+    """
+    deps = recall(gm, base)
+    if deps is None:
+        deps = find_dependencies(base)
+        remember(gm, base, deps)
+    return deps
+
+
+@uncollected()
+def find_dependencies(gm: fx.GraphModule) -> Dependencies:
+    """Analyze a graph; see :func:`analyze`."""
     labelling = _Labelling(gm)
     inputs = _example_inputs(gm, labelling.fakes)
     # Below autograd and above decomposition: composite operators arrive as they were called.

@@ -19,6 +19,7 @@ from torch.fx.graph import PythonCode
 
 from fxprune.errors import PruningTypeError
 from fxprune.graph.masks import MaskLoading
+from fxprune.graph.metadata import ANALYSIS
 from fxprune.graph.paths import all_modules
 from fxprune.graph.pickling import dump, load
 from fxprune.torch_internals.switches import quiet
@@ -112,8 +113,8 @@ def compile_all(gm: fx.GraphModule) -> None:
             module.compile_put_off()
 
 
-# What recompile() makes of the graph; and the example, which is of no use elsewhere.
-_DERIVED = ("_graph", "_code", "_in_spec", "_out_spec", "example")
+# What recompile() makes of the graph; and the example and the analysis, which are of no use elsewhere.
+_DERIVED = ("_graph", "_code", "_in_spec", "_out_spec", "example", ANALYSIS.name)
 
 
 def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:

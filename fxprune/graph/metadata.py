@@ -136,3 +136,7 @@ own. Written, read and dropped by ``graph/masks.py``."""
 
 LABEL = Attribute[Any]("_fxprune_label", pickled=False, shrunk=False)
 """On a fake tensor, its ``Label`` during one analysis. Written and read by ``analysis/analyze.py``."""
+
+ANALYSIS = Attribute[tuple[Any, Any]]("_fxprune_analysis", pickled=False, shrunk=False)
+"""On a captured graph, its last analysis, and the fingerprint of all that this depends on; no copy has it. Written and read by
+``analysis/fingerprint.py``."""

@@ -106,5 +106,5 @@ def replace_modules(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None
     """Put another module wherever one of the keys of ``new`` is registered."""
     for _, module in all_modules(root):
         for name, child in module._modules.items():
-            if child in new:
+            if child is not None and child in new:
                 module._modules[name] = new[child]

@@ -23,6 +23,7 @@ class _Entry:
 
 _ENTRIES: dict[OpOverload, _Entry] = {}
 _BLANK = OpCard()
+_CHANGES = [0]
 
 
 def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by_user: bool = False) -> None:
@@ -49,6 +50,7 @@ def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by
             if name not in (given_names := [argument.name for argument in op._schema.arguments]):
                 raise RuleError(f"{op} has no argument {name!r} that its form over kept positions takes, only {given_names}")
         _ENTRIES[op] = _Entry(card, place, by_user)
+        _CHANGES[0] += 1
 
 
 def _caller() -> str:
@@ -105,3 +107,9 @@ def is_by_user(op: OpOverload) -> bool:
 def unregister(op: OpOverload) -> None:
     """Take the card of an operator back, so that another can be registered."""
     _ENTRIES.pop(op, None)
+    _CHANGES[0] += 1
+
+
+def version() -> int:
+    """Return a number that is another one after every change of the cards."""
+    return _CHANGES[0]

@@ -211,6 +211,12 @@ def _flag_replaced() -> AbstractContextManager[None]:
     return _replaced(nn.Module, "training", _TellingFlag())
 
 
+def is_watched() -> bool:
+    """Tell whether a mode of this thread, or a hook on all modules, sees what torch computes, and may change it."""
+    modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    return modes > 0 or bool(torch.nn.modules.module._has_any_global_hook())
+
+
 # -- random states: also of the process, but no two threads can have theirs at a time ------------------------------------
 
 _DRAWING = threading.RLock()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from tests.benchmarks import accuracy, analysis, masks, memory, pipeline, shrunk
+from tests.benchmarks import accuracy, analysis, masks, memory, pipeline, shrunk, steps
 
 BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "analysis": analysis.usual_models,
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "masks": masks.mask_memory,
     "pipeline": pipeline.pipeline,
     "zoo": pipeline.zoo,
+    "steps": steps.steps,
     "accuracy": accuracy.kept,
 }
 
