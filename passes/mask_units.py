@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.algebra.axes import Axis
-from fxprune.analysis.analyze import known_dependencies
+from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.corrections import Correction, Fill, Impossible, Rescale, Restrict, corrections
 from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.fingerprint import recall, remember
 from fxprune.analysis.remaining import Flags, Remaining
 from fxprune.errors import PlanError
 from fxprune.graph.captured import as_graph_module
@@ -95,7 +96,10 @@ def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
         base = shared_copy(gm)
         strip(base)
         base.recompile()
-    deps = known_dependencies(gm, base)
+    deps = recall(gm, base)
+    if deps is None:
+        deps = find_dependencies(base)
+        remember(gm, base, deps)
     removed = plan.removed(deps)
     if not removed.any() and not is_structured(gm):
         return False

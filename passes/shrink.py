@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis.analyze import find_dependencies, known_dependencies
+from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.fingerprint import recall
 from fxprune.analysis.remaining import Flags, Places, Remaining
 from fxprune.analysis.steps import Step
 from fxprune.errors import AnalysisError, ShrinkError
@@ -242,7 +243,7 @@ def _free_names(graph: fx.Graph) -> None:
 def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
     """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`."""
     copy, dead = baked_copy(gm), dead_axes(gm)
-    deps = known_dependencies(gm, copy)
+    deps = recall(gm, copy) or find_dependencies(copy)
     removed = removed_units(deps, dead)
     BAKED.pop(copy)
     folds, amounts = list[Fold](), list[Tensor]()

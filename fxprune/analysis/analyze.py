@@ -24,7 +24,7 @@ from fxprune.abstract.fakes import Fakes, has_hints
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.fingerprint import recall, remember
+from fxprune.analysis.fingerprint import remember
 from fxprune.analysis.flops import work_of
 from fxprune.analysis.operators import Operator
 from fxprune.analysis.sources import MAX_CONSTANT, Sources, named_tensors
@@ -65,20 +65,6 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
     """
     deps = find_dependencies(as_graph_module(gm))
     remember(gm, gm, deps)
-    return deps
-
-
-def known_dependencies(gm: fx.GraphModule, base: fx.GraphModule) -> Dependencies:
-    """Return the analysis of ``base``: that which the graph carries, if it holds, or else a new one, which it carries then.
-
-    Args:
-        gm: the graph.
-        base: the graph without structured masks, or a copy of it without any.
-    """
-    deps = recall(gm, base)
-    if deps is None:
-        deps = find_dependencies(base)
-        remember(gm, base, deps)
     return deps
 
 

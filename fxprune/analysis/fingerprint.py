@@ -27,6 +27,7 @@ from fxprune.graph.paths import value_at
 from fxprune.rules.registry import version
 from fxprune.torch_internals.switches import is_watched
 
+
 def remember(gm: fx.GraphModule, base: fx.GraphModule, deps: Dependencies) -> None:
     """Keep the analysis of ``base``, a graph or a copy of it without its masks, on the graph."""
     mark = fingerprint(base) if isinstance(gm, CapturedModule) else None

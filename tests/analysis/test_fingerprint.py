@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.analysis.analyze import find_dependencies, known_dependencies
-from fxprune.analysis.fingerprint import fingerprint
+from fxprune.analysis.analyze import find_dependencies
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.fingerprint import fingerprint, recall
 from fxprune.passes.shrink import baked_copy
 from fxprune.rules import registry
 from fxprune.testing import check_graph
@@ -43,6 +44,12 @@ class Net(nn.Module):
 def _captured() -> fx.GraphModule:
     torch.manual_seed(0)
     return fxprune.capture(Net().eval(), torch.randn(2, 3, 6, 6))
+
+
+def _carried(gm: fx.GraphModule, base: fx.GraphModule | None = None) -> Dependencies:
+    deps = recall(gm, gm if base is None else base)
+    assert deps is not None
+    return deps
 
 
 def _drop_the_sum(gm: fx.GraphModule) -> None:
@@ -116,18 +123,18 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 def test_a_changed_graph_is_analysed_again(change: Callable[[Any], object]) -> None:
     gm = _captured()
     deps = fxprune.analyze(gm)
-    assert known_dependencies(gm, gm).units is deps.units
+    assert _carried(gm).units is deps.units
     change(gm)
-    assert known_dependencies(gm, gm).units is not deps.units
+    assert recall(gm, gm) is None
 
 
 def test_a_rule_of_the_user_counts() -> None:
     gm = _captured()
-    deps = fxprune.analyze(gm)
+    fxprune.analyze(gm)
     op = torch.ops.aten.zeta.default if hasattr(torch.ops.aten, "zeta") else torch.ops.aten.special_zeta.default
     fxprune.register_rule(op, "a, a -> a")
     try:
-        assert known_dependencies(gm, gm).units is not deps.units
+        assert recall(gm, gm) is None
     finally:
         registry.unregister(op)
 
@@ -153,8 +160,8 @@ def test_code_of_the_user_has_no_fingerprint() -> None:
     node.target = _own
     gm.recompile()
     assert fingerprint(gm) is None
-    deps = fxprune.analyze(gm)
-    assert known_dependencies(gm, gm).units is not deps.units
+    fxprune.analyze(gm)
+    assert recall(gm, gm) is None
 
 
 def test_weights_do_not_count() -> None:
@@ -163,7 +170,7 @@ def test_weights_do_not_count() -> None:
     with torch.no_grad():
         for parameter in gm.parameters():
             parameter.mul_(2)
-    assert known_dependencies(gm, gm).units is deps.units
+    assert _carried(gm).units is deps.units
 
 
 def test_the_analysis_of_a_masked_graph_is_that_from_before() -> None:
@@ -171,7 +178,7 @@ def test_the_analysis_of_a_masked_graph_is_that_from_before() -> None:
     deps = fxprune.analyze(gm)
     fxprune.mask(gm, fxprune.plan(deps, 0.5))
     baked = baked_copy(gm)
-    known = known_dependencies(gm, baked)
+    known = _carried(gm, baked)
     assert known.units is deps.units
     assert known.gm is baked
     assert str(known) == str(find_dependencies(baked))
@@ -204,7 +211,7 @@ def test_the_analysis_goes_with_the_graph() -> None:
     gm = _captured()
     plan = fxprune.plan(fxprune.analyze(gm), 0.5)
     fxprune.mask(gm, plan)
-    units = weakref.ref(known_dependencies(gm, baked_copy(gm)).units)
+    units = weakref.ref(_carried(gm, baked_copy(gm)).units)
     assert "_fxprune_analysis" not in vars(copy.deepcopy(gm))
     assert "_fxprune_analysis" not in vars(pickle.loads(pickle.dumps(gm)))
     gc.collect()
@@ -220,7 +227,7 @@ def test_the_analysis_goes_with_the_graph() -> None:
 def test_a_graph_that_is_dropped_holds_no_circle_with_its_analysis() -> None:
     gm = _captured()
     parameter = weakref.ref(gm.get_parameter("a.weight"))
-    known_dependencies(gm, gm)
+    fxprune.analyze(gm)
     graph = gm.graph
     gc.collect()
     gc.disable()
