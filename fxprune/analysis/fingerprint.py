@@ -38,8 +38,8 @@ def remember(gm: fx.GraphModule, base: fx.GraphModule, deps: Dependencies) -> No
 
 def recall(gm: fx.GraphModule, base: fx.GraphModule) -> Dependencies | None:
     """Return the analysis kept on a graph as one of ``base``; None if there is none, or if it may not hold for ``base``."""
-    mark, deps = ANALYSIS.get(gm) or (None, None)
-    return None if mark is None or mark != fingerprint(base) else _about(base, deps)
+    kept = ANALYSIS.get(gm)
+    return None if kept is None or kept[0] != fingerprint(base) else _about(base, kept[1])
 
 
 def _about(gm: fx.GraphModule | None, deps: Dependencies) -> Dependencies:
