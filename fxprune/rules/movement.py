@@ -212,8 +212,8 @@ def slice_left(flags: NDArray[np.bool_], given: slice) -> tuple[int, int, int] |
     return int(places[0]), int(places[-1]) + 1, int(steps[0]) if len(steps) else 1
 
 
-def _bounds_left(call: Call, axis: Axis, left: PositionsLeft) -> dict[str, Any]:
-    """Return the bounds of a slice among what is left."""
+def _slice_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    axis = call.operand(0).axes[call.dim()]
     given = {name: call[name] for name in ("start", "end", "step")}
     if left.size(axis) == axis.size:
         return given
@@ -221,10 +221,6 @@ def _bounds_left(call: Call, axis: Axis, left: PositionsLeft) -> dict[str, Any]:
     if found is None:
         raise RuleError(f"a slice with step {given['step']} would have to pick uneven places of what is left")
     return dict(zip(given, found, strict=True))
-
-
-def _slice_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
-    return _bounds_left(call, call.operand(0).axes[call.dim()], left)
 
 
 def _narrow_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
@@ -248,14 +244,10 @@ def _shifts_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) ->
         if len(label) != 1:
             return {}
         return {"shifts": [_shift_left(call["shifts"][0], label.axes[0], left)]}
-    shifts: list[int] = []
-    pairs = list(zip(call["shifts"], call.dims("dims"), strict=True))
-    whole = {d: sum(shift for shift, other in pairs if other == d) for _, d in pairs}
-    for shift, d in pairs:
-        is_all = left.size(label.axes[d]) == label.shape[d]
-        # Where a dimension is rolled twice, the first time takes it all the way.
-        shifts.append(shift if is_all else _shift_left(whole.pop(d, 0), label.axes[d], left))
-    return {"shifts": shifts}
+    dims = call.dims("dims")
+    # Where a dimension is rolled twice, the first time takes it all the way.
+    whole = {d: sum(shift for shift, other in zip(call["shifts"], dims, strict=True) if other == d) for d in dims}
+    return {"shifts": [_shift_left(whole.pop(d, 0), label.axes[d], left) for d in dims]}
 
 
 def _shift_left(shift: int, axis: Axis, left: PositionsLeft) -> int:

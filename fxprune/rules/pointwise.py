@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -126,11 +127,7 @@ def _values(call: Call, states: tuple[Zero | None, ...], numbers: Tensor, inputs
     """
     waiting = [state for state in states if state is not None]
 
-    def stand_in(leaf: Any) -> Any:
-        if isinstance(leaf, torch.device):
-            return torch.device("cpu")  # where there are values
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def stand_in(leaf: Tensor) -> Tensor:
         state = waiting.pop(0)
         # No two operands are alike.
         values = torch.zeros(len(numbers)) if state is Zero.ZERO else numbers.roll(len(waiting)) + 0.05 * len(waiting)
@@ -143,12 +140,30 @@ def _values(call: Call, states: tuple[Zero | None, ...], numbers: Tensor, inputs
             return inputs[-1]
         return values
 
-    try:
-        result = call.op(**pytree.tree_map(stand_in, call.arguments))
-        returned = [r.reshape(-1) for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        return torch.cat(returned) if inputs is not None else torch.cat([r.to(torch.complex128) for r in returned])
-    except Exception:  # an operator that does not take such operands says nothing about zeros
+    returned = [result.reshape(-1) for result in called_on(call, stand_in) or ()]
+    if not returned:  # an operator that does not take such operands says nothing about zeros
         return None
+    return torch.cat(returned) if inputs is not None else torch.cat([r.to(torch.complex128) for r in returned])
+
+
+def called_on(call: Call, stand_in: Callable[[Tensor], Tensor]) -> list[Tensor] | None:
+    """Return what an operator makes of other tensors, on the CPU; None if it does not take them.
+
+    Args:
+        call: a call of the operator.
+        stand_in: what gives, for each tensor of the call in turn, the tensor in its place.
+    """
+
+    def replaced(leaf: Any) -> Any:
+        if isinstance(leaf, torch.device):
+            return torch.device("cpu")  # where there are values
+        return stand_in(leaf) if isinstance(leaf, Tensor) else leaf
+
+    try:
+        result = call.op(**pytree.tree_map(replaced, call.arguments))
+    except Exception:
+        return None
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 POINTWISE = Pointwise()

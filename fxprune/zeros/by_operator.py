@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.algebra.axes import Axis
@@ -28,7 +27,7 @@ from fxprune.rules.joining import Concatenate, ConstantPad, Repeat, RepeatInterl
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import Roll, Select, Take
 from fxprune.rules.notation import Pattern
-from fxprune.rules.pointwise import Pointwise
+from fxprune.rules.pointwise import Pointwise, called_on
 from fxprune.rules.registry import op_card
 from fxprune.rules.views import Expand, Move, View
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
@@ -113,21 +112,13 @@ def _called_on(call: Call, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> np
     """Return what an operator makes of numbers, one row for each tensor; None if it does not take them."""
     waiting = iter(torch.from_numpy(numbers.copy()))
 
-    def stand_in(leaf: Any) -> Any:
-        if isinstance(leaf, torch.device):
-            return torch.device("cpu")
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def stand_in(leaf: Tensor) -> Tensor:
         values = next(waiting)
         return values if leaf.is_floating_point() else values.to(leaf.dtype)
 
-    try:
-        with _disable_current_modes(), torch.no_grad():
-            result = call.op(**pytree.tree_map(stand_in, call.arguments))
-    except Exception:  # it does not take vectors in place of its operands
-        return None
-    returned = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    if len(returned) != 1 or returned[0].shape != numbers.shape[1:] or returned[0].is_complex():
+    with _disable_current_modes(), torch.no_grad():
+        returned = called_on(call, stand_in)
+    if returned is None or len(returned) != 1 or returned[0].shape != numbers.shape[1:] or returned[0].is_complex():
         return None
     exact: np.ndarray[Any, np.dtype[np.float64]] = returned[0].double().numpy()
     return exact
