@@ -19,6 +19,7 @@ from fxprune.graph.metadata import KEEPS, ORIGINAL
 from fxprune.graph.parts import Slot
 from fxprune.graph.pickling import found, picklable
 from fxprune.rules.labels import Label
+from fxprune.torch_internals.operators import arguments_of
 
 _KEEP = "fxprune_keep_"  # vectors of flags at the root of a graph
 
@@ -87,7 +88,7 @@ class _Writer:
 
     def _restrict(self, node: fx.Node, correction: Restrict) -> None:
         form = correction.form
-        arguments = {argument.name: (place, argument) for place, argument in enumerate(correction.call.op._schema.arguments)}
+        arguments = {argument.name: (place, argument) for place, argument in enumerate(arguments_of(correction.call.op))}
 
         def given(name: str) -> Any:
             place, argument = arguments[name]

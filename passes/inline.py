@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.analysis.batch_sizes import shapes_of_batch
 from fxprune.analysis.dependencies import Dependencies
@@ -20,6 +19,7 @@ from fxprune.graph.captured import compiled_later
 from fxprune.passes.lower import lower
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.switches import quiet
+from fxprune.torch_internals.tensors import pytree
 
 
 class _Call(nn.Module):

@@ -32,6 +32,7 @@ from fxprune.graph.metadata import LOWERED, MOVED
 from fxprune.graph.paths import holders, parameters_by_name
 from fxprune.passes.lower import lower, take_over
 from fxprune.passes.raise_leaves import raise_leaves
+from fxprune.torch_internals.graphs import is_erased
 
 
 def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool = False) -> bool:
@@ -227,7 +228,7 @@ def drop_masks(gm: fx.GraphModule, dropped: Callable[[str], bool]) -> None:
 
 def _put_back(moved: list[fx.Node]) -> None:
     for read in moved:  # it was captured where it is used first
-        if read.users and not read._erased:
+        if read.users and not is_erased(read):
             min(read.users).prepend(read)
 
 
@@ -249,7 +250,7 @@ def _erase_product(graph: fx.Graph, reads: Mapping[str, list[fx.Node]], name: st
             graph.erase_node(orig)
     while factors:
         factor = factors.pop()
-        if not factor._erased and not factor.users:
+        if not is_erased(factor) and not factor.users:
             factors += factor.all_input_nodes
             graph.erase_node(factor)
     return moved

@@ -21,6 +21,7 @@ from fxprune.graph.metadata import CALL, PATH
 from fxprune.graph.parts import Lowered, Slot
 from fxprune.graph.paths import all_modules, join, replace_modules, value_at
 from fxprune.passes.lower import emit, take_over
+from fxprune.torch_internals.graphs import is_erased
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _readers(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
 
 def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, module: nn.Module, readers: dict[int, list[fx.Node]]) -> bool:
     """Put calls of ``module`` in place of its nodes; tell whether there were any."""
-    reads = [node for p in module.parameters() for node in readers.get(id(p), ()) if not node._erased]
+    reads = [node for p in module.parameters() for node in readers.get(id(p), ()) if not is_erased(node)]
     users = list(dict.fromkeys(user for node in reads for user in node.users))
     if next(module.parameters(), None) is None:
         users = [node for node in gm.graph.nodes if CALL.get(node) is not None]
@@ -92,7 +93,7 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, module: nn.Module, r
     for index, (args, kwargs) in enumerate(lowered.calls):
         pattern = _pattern(module, path, args, kwargs)
         for site in users:
-            if site._erased or CALL.get(site) not in (None, index):
+            if is_erased(site) or CALL.get(site) not in (None, index):
                 continue
             # Layers that are tied are written out alike, and one that is registered twice is called by either name.
             name = PATH.get(site) or path
@@ -130,7 +131,7 @@ def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, match: _Match)
         call = graph.call_module(path, map_aggregate(args, fill), map_aggregate(kwargs, fill))
     take_over(match.root, call)
     for node in reversed(match.nodes[:-1]):
-        if not node._erased and not node.users:
+        if not is_erased(node) and not node.users:
             graph.erase_node(node)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
-from torch.utils import _pytree as pytree
 
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
@@ -35,7 +34,9 @@ from fxprune.passes.mask_parameters import remove_masks
 from fxprune.passes.mask_units import dead_axes, removed_units, shared_copy
 from fxprune.passes.repair.repair import may_be_stuck, repair, shrinking_steps
 from fxprune.rules.labels import Label
+from fxprune.torch_internals.graphs import free_names
 from fxprune.torch_internals.switches import uncollected
+from fxprune.torch_internals.tensors import pytree
 from fxprune.zeros.folds import Fold
 from fxprune.zeros.removable import ZeroSlices, masked_slices, removable, zero_slices
 
@@ -226,17 +227,9 @@ def baked_copy(gm: _Graph) -> _Graph:
     erase_corrections(copy)
     remove_masks(copy, all_masked(copy))
     METHODS.pop(copy)
-    _free_names(copy.graph)
+    free_names(copy.graph)
     copy.recompile()
     return copy
-
-
-def _free_names(graph: fx.Graph) -> None:
-    """Let new nodes take the names of those that were erased."""
-    names = graph._graph_namespace = type(graph._graph_namespace)()
-    for node in graph.nodes:
-        names.associate_name_with_obj(node.name, node)
-        names._used_names.add(node.name)
 
 
 @uncollected()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,3 +122,60 @@ def test_keys_of_meta_stand_in_one_file() -> None:
         if not (isinstance(key, ast.Constant) and key.value == "val")
     ]
     assert found == [], "fxprune's keys are in graph/metadata.py, and torch's but for 'val', which everybody knows"
+
+
+# What may be named outside of torch_internals, by attribute, and why.
+_STABLE = {
+    # The registries of nn.Module, which torch's own documentation of modules and every library that changes them name.
+    "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_forward_pre_hooks", "_load_from_state_dict",
+    "_getframe",  # Python's, documented
+    "_module",  # ours: what the view of a layer that lowering gives to its card is of
+}  # fmt: skip
+
+
+def _private_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the private names that a file takes from elsewhere: attributes that no class of the file defines, and imports."""
+    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    own |= {str(n.arg) for n in ast.walk(tree) if isinstance(n, ast.keyword)}  # such as of ``vars(self).update``
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
+            own |= {node.attr} if node.value.id == "self" else set()
+        elif isinstance(node, ast.AnnAssign | ast.Assign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            own |= {target.id for target in targets if isinstance(target, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "torch":
+            path = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+            yield from (f"{node.lineno}: import of {name}" for name in path if name.startswith("_"))
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("torch.") and "._" in a.name]
+            yield from (f"{node.lineno}: import of {name}" for name in names)
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            of = ast.unparse(node.value)
+            is_operator = of in ("aten", "_aten", "torch.ops.aten")  # whose names are torch's to give
+            if not (is_operator or of in ("self", "cls") or node.attr in own or node.attr in _STABLE):
+                yield f"{node.lineno}: {of}.{node.attr}"
+
+
+def test_private_names_of_torch_stand_in_torch_internals() -> None:
+    found = [
+        f"{name}:{private}"
+        for name, file in _modules().items()
+        if not name.startswith("fxprune.torch_internals.")
+        for private in _private_names(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+    assert found == []
+
+
+def test_private_names_are_found() -> None:
+    code = """
+        import torch._C, os.path
+        from torch._ops import OpOverload
+        from torch.utils import _pytree as pytree
+        class Own:
+            _mine: int
+            def _do(self): self._kept = self._inherited
+            def use(self, other, op): return other._mine, other._kept, other._do, op._schema.name, torch._C._x, aten._view
+    """
+    found = {private.partition(": ")[2] for private in _private_names(ast.parse(textwrap.dedent(code)))}
+    assert found == {"import of torch._C", "import of _ops", "import of _pytree", "op._schema", "torch._C._x", "torch._C"}

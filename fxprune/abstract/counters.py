@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
+
+from fxprune.torch_internals.operators import OpOverload, no_modes
+from fxprune.torch_internals.tensors import FakeTensor, pytree
 
 READS_VALUE = frozenset([torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default])
 """The operators that ask for the value of a tensor."""
@@ -31,12 +30,12 @@ class Counters:
         if type(counter) is not Tensor or counter.numel() != 1 or counter.is_floating_point() or counter.is_meta:
             return
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((others, kwargs))):
-            with _disable_current_modes():
+            with no_modes():
                 value = self._now.get(id(counter), (counter, counter))[1].clone()
                 self._now[id(counter)] = counter, func(value, *others, **kwargs)
 
 
 def number(tensor: Tensor) -> Any:
     """Return the only element of a real tensor, whatever modes are on."""
-    with _disable_current_modes():
+    with no_modes():
         return tensor.item()

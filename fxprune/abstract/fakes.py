@@ -7,14 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
-from torch._prims_common import make_contiguous_strides_for
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from fxprune.abstract.form import Form, IncomparableError, Wrapping, frozen
 from fxprune.abstract.propagation import PROPAGATION, Effect, Output, Traits
 from fxprune.graph.arguments import map_aggregate
+from fxprune.torch_internals.operators import OpOverload, is_mutable
+from fxprune.torch_internals.tensors import FakeTensor, FakeTensorMode, contiguous_strides, memory_of, pytree, undispatched
 
 _MOST = 1 << 15  # results to know at a time: those of a hundred networks
 # Type, sizes, strides, place in the memory, device.
@@ -51,7 +49,7 @@ class Fakes:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> FakeTensor:
         """Return a new fake tensor, contiguous."""
-        return self.make((dtype, torch.Size(shape), make_contiguous_strides_for(shape), 0, device), inference=False)
+        return self.make((dtype, torch.Size(shape), contiguous_strides(shape), 0, device), inference=False)
 
     def of(self, leaf: Any) -> Any:
         """Return fake tensors in place of real ones, the same for the same, and anything else as it is."""
@@ -64,7 +62,7 @@ class Fakes:
             # The real tensor is kept with its twin, so that no other can take its identity.
             twin = self.like(leaf) if plain else self.mode.from_tensor(leaf)
             self._twins[id(leaf)] = (leaf, twin)
-            self._origins[twin.untyped_storage()._cdata] = leaf
+            self._origins[memory_of(twin)] = leaf
         return self._twins[id(leaf)][1]
 
     def origin(self, memory: int) -> Tensor | None:
@@ -84,7 +82,7 @@ class Fakes:
         result = func(*args, **kwargs)
         is_new = key is not None and isinstance(result, FakeTensor)
         # Nothing is said of an operator that gives its operands another form.
-        if tensors and is_new and (not func._schema.is_mutable or key == self._key(func, args, kwargs)[0]):
+        if tensors and is_new and (not is_mutable(func) or key == self._key(func, args, kwargs)[0]):
             self._remember(key, result, [self.of(tensor) for tensor in tensors])
         return result
 
@@ -97,8 +95,8 @@ class Fakes:
         return key, tensors
 
     def _remember(self, key: Any, result: FakeTensor, tensors: list[FakeTensor]) -> None:
-        memory, form = result.untyped_storage()._cdata, _form(result)
-        places = [i for i, tensor in enumerate(tensors) if tensor.untyped_storage()._cdata == memory]
+        memory, form = memory_of(result), _form(result)
+        places = [i for i, tensor in enumerate(tensors) if memory_of(tensor) == memory]
         if form is None or len(places) > 1:
             return  # operands that share memory do not tell which of them the result is
         place = places[0] if places else None
@@ -115,7 +113,7 @@ class Fakes:
             with torch.inference_mode(inference):
                 return self.make(form, inference, base)
         dtype, sizes, strides, offset, device = form
-        guard = torch._C._DisableTorchDispatch()  # as no_dispatch() does
+        guard = undispatched()  # as no_dispatch() does
         tensor = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
         if base is not None:
             tensor.set_(base.untyped_storage(), offset, sizes, strides)

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.immutable_collections import immutable_dict, immutable_list
+
+from fxprune.torch_internals.tensors import FakeTensor, FakeTensorMode, fake_like, lock_memory, memory_of
 
 
 class IncomparableError(Exception):
@@ -61,7 +62,7 @@ class Form:
             tensor = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
         except RuntimeError as error:
             raise IncomparableError(f"no memory for a tensor of {self.size}") from error
-        torch._C._set_throw_on_mutable_data_ptr(tensor)
+        lock_memory(tensor)
         return tensor
 
 
@@ -79,10 +80,7 @@ class Wrapping:
             first = FakeTensor(self.mode, tensor, device)
             self._states[device] = dict(vars(first))
             return first
-        fake = Tensor._make_subclass(FakeTensor, tensor, False, dispatch_device=True, device_for_backend_keys=device)
-        torch._C._set_throw_on_mutable_data_ptr(fake)
-        vars(fake).update(state)
-        return fake
+        return fake_like(state, tensor, device)
 
 
 def alike(a: Form | None, b: Form) -> bool:
@@ -107,8 +105,7 @@ def storage(tensor: Tensor) -> int:
     """Return the address of the storage of ``tensor``, the same for all that share memory."""
     if tensor.layout is not torch.strided:
         raise IncomparableError(f"a tensor that has no storage: {tensor.layout}")
-    address: int = tensor.untyped_storage()._cdata
-    return address
+    return memory_of(tensor)
 
 
 _SEQUENCES = (tuple, list, torch.Size, immutable_list)

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from fxprune.abstract.form import (
     Form,
@@ -23,6 +21,8 @@ from fxprune.abstract.form import (
     storage,
 )
 from fxprune.graph.arguments import map_aggregate
+from fxprune.torch_internals.operators import arguments_of, base_name, is_mutable, overload_name, returns_of
+from fxprune.torch_internals.tensors import FakeTensorMode, pytree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Traits:
     @functools.cache
     def of(cls, func: Any) -> Traits:
         """Return the traits of an operator."""
-        arguments = func._schema.arguments
+        arguments = arguments_of(func)
         names = [argument.name for argument in arguments]
         # Operators of other libraries may draw numbers or keep state without saying so.
         ordered = torch.Tag.nondeterministic_seeded in func.tags or func.namespace != "aten"
@@ -209,14 +209,14 @@ class Traits:
 
 
 def _functional(func: Any) -> Any:
-    name = func._schema.name.partition("::")[2]
+    name = base_name(func)
     packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
-    found: Any = getattr(packet, func._overloadname, None)
-    if found is None or found._schema.is_mutable:
+    found: Any = getattr(packet, overload_name(func), None)
+    if found is None or is_mutable(found):
         return None
-    if [str(r.type) for f in (func, found) for r in f._schema.returns] != ["Tensor", "Tensor"]:  # one that writes to a list
+    if [str(r.type) for f in (func, found) for r in returns_of(f)] != ["Tensor", "Tensor"]:  # one that writes to a list
         return None
-    return found if [a.name for a in found._schema.arguments] == [a.name for a in func._schema.arguments] else None
+    return found if [a.name for a in arguments_of(found)] == [a.name for a in arguments_of(func)] else None
 
 
 def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

@@ -14,10 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxprune.abstract.counters import Counters, number
 from fxprune.abstract.fakes import Fakes, has_hints
@@ -40,7 +36,9 @@ from fxprune.rules import Call, Label, Rule, Zero
 from fxprune.rules.call import tensors_in
 from fxprune.rules.card import Work
 from fxprune.rules.registry import is_by_user, op_card
+from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode, arguments_of, is_composite, is_mutable, no_modes
 from fxprune.torch_internals.switches import no_fast_path, uncollected
+from fxprune.torch_internals.tensors import DynamicOutputShapeException, FakeTensor, memory_of, pytree
 
 
 def analyze(gm: fx.GraphModule) -> Dependencies:
@@ -212,7 +210,7 @@ class _Labelling(TorchDispatchMode):
         if not isinstance(tensor, FakeTensor):
             return
         LABEL.set(tensor, label)
-        self.aliases.setdefault(tensor.untyped_storage()._cdata, []).append(weakref.ref(tensor))
+        self.aliases.setdefault(memory_of(tensor), []).append(weakref.ref(tensor))
 
     # Calls.
 
@@ -225,7 +223,7 @@ class _Labelling(TorchDispatchMode):
             op = self.operators[func] = Operator.of(func)
         if op.is_free:
             return func(*args, **kwargs)
-        if op.rule is None and func._can_decompose():
+        if op.rule is None and is_composite(func):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -248,9 +246,9 @@ class _Labelling(TorchDispatchMode):
         for tensor, label in zip(returned, labels, strict=True):
             self._set(tensor, label)
         if func is torch.ops.aten.slice.Tensor and call["step"] > 1:
-            storage = returned[0].untyped_storage()
             given = slice(call["start"], call["end"], call["step"])
-            self.stepping.setdefault(storage._cdata, []).append(_Stepping(call.operand(0).axes[call.dim()], given, storage))
+            stepping = _Stepping(call.operand(0).axes[call.dim()], given, returned[0].untyped_storage())
+            self.stepping.setdefault(memory_of(returned[0]), []).append(stepping)
         if op.is_mutable:
             self._written(func, args)
             self.counters.written(func, args, kwargs)
@@ -320,7 +318,7 @@ class _Labelling(TorchDispatchMode):
         if any(r.is_complex() or r.numel() > MAX_CONSTANT or r.is_meta for r in returned):
             return unknown
         leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags or not returned:
+        if is_mutable(func) or torch.Tag.nondeterministic_seeded in func.tags or not returned:
             return unknown
         if any(self.label(leaf).constant is None for leaf in leaves) or op_card(func).is_uninitialised:
             return unknown
@@ -329,7 +327,7 @@ class _Labelling(TorchDispatchMode):
         )
         if "device" in real_kwargs:
             real_kwargs["device"] = torch.device("cpu")
-        with _disable_current_modes():
+        with no_modes():
             return [r for r in pytree.tree_leaves(func(*real_args, **real_kwargs)) if isinstance(r, Tensor)]
 
     def _item(self, tensor: Tensor) -> Any:
@@ -342,7 +340,7 @@ class _Labelling(TorchDispatchMode):
 
     def _written(self, func: OpOverload, args: tuple[Any, ...]) -> None:
         """After a write in place, expect no zeros and no known values of whatever shares the memory."""
-        for argument, value in zip(func._schema.arguments, args, strict=False):
+        for argument, value in zip(arguments_of(func), args, strict=False):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             for tensor in tensors_in(value):
@@ -351,7 +349,7 @@ class _Labelling(TorchDispatchMode):
 
     def forget(self, tensor: Tensor) -> None:
         """Expect no zeros and no known values of whatever shares the memory of a tensor that is written to."""
-        memory = self.fakes.of(tensor).untyped_storage()._cdata
+        memory = memory_of(self.fakes.of(tensor))
         for reference in self.aliases.get(memory, ()):
             if (alias := reference()) is not None and alias is not tensor:
                 _forget_values(alias)

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.abstract.fakes import Fakes
 from fxprune.graph.interpreter import NodeRunner
+from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode
+from fxprune.torch_internals.tensors import pytree
 
 
 class _Standing(TorchDispatchMode):

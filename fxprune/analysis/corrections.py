@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from fxprune.algebra.axes import Axis, Rows
 from fxprune.algebra.units import Units
@@ -24,6 +23,8 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, OverKept
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.registry import op_card
+from fxprune.torch_internals.operators import is_mutable
+from fxprune.torch_internals.tensors import pytree
 
 # What changes nothing in each kind of combination.
 _NEUTRAL = {
@@ -135,7 +136,7 @@ def corrections(
 def _live_steps(values: dict[str, Any], steps: Sequence[Step]) -> set[int]:
     """Return the calls on which a result of the graph depends, or which write into something."""
     waiting = [leaf.producer for leaf in pytree.tree_leaves(values.get("output")) if isinstance(leaf, Label)]
-    waiting += [n for n, step in enumerate(steps) if step.call is not None and step.call.op._schema.is_mutable]
+    waiting += [n for n, step in enumerate(steps) if step.call is not None and is_mutable(step.call.op)]
     found: set[int] = set()
     while waiting:
         number = waiting.pop()
@@ -205,7 +206,7 @@ class _Corrected:
         readers = [step for step in self.beside if any(label is other for other in step.operands)]
         if place is None or tensor is None or not (len(readers) == 1 or value == 0.0):
             return None
-        if self.call.op._schema.is_mutable:  # it would write into the filled copy
+        if is_mutable(self.call.op):  # it would write into the filled copy
             return None
         if math.isinf(value) and not tensor.is_floating_point():
             return None
@@ -263,7 +264,7 @@ class _Corrected:
                     continue
                 if any(axis.rows is rows for rows in mixed):  # a logarithm of a share: nothing in its place would do
                     result = self._place_of(self.step.node, len(label) + d, axis) if self._is_result(label) else None
-                    if result is not None and not self.call.op._schema.is_mutable:
+                    if result is not None and not is_mutable(self.call.op):
                         yield Clear(result)
                     continue
                 if any(state is Zero.UNKNOWN and self._is_same(one, axis) for one, state in self._dimensions()):

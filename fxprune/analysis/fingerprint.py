@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.abstract.form import IncomparableError, frozen
 from fxprune.analysis.dependencies import Dependencies
@@ -26,6 +25,7 @@ from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import value_at
 from fxprune.rules.registry import version
 from fxprune.torch_internals.switches import is_watched
+from fxprune.torch_internals.tensors import memory_of, pytree
 
 
 def remember(gm: fx.GraphModule, base: fx.GraphModule, deps: Dependencies) -> None:
@@ -139,7 +139,7 @@ class _Reader:
             raise IncomparableError("a tensor of an unusual kind")
         if tensor.is_conj() or tensor.is_neg():
             raise IncomparableError("a tensor that stands for another one")
-        memory, _ = self._number(tensor.untyped_storage()._cdata)
+        memory, _ = self._number(memory_of(tensor))
         place = memory, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
         return type(tensor), tensor.dtype, tensor.device, tensor.requires_grad, place, _values(tensor)
 

@@ -9,6 +9,7 @@ from torch.utils import flop_counter
 from fxprune.rules.call import Call
 from fxprune.rules.card import Work
 from fxprune.rules.registry import op_card
+from fxprune.torch_internals.operators import arguments_of
 
 
 def work_of(call: Call, result: Any) -> list[Work]:
@@ -20,8 +21,8 @@ def work_of(call: Call, result: Any) -> list[Work]:
     """
     if (work := op_card(call.op).work) is not None:
         return work(call)
-    count = flop_counter.flop_registry.get(call.op._overloadpacket)
+    count = flop_counter.flop_registry.get(call.op.overloadpacket)
     if count is None or not call.axes:
         return []
-    arguments = [call.arguments[a.name] for a in call.op._schema.arguments if not a.kwarg_only]
+    arguments = [call.arguments[a.name] for a in arguments_of(call.op) if not a.kwarg_only]
     return [Work(int(count(*arguments, out_val=result)), tuple(call.axes.values()))]

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from fxprune.abstract.counters import READS_VALUE
 from fxprune.rules import POINTWISE, Rule, find_rule
+from fxprune.torch_internals.operators import OpOverload, arguments_of, is_mutable
 
 _ROOTS = ("torch", "_operator", "builtins", "math", "fxprune")  # where functions come from that do what their operator does
 
@@ -52,8 +52,8 @@ class Operator:
             func,
             str(func),
             find_rule(func, lambda: POINTWISE),
-            [(a.name, a.default_value, "Tensor" in str(a.type)) for a in func._schema.arguments],
-            func._schema.is_mutable,
+            [(a.name, a.default_value, "Tensor" in str(a.type)) for a in arguments_of(func)],
+            is_mutable(func),
             func.namespace == "prim",
             func in READS_VALUE,
         )

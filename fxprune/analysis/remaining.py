@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fxprune.algebra.axes import NONE, Axis
 from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
 from fxprune.rules.labels import Label
+from fxprune.torch_internals.tensors import pytree
 
 Flags = NDArray[np.bool_]
 Places = tuple[Tensor | None, ...]

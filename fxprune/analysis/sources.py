@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.graph.masks import ORIG, all_masked
 from fxprune.graph.paths import join, modules_by_path
 from fxprune.rules.labels import Label, Zero
+from fxprune.torch_internals.operators import no_modes
+from fxprune.torch_internals.tensors import memory_of
 
 # Index tables and flags are followed by value up to this many elements; larger ones keep what they index whole.
 MAX_CONSTANT = 1 << 20
@@ -81,7 +82,7 @@ class Sources:
 
     def add(self, name: str, tensor: Tensor, producer: int) -> Tracked | None:
         """Take a parameter or buffer in; return it if it is a new one, not another name of one that is known."""
-        storage, layout = _storage(tensor), _Layout.of(tensor)
+        storage, layout = memory_of(tensor), _Layout.of(tensor)
         beside = self._by_storage.setdefault(storage, {})
         tracked = self._by_identity.get(id(tensor)) or beside.get(layout)
         if is_new := tracked is None:
@@ -115,17 +116,17 @@ class Sources:
 
     def forget_values(self, tensor: Tensor) -> None:
         """After a write into its memory: what is in it is not known any more, nor that masks made it zero."""
-        for tracked in self._by_storage.get(_storage(tensor), {}).values():
+        for tracked in self._by_storage.get(memory_of(tensor), {}).values():
             zeros = tuple(min(zero, Zero.FINITE) for zero in tracked.label.zeros)
             tracked.label = replace(tracked.label, zeros=zeros, constant=None)
 
     def _find(self, tensor: Tensor) -> Tracked | None:
         known = self._by_identity.get(id(tensor))
-        return known or self._by_storage.get(_storage(tensor), {}).get(_Layout.of(tensor))
+        return known or self._by_storage.get(memory_of(tensor), {}).get(_Layout.of(tensor))
 
     def _overlapping(self, tensor: Tensor) -> Iterator[Tracked]:
         mine = _Layout.of(tensor)
-        for layout, tracked in self._by_storage.get(_storage(tensor), {}).items():
+        for layout, tracked in self._by_storage.get(memory_of(tensor), {}).items():
             if layout.start < mine.end and mine.start < layout.end:
                 yield tracked
 
@@ -145,13 +146,9 @@ def named_tensors(gm: fx.GraphModule) -> list[tuple[str, Tensor]]:
     return [*((name, m.orig) for m in masked for name in m.names), *parameters, *buffers]
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
-
-
 def exact_values(tensor: Tensor) -> Tensor | None:
     """Return the values of a real tensor of integers or flags, which index tables are made of; None for any other."""
     if type(tensor) is not Tensor or tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
         return None
-    with _disable_current_modes():
+    with no_modes():
         return tensor.detach().cpu() if tensor.numel() <= MAX_CONSTANT else None

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError, ExportWarning, InputError
 from fxprune.export.scriptable import plain, scriptable
 from fxprune.torch_internals.switches import quiet
+from fxprune.torch_internals.tensors import pytree
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

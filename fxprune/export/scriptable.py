@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
-from torch.utils import _pytree as pytree
 
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.parts import ByMode, Container, Lowered
+from fxprune.torch_internals.graphs import codegen_of
+from fxprune.torch_internals.operators import OpOverload
+from fxprune.torch_internals.tensors import pytree
 
 
 def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -58,7 +60,7 @@ def _copy_for_script(module: nn.Module) -> nn.Module:
             if node.target in (_REGIONS.wrap_with_set_grad_enabled, _REGIONS.wrap_with_autocast):
                 _inline_region(module, graph, node)
         for node in list(graph.nodes):
-            if isinstance(node.target, torch._ops.OpOverload):
+            if isinstance(node.target, OpOverload):
                 _use_packet(graph, node)
         copied.graph = graph
         _drop_unused_regions(copied)
@@ -80,7 +82,7 @@ def _use_packet(graph: fx.Graph, node: fx.Node) -> None:
         node.replace_all_uses_with(size)
         graph.erase_node(node)
     else:
-        assert isinstance(node.target, torch._ops.OpOverload)
+        assert isinstance(node.target, OpOverload)
         node.target = node.target.overloadpacket
 
 
@@ -88,7 +90,7 @@ def _use_plain_values(graph: fx.Graph) -> None:
     """Write the structure of the output into the graph, in types that TorchScript knows."""
     output = graph.output_node()
     result = output.args[0]
-    info = getattr(graph._codegen, "pytree_info", None)
+    info = getattr(codegen_of(graph), "pytree_info", None)
     if info is not None:
         leaves = result if isinstance(result, list | tuple) else [result]
         result = pytree.tree_unflatten(leaves, info.out_spec) if info.out_spec is not None else result

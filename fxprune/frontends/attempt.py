@@ -7,7 +7,6 @@ import dataclasses
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.assemble import assemble
@@ -21,6 +20,7 @@ from fxprune.frontends.torch_export import Exported, batched, export, two_sample
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.paths import all_modules
+from fxprune.torch_internals.tensors import pytree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, InputError
 from fxprune.frontends.attempt import Attempt, Example, by_copy, by_export, by_trace
@@ -22,6 +21,7 @@ from fxprune.frontends.trace import bind
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.paths import Modules, all_modules
 from fxprune.torch_internals.switches import own_random_numbers, uncollected
+from fxprune.torch_internals.tensors import pytree
 
 Frontend = Literal["auto", "trace", "export"]
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.proxy import TraceError
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.abstract.form import IncomparableError, frozen
 from fxprune.frontends.torch_export import batched
 from fxprune.functional import layers
+from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.switches import modes_unwatched
+from fxprune.torch_internals.tensors import pytree
 
 # Batch sizes besides the example's: a neighbour tells most dependences, a large one thresholds.
 _OTHER_BATCHES = (3, 5, 4099)
@@ -218,7 +218,7 @@ class Decisions:
         """
         question = f"the code needs the value of node {node.name!r} ({node.target})"
         try:
-            with _disable_current_modes(), modes_unwatched(), torch.no_grad():
+            with no_modes(), modes_unwatched(), torch.no_grad():
                 for one in _with_ancestors(node, self._runs[0]):
                     for env, value in zip(self._runs, self._values(one), strict=True):
                         env[one] = value

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.functional import layers
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK
 from fxprune.graph.paths import value_at
+from fxprune.torch_internals.graphs import graph_assert, guards_of
 from fxprune.torch_internals.switches import masks_unseen, no_fast_path, quiet, unlogged
+from fxprune.torch_internals.tensors import pytree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _why_batch_is_fixed(program: ExportedProgram, graph: fx.Graph, inputs: list[
     for symbol, bounds in program.range_constraints.items():
         if symbol in {s.node.expr for s in free} and (bounds.lower > 2 or bounds.upper.is_Integer):
             return f"its code depends on the batch size being in [{bounds.lower}, {bounds.upper}]"
-    broken = [guard for guard in program._guards_code if not _holds_for_all_batches(guard)]
+    broken = [guard for guard in guards_of(program) if not _holds_for_all_batches(guard)]
     return f"its code depends on {broken[0]}" if broken else None
 
 
@@ -185,4 +186,4 @@ def _check_value(graph: fx.Graph, node: fx.Node, value: Any) -> None:
         return
     node.type = type(value)
     same = graph.call_function(operator.eq, (node, value))
-    graph.call_function(torch._assert, (same, message))
+    graph.call_function(graph_assert, (same, message))

@@ -21,8 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy, Scope, TraceError
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.errors import CaptureError, InputError
 from fxprune.frontends.decisions import Decisions
@@ -32,6 +30,9 @@ from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK, STACK_TRACE
 from fxprune.graph.source_lines import calling_lines
+from fxprune.torch_internals.graphs import graph_assert
+from fxprune.torch_internals.operators import TorchDispatchMode
+from fxprune.torch_internals.tensors import pytree
 
 
 class Tracer(fx.Tracer):
@@ -251,7 +252,7 @@ def _check_fixed(tracer: fx.Tracer, placeholder: fx.Proxy, name: str, value: Any
         tracer.create_proxy("call_function", layers.check_none, (placeholder, message), {})
         return
     same = tracer.create_proxy("call_function", operator.eq, (placeholder, value), {})
-    tracer.create_proxy("call_function", torch._assert, (same, message), {})
+    tracer.create_proxy("call_function", graph_assert, (same, message), {})
 
 
 def _has_tensor(value: Any) -> bool:

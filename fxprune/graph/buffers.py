@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.graph.paths import all_modules
+from fxprune.torch_internals.tensors import memory_of
 
 
 def buffers_of(root: nn.Module) -> list[Tensor]:
@@ -26,18 +27,14 @@ def own_buffers(root: nn.Module, shared: Iterable[Tensor]) -> None:
     foreign = {id(tensor) for tensor in shared}
     modules = [module for _, module in all_modules(root)]
     found = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and id(b) in foreign]
-    taken = {_memory(parameter) for module in modules for parameter in module._parameters.values() if parameter is not None}
-    users = Counter(map(_memory, {id(buffer): buffer for _, _, buffer in found}.values()))
+    taken = {memory_of(parameter) for module in modules for parameter in module._parameters.values() if parameter is not None}
+    users = Counter(map(memory_of, {id(buffer): buffer for _, _, buffer in found}.values()))
     copies: dict[int, Any] = {}
     with torch.inference_mode(False), torch.no_grad():
         for module, attribute, buffer in found:
-            if (memory := _memory(buffer)) in taken:
+            if (memory := memory_of(buffer)) in taken:
                 continue
             if id(buffer) not in copies:
                 alone = users[memory] == 1 and buffer.layout is torch.strided and buffer.is_contiguous()
                 copies[id(buffer)] = buffer.detach().clone() if alone else copy.deepcopy(buffer.detach(), copies)
             module._buffers[attribute] = copies[id(buffer)]
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

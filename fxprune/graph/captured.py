@@ -22,6 +22,7 @@ from fxprune.graph.masks import MaskLoading
 from fxprune.graph.metadata import ANALYSIS
 from fxprune.graph.paths import all_modules
 from fxprune.graph.pickling import dump, load
+from fxprune.torch_internals.graphs import OF_CODE, codegen_of, forget_code, has_code
 from fxprune.torch_internals.switches import quiet
 
 
@@ -40,7 +41,7 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         """Make the code of ``forward`` anew from the graph; within :func:`compiled_later`, when it is asked for."""
         if not _COMPILES_LATER.get():
             return super().recompile()
-        vars(self).pop("_code", None)
+        forget_code(self)
         type(self).forward = _Forward()  # type: ignore[assignment] # each graph has a class of its own
         return _NO_CODE
 
@@ -62,7 +63,7 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         """Pickle the state and a flat list of the nodes."""
         state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
         with quiet(FutureWarning):  # which torch gives of its own TreeSpec class
-            graph = pickle.dumps((dump(self.graph), self.graph._codegen))
+            graph = pickle.dumps((dump(self.graph), codegen_of(self.graph)))
         return _rebuild, (state, type(self).__name__, graph)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
@@ -103,7 +104,7 @@ def compiled_later() -> Iterator[None]:
 
 def is_compiled(gm: fx.GraphModule) -> bool:
     """Tell whether there is code of the graph that was set last."""
-    return "_code" in vars(gm)
+    return has_code(gm)
 
 
 def compile_all(gm: fx.GraphModule) -> None:
@@ -114,7 +115,7 @@ def compile_all(gm: fx.GraphModule) -> None:
 
 
 # What recompile() makes of the graph; and the example and the analysis, which are of no use elsewhere.
-_DERIVED = ("_graph", "_code", "_in_spec", "_out_spec", "example", ANALYSIS.name)
+_DERIVED = (*OF_CODE, "example", ANALYSIS.name)
 
 
 def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:

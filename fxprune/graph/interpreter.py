@@ -35,8 +35,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph import _PyTreeCodeGen
-from torch.utils import _pytree as pytree
+
+from fxprune.torch_internals.graphs import is_flattened
+from fxprune.torch_internals.tensors import pytree
 
 Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -61,11 +62,6 @@ def _signature(graph: fx.Graph) -> inspect.Signature:
         default = node.args[0] if node.args else inspect.Parameter.empty
         parameters.append(inspect.Parameter(name.lstrip("*"), kind, default=default))
     return inspect.Signature(parameters)
-
-
-def is_flattened(gm: fx.GraphModule) -> bool:
-    """Tell whether the inputs of the graph are the leaves of those of its forward, as ``torch.export`` makes it."""
-    return isinstance(gm.graph._codegen, _PyTreeCodeGen)
 
 
 class NodeRunner(fx.Interpreter):

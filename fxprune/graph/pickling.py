@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.node import Node
 
 from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.metadata import NODE_KEYS
+from fxprune.torch_internals.operators import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 _PICKLED = {key.name for key in NODE_KEYS if key.pickled}
 

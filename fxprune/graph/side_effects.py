@@ -7,10 +7,10 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from fxprune.graph.paths import value_at
+from fxprune.torch_internals.operators import HigherOrderOperator, OpOverload, is_mutable
 
 
 def may_write(node: fx.Node, root: nn.Module) -> bool:
@@ -29,7 +29,7 @@ def may_write(node: fx.Node, root: nn.Module) -> bool:
         return in_place or any(True for _ in module.buffers()) or renormalises(module)
     if node.op != "call_function" or not callable(node.target):
         return False
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, HigherOrderOperator):
         bodies = [body_of(root, n) for n in node.all_input_nodes if n.op == "get_attr"]
         found = [body for body in bodies if body is not None]
         return not found or any(may_write(inner, body) for body in found for inner in body.graph.nodes)
@@ -43,8 +43,8 @@ def body_of(root: nn.Module, node: fx.Node) -> fx.GraphModule | None:
 
 
 def _function_may_write(function: Callable[..., Any], node: fx.Node) -> bool:
-    if isinstance(function, torch._ops.OpOverload):
-        return function._schema.is_mutable
+    if isinstance(function, OpOverload):
+        return is_mutable(function)
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__name__", "")
     if function is getattr or module in ("math", "builtins"):
         return function is setattr

@@ -12,12 +12,11 @@ import torch
 from torch import fx
 
 from fxprune.graph.metadata import STACK_TRACE
+from fxprune.torch_internals.graphs import TRACER_FILE
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _NOT_THE_MODEL = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE + os.sep)
-
-_TRACER = str(torch.fx._symbolic_trace.__file__)
 
 
 def code_line(node: fx.Node) -> str:
@@ -70,5 +69,5 @@ def _line(frame: FrameType) -> str:
         number = frame.f_lineno
         text = f'  File "{file}", line {number}, in {frame.f_code.co_name}\n'
         return f"{text}    {linecache.getline(file, number).strip()}\n"
-    is_end = frame.f_code.co_name == "trace" if file.startswith(_TRACER) else frame.f_code.co_name == "inside_module"
+    is_end = frame.f_code.co_name == "trace" if file.startswith(TRACER_FILE) else frame.f_code.co_name == "inside_module"
     return _END if is_end else ""

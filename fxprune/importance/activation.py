@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from fxprune.algebra.axes import NONE, Index
 from fxprune.analysis.dependencies import Dependencies
@@ -22,6 +21,7 @@ from fxprune.importance.criterion import Criterion, Normalizer, Scorer, checked,
 from fxprune.importance.gradients import undisturbed
 from fxprune.importance.weights import accurate
 from fxprune.rules.labels import Label
+from fxprune.torch_internals.tensors import pytree
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from fxprune.graph.metadata import METHODS
 from fxprune.methods.methods import CustomFromMask, chain, current_value, remember, scores_for
 from fxprune.methods.smallest import masks_of_smallest
 from fxprune.passes.mask_parameters import insert_masks
+from fxprune.torch_internals.pruning_methods import for_parameter
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 _COMPUTE_L1 = torch_prune.L1Unstructured.compute_mask
@@ -61,8 +62,7 @@ def global_unstructured(
     insert_masks(gm, masks, own=True)
     gm.recompile()
     for name in parameters:
-        custom = CustomFromMask(None)
-        custom._tensor_name = name
+        custom = for_parameter(CustomFromMask(None), name)
         remember(gm, chain(gm, name, custom) if name in (METHODS.get(gm) or {}) else custom)
     return gm
 
@@ -128,8 +128,7 @@ def _computed_masks(
     """Let ``method`` choose in one vector of all elements and cut its mask into one for each parameter."""
     scores = nn.utils.parameters_to_vector([given.get(name, tensor) for name, (tensor, _) in values.items()])
     default_mask = nn.utils.parameters_to_vector([mask for _, mask in values.values()])
-    method._tensor_name = "temp"
-    mask = chain(gm, "temp", method).compute_mask(scores, default_mask)
+    mask = chain(gm, "temp", for_parameter(method, "temp")).compute_mask(scores, default_mask)
     pieces = mask.split([tensor.numel() for tensor, _ in values.values()])
     # As in torch, where each piece is applied on top of the mask in force: a mask of other values counts twice.
     return {name: piece.view_as(default) * default for (name, (_, default)), piece in zip(values.items(), pieces, strict=True)}

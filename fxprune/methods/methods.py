@@ -30,6 +30,7 @@ from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
 from fxprune.passes.mask_parameters import insert_masks, remove_masks
+from fxprune.torch_internals.pruning_methods import for_parameter, parameter_of, parts_of, set_parts
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 _Method = TypeVar("_Method", bound=torch_prune.BasePruningMethod)
@@ -138,13 +139,12 @@ def _compute(
     masked = find_masked(gm, name)
     try:
         check_prunable(name, parameter)
-        method: torch_prune.BasePruningMethod = cls(*args, **kwargs)
-        method._tensor_name = base_names(gm, parameter)[0]
+        method: torch_prune.BasePruningMethod = for_parameter(cls(*args, **kwargs), base_names(gm, parameter)[0])
         with torch.no_grad():
             value, default_mask = current_value(parameter, masked)
             scores = scores_for(importance_scores, value, name)
             if masked is not None:
-                method = chain(gm, method._tensor_name, method)
+                method = chain(gm, parameter_of(method), method)
             # The mask is copied: methods may hand back the user's own tensor.
             mask = method.compute_mask(scores, default_mask=default_mask)
     except PruningError:
@@ -181,19 +181,15 @@ def scores_for(importance_scores: Any, current: Tensor, name: str) -> Tensor:
 def chain(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> PruningContainer:
     """Return a container of the methods so far and ``method``, as torch makes one; the record is not touched."""
     earlier = (METHODS.get(gm) or {}).get(name)
-    container = PruningContainer()
-    container._tensor_name = name
-    if isinstance(earlier, torch_prune.PruningContainer):
-        container._pruning_methods = tuple(earlier)
-    elif earlier is not None:
-        container._pruning_methods = (earlier,)
+    container = for_parameter(PruningContainer(), name)
+    set_parts(container, parts_of(earlier) if earlier is not None else ())
     container.add_pruning_method(method)
     return container
 
 
 def remember(gm: fx.GraphModule, method: torch_prune.BasePruningMethod) -> None:
     """Record the method of the parameter that it names."""
-    METHODS.setdefault(gm, {})[method._tensor_name] = _without_tensors(method)
+    METHODS.setdefault(gm, {})[parameter_of(method)] = _without_tensors(method)
 
 
 def _without_tensors(method: torch_prune.BasePruningMethod) -> torch_prune.BasePruningMethod:
@@ -203,15 +199,15 @@ def _without_tensors(method: torch_prune.BasePruningMethod) -> torch_prune.BaseP
         if isinstance(value, Tensor):
             setattr(kept, key, None)
     if isinstance(kept, torch_prune.PruningContainer):
-        kept._pruning_methods = tuple(_without_tensors(m) for m in kept._pruning_methods)
+        set_parts(kept, map(_without_tensors, parts_of(kept)))
     return kept
 
 
 def adopt(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> None:
     """Record that ``method``, a hook of a module, made the mask of ``name``."""
     kept = _without_tensors(method)
-    for part in (kept, *getattr(kept, "_pruning_methods", ())):
-        part._tensor_name = base_names(gm, find_parameter(gm, name))[0]
+    for part in (kept, *parts_of(kept)):
+        for_parameter(part, base_names(gm, find_parameter(gm, name))[0])
     remember(gm, kept)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils import prune as torch_prune
 
 from fxprune.graph.masks import is_binary
 from fxprune.methods.histograms import Cut, magnitude_histogram, magnitudes, piece_size, pieces
+from fxprune.torch_internals.pruning_methods import check_elements_to_prune, elements_to_prune
 
 
 def masks_of_smallest(tensors: Sequence[Tensor], earlier: Sequence[Tensor | None], amount: int | float) -> list[Tensor] | None:
@@ -37,8 +37,8 @@ def masks_of_smallest(tensors: Sequence[Tensor], earlier: Sequence[Tensor | None
     if not (dtype.is_floating_point or dtype.is_complex) or any(tensor.is_meta for tensor in tensors):
         return None
     total = sum(_ranked(tensor, mask) for tensor, mask in zip(tensors, earlier, strict=True))
-    rank = torch_prune._compute_nparams_toprune(amount, total)
-    torch_prune._validate_pruning_amount(rank, total)
+    rank = elements_to_prune(amount, total)
+    check_elements_to_prune(rank, total)
     cut = None
     if rank:
         cut = Cut(dtype.to_real(), rank)

@@ -16,6 +16,7 @@ from fxprune.graph.masks import ORIG, find_masked
 from fxprune.graph.metadata import METHODS
 from fxprune.graph.paths import parameter_names
 from fxprune.reports.comparison import Comparison, compare
+from fxprune.torch_internals.pruning_methods import parts_of
 from fxprune.verification.inputs import given
 
 if TYPE_CHECKING:
@@ -182,8 +183,7 @@ def _row(names: tuple[str, ...], value: Tensor, method: str, mask_bytes: int) ->
 
 
 def _method_names(method: object) -> str:
-    parts = getattr(method, "_pruning_methods", (method,))
-    return ", ".join(type(part).__name__ for part in parts) if method is not None else "given mask"
+    return ", ".join(type(part).__name__ for part in parts_of(method)) if method is not None else "given mask"
 
 
 def _bytes(mask: Tensor) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from torch._ops import OpOverload
-
 from fxprune.errors import RuleError
 from fxprune.rules import (  # noqa: F401  (each registers its rules)
     attention,
@@ -27,6 +25,7 @@ from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import KINDS, Pattern, check_zeros, parse
 from fxprune.rules.pointwise import POINTWISE
 from fxprune.rules.registry import find_rule, register, registered
+from fxprune.torch_internals.operators import OpOverload
 
 __all__ = [
     "POINTWISE",

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch._ops import OpOverload
 
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.rules.labels import Label, Zero
+from fxprune.torch_internals.operators import OpOverload, arguments_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Call:
 
     def given(self) -> Iterator[tuple[Label, Tensor]]:
         """Yield each tensor argument that is there, with its label."""
-        tensors = [t for a in self.op._schema.arguments for t in _slots(a, self.arguments[a.name])]
+        tensors = [t for a in arguments_of(self.op) for t in _slots(a, self.arguments[a.name])]
         for label, tensor in zip(self.operands, tensors, strict=True):
             if label is not None and tensor is not None:
                 yield label, tensor
@@ -125,8 +125,8 @@ def tensors_in(value: Any) -> list[Tensor | None]:
 def bound_arguments(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by name, defaults included."""
     arguments: dict[str, Any] = {}
-    for argument, value in zip(op._schema.arguments, args, strict=False):
+    for argument, value in zip(arguments_of(op), args, strict=False):
         arguments[argument.name] = value
-    for argument in op._schema.arguments[len(args) :]:
+    for argument in arguments_of(op)[len(args) :]:
         arguments[argument.name] = kwargs.get(argument.name, argument.default_value)
     return arguments

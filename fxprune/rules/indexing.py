@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.algebra.axes import Axis, Index
 from fxprune.rules.call import Call
@@ -15,6 +14,7 @@ from fxprune.rules.movement import replaced
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 from fxprune.rules.views import reshape
+from fxprune.torch_internals.operators import no_modes
 
 
 def _positions(index: Label, size: int) -> Index | None:
@@ -22,7 +22,7 @@ def _positions(index: Label, size: int) -> Index | None:
     values = index.constant
     if values is None or values.is_floating_point():
         return None
-    with _disable_current_modes():
+    with no_modes():
         flat = values.numpy().reshape(-1).astype(np.intp)
     return np.where(flat < 0, flat + size, flat)
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
+from fxprune.torch_internals.operators import OpOverload, no_modes
+from fxprune.torch_internals.tensors import pytree
 
 
 def broadcast(call: Call) -> str:
@@ -94,7 +93,7 @@ _ANY = torch.tensor([0.7, -1.3, 2.1, -40.0, 0.02, 5e3, -0.3, 17.0])
 
 def _try(call: Call, states: tuple[Zero | None, ...]) -> Zero:
     """Call the operator on zeros for the operands that are zero, and on some numbers for the others."""
-    with _disable_current_modes(), torch.no_grad():
+    with no_modes(), torch.no_grad():
         usual = _values(call, states, _USUAL)
         if usual is None or not usual.isfinite().all() or not _has_gradient(call, states):
             return Zero.UNKNOWN

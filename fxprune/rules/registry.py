@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 
 from fxprune.errors import RuleError
 from fxprune.rules.card import OpCard, Rule
+from fxprune.torch_internals.operators import OpOverload, arguments_of, base_name, overload_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by
             before, rule = _ENTRIES[op].place, _ENTRIES[op].card.rule
             raise RuleError(f"{op} has a rule already: {rule and rule.notation!r} from {before}, now again at {place}")
         for name in card.over_kept.names if card.over_kept is not None else ():
-            if name not in (given_names := [argument.name for argument in op._schema.arguments]):
+            if name not in (given_names := [argument.name for argument in arguments_of(op)]):
                 raise RuleError(f"{op} has no argument {name!r} that its form over kept positions takes, only {given_names}")
         _ENTRIES[op] = _Entry(card, place, by_user)
         _CHANGES[0] += 1
@@ -84,10 +84,10 @@ def op_card(op: OpOverload) -> OpCard:
     """Return the card of an operator, or of the operator that it is the in-place form of; a blank one if neither has one."""
     if op in _ENTRIES:
         return _ENTRIES[op].card
-    namespace, _, name = op._schema.name.partition("::")
+    name = base_name(op)
     if name.endswith("_") and not name.endswith("__"):
-        packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-        functional = getattr(packet, op._overloadname, None)
+        packet = getattr(getattr(torch.ops, op.namespace), name[:-1], None)
+        functional = getattr(packet, overload_name(op), None)
         if functional in _ENTRIES:
             return _ENTRIES[functional].card
     return _BLANK

@@ -1,7 +1,9 @@
 """Every private name of torch and every switch of the whole process, each with why it is needed and what breaks without it.
 
-In: nothing of fxprune. Out: functions, classes and contexts for the rest of it, which names nothing private of torch itself.
+In: nothing of fxprune. Out: functions, classes and contexts for the rest of it, which names nothing private of torch itself but
+the registries of ``nn.Module``.
 
-Read ``switches.py`` first: settings that all threads share.
+Read ``switches.py`` first (settings that all threads share), then ``operators.py``, ``tensors.py``, ``graphs.py`` and
+``pruning_methods.py``.
 Tests: ``tests/test_torch_internals.py``, and ``tests/test_house.py``, which finds private names elsewhere.
 """

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from fxprune.torch_internals.tensors import pytree
 
 Positions = tuple["Tensor | None", ...]
 """For each dimension the positions that are left, or None for all."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.metadata import KEPT_OF_VALUE
+from fxprune.torch_internals.tensors import pytree
 from fxprune.verification.differences import node_error
 from fxprune.verification.inputs import Inputs
 from fxprune.verification.subject import Subject

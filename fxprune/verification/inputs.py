@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError
-from fxprune.graph.interpreter import is_flattened
+from fxprune.torch_internals.graphs import is_flattened
+from fxprune.torch_internals.tensors import pytree
 from fxprune.verification.without_chance import WIDER
 
 Mode = Literal["eval", "train"]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError, PruningTypeError, PruningValueError, VerificationError
 from fxprune.graph.masks import ORIG, find_masked
 from fxprune.graph.metadata import KEPT
+from fxprune.torch_internals.tensors import pytree
 from fxprune.verification.differences import Positions, relative_error, select
 from fxprune.verification.first_difference import first_difference, first_line, shapes
 from fxprune.verification.inputs import Case, Inputs, Mode, cases, given

@@ -13,12 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import HigherOrderOperator, OpOverload
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.graph.arguments import map_aggregate
+from fxprune.torch_internals.operators import (
+    HigherOrderOperator,
+    OpOverload,
+    TorchDispatchMode,
+    arguments_of,
+    base_name,
+    is_composite,
+    returns_of,
+)
 from fxprune.torch_internals.switches import attention_as_products, no_fast_path
+from fxprune.torch_internals.tensors import pytree
 
 aten = torch.ops.aten
 Arguments = dict[str, Any]
@@ -58,7 +65,7 @@ class _Deterministic(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             return func(*map_aggregate(args, self._inside), **map_aggregate(kwargs, self._inside))
-        if torch.Tag.nondeterministic_seeded in func.tags and func._can_decompose():
+        if torch.Tag.nondeterministic_seeded in func.tags and is_composite(func):
             with self:  # tensors of inference mode arrive before composite operators are taken apart
                 return func.decompose(*args, **kwargs)
         if self.double and func is not aten.view.dtype:  # which reads the bits
@@ -93,7 +100,7 @@ def _as_double(leaf: Any) -> Any:
 
 def _is_new(func: OpOverload) -> bool:
     """Tell whether the results share no memory with the arguments, so that they may be replaced."""
-    return all(result.alias_info is None for result in func._schema.returns)
+    return all(result.alias_info is None for result in returns_of(func))
 
 
 # Fused kernels and recurrent layers, forward and backward, drop elements by a probability of this name.
@@ -101,24 +108,24 @@ _DROPPING = ("dropout_p", "dropout")
 
 
 def _drops(func: OpOverload) -> bool:
-    return any(a.name in _DROPPING and str(a.type) == "float" for a in func._schema.arguments)
+    return any(a.name in _DROPPING and str(a.type) == "float" for a in arguments_of(func))
 
 
 def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Return the arguments by name, defaults included."""
-    bound = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
-    bound.update(zip((a.name for a in func._schema.arguments), args, strict=False))
+    bound = {a.name: a.default_value for a in arguments_of(func) if a.has_default_value()}
+    bound.update(zip((a.name for a in arguments_of(func)), args, strict=False))
     return {**bound, **kwargs}
 
 
 def _call(func: OpOverload, bound: Arguments) -> Any:
-    arguments = func._schema.arguments
+    arguments = arguments_of(func)
     args = [bound[a.name] for a in arguments if not a.kwarg_only]
     return func(*args, **{a.name: bound[a.name] for a in arguments if a.kwarg_only and a.name in bound})
 
 
 def _without_chance(func: OpOverload, bound: Arguments) -> Any:
-    name = func._schema.name.partition("::")[2].removesuffix("_functional").removesuffix("_like").removesuffix("_")
+    name = base_name(func).removesuffix("_functional").removesuffix("_like").removesuffix("_")
     if "generator" in bound:
         bound["generator"] = None  # a generator of the caller's keeps its state
     if name in _WHOLE:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.algebra.axes import Axis
 from fxprune.algebra.units import Units
@@ -30,6 +29,7 @@ from fxprune.rules.notation import Pattern
 from fxprune.rules.pointwise import Pointwise, called_on
 from fxprune.rules.registry import op_card
 from fxprune.rules.views import Expand, Move, View
+from fxprune.torch_internals.operators import no_modes
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
 from fxprune.zeros.slice_states import Slices, SliceState, met
 
@@ -116,7 +116,7 @@ def _called_on(call: Call, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> np
         values = next(waiting)
         return values if leaf.is_floating_point() else values.to(leaf.dtype)
 
-    with _disable_current_modes(), torch.no_grad():
+    with no_modes(), torch.no_grad():
         returned = called_on(call, stand_in)
     if returned is None or len(returned) != 1 or returned[0].shape != numbers.shape[1:] or returned[0].is_complex():
         return None

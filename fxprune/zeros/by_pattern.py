@@ -9,6 +9,7 @@ import numpy as np
 from fxprune.rules.call import Call
 from fxprune.rules.notation import Dim, Layout, Pattern
 from fxprune.rules.registry import op_card
+from fxprune.torch_internals.operators import arguments_of
 from fxprune.zeros.slice_states import Slices, SliceState, added, multiplied
 
 Known = tuple[Slices | None, ...]
@@ -138,5 +139,5 @@ class Reading:
 
 def _number_of(call: Call, argument: str) -> int:
     """Return which operand an argument is."""
-    tensors = [a.name for a in call.op._schema.arguments if "Tensor" in str(a.type)]
+    tensors = [a.name for a in arguments_of(call.op) if "Tensor" in str(a.type)]
     return tensors.index(argument)

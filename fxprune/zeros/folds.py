@@ -18,6 +18,7 @@ from fxprune.functional.leaf_cards import card_of
 from fxprune.rules.call import Call
 from fxprune.rules.card import Places
 from fxprune.rules.registry import op_card
+from fxprune.torch_internals.operators import arguments_of
 from fxprune.zeros.slice_states import Slices
 
 
@@ -135,7 +136,7 @@ def _takes_bias(gm: fx.GraphModule, step: Step, steps_at_node: int) -> bool:
         return False
     if node.op == "call_function":
         op, places = step.call.op, op_card(step.call.op).places
-        has_it_third = [argument.name for argument in op._schema.arguments][2:3] == ["bias"]
+        has_it_third = [argument.name for argument in arguments_of(op)][2:3] == ["bias"]
         return places is not None and has_it_third and node.target in (op, op.overloadpacket, places.function)
     if node.op != "call_module":
         return False

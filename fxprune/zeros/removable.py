@@ -11,10 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from fxprune.algebra.axes import NONE, Axis, Rows
 from fxprune.analysis.dependencies import Dependencies
@@ -28,6 +26,8 @@ from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import op_card
+from fxprune.torch_internals.operators import arguments_of, is_mutable
+from fxprune.torch_internals.tensors import memory_of, pytree
 from fxprune.zeros.by_operator import results_of
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
 from fxprune.zeros.folds import Fold, Folding
@@ -174,7 +174,7 @@ class _Decision:
                 continue
             operands = self._operands(step)
             self._mixed(step, operands)
-            if step.call.op._schema.is_mutable and not self._write(step, number):
+            if is_mutable(step.call.op) and not self._write(step, number):
                 return False
             for label, known in zip(step.results, results_of(step.call, operands), strict=True):
                 key = (number, id(label.axes))
@@ -191,7 +191,7 @@ class _Decision:
                 found.append(())
                 continue
             _, tensor = next(given)
-            stale = self.written.get(_memory(tensor), -1) > label.producer
+            stale = self.written.get(memory_of(tensor), -1) > label.producer
             found.append(nothing_of(label.shape) if stale else self._read(label, tensor is call.arguments.get("running_mean")))
         return found
 
@@ -211,14 +211,14 @@ class _Decision:
         """Take note of the memory that a call writes into; tell whether that is not a parameter's."""
         call = step.call
         assert call is not None
-        written = {a.name for a in call.op._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+        written = {a.name for a in arguments_of(call.op) if a.alias_info is not None and a.alias_info.is_write}
         tensors = [t for name in written for t in pytree.tree_leaves(call.arguments[name]) if isinstance(t, Tensor)]
         for label, tensor in call.given():
             if any(tensor is t for t in tensors):
                 maker = self.deps.steps[label.producer].tracked if label.producer >= 0 else None
                 if maker is not None and maker.is_parameter:
                     return False
-                self.written[_memory(tensor)] = number
+                self.written[memory_of(tensor)] = number
         return True
 
     def _mixed(self, step: Step, operands: Sequence[Known]) -> None:
@@ -284,10 +284,6 @@ class _Decision:
 def _key(label: Label) -> tuple[int, int]:
     """Return what tells a tensor: where it was made, and which of the results there it is."""
     return label.producer, id(label.axes)
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def _met(sides: Sequence[Slices | None]) -> Slices | None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from fxprune.algebra.axes import Axis
 from fxprune.analysis.remaining import PLAIN, Remaining, leaves
 from fxprune.rules.labels import Label
+from fxprune.torch_internals.tensors import pytree
 
 
 class Numbers:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.operators import runs_own_code
@@ -32,6 +31,8 @@ from fxprune.passes.repair.picks import pick_unevenly, renumber, rewrite_item
 from fxprune.passes.repair.rerun import Rerun
 from fxprune.rules.call import Call
 from fxprune.rules.registry import op_card
+from fxprune.torch_internals.graphs import is_erased
+from fxprune.torch_internals.operators import OpOverload, arguments_of
 
 _aten = torch.ops.aten
 _VIEWS, _RESHAPE = (_aten.view.default, _aten._reshape_alias.default, _aten._reshape_alias), _aten.reshape.default
@@ -147,7 +148,7 @@ class _Repair:
                 node.op == "output" or node.is_impure() or holds_tensors(self.numbers.before(node))
             ):
                 self._restore(node, frozenset())
-            if not node._erased:
+            if not is_erased(node):
                 self.numbers.follow(node)
             if node.op == "placeholder" and arguments is not None:
                 self.numbers.give(node, next(given))
@@ -284,7 +285,7 @@ def _contents(gm: fx.GraphModule) -> list[Any]:
 
 def _place(call: Call, name: str) -> int | None:
     """Return where an argument stands among the positional ones; None if it goes by name alone."""
-    for place, argument in enumerate(call.op._schema.arguments):
+    for place, argument in enumerate(arguments_of(call.op)):
         if argument.name == name:
             return None if argument.kwarg_only else place
     return None

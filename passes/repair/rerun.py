@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.abstract.counters import READS_VALUE, Counters, number
 from fxprune.abstract.fakes import Fakes
@@ -20,7 +17,9 @@ from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.call import bound_arguments
 from fxprune.rules.labels import Label
 from fxprune.rules.registry import op_card
+from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode, is_composite, is_mutable
 from fxprune.torch_internals.switches import no_fast_path, unlogged
+from fxprune.torch_internals.tensors import pytree
 
 # What a tensor that code makes of numbers, such as ``torch.tensor(x.shape[1])``, is given to.
 _MADE_OF_NUMBERS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
@@ -46,7 +45,7 @@ class Rerun(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        if find_rule(func, lambda: POINTWISE) is None and func._can_decompose():
+        if find_rule(func, lambda: POINTWISE) is None and is_composite(func):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -56,9 +55,9 @@ class Rerun(TorchDispatchMode):
         # Real tensors are stood in for: a module in train mode counts its calls.
         result = self.fakes.call(func, args, kwargs)
         shapes = [tuple(r.shape) for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        if func._schema.is_mutable:
+        if is_mutable(func):
             self.counters.written(func, args, kwargs)
-        if shapes or func._schema.is_mutable:
+        if shapes or is_mutable(func):
             self.calls.append((func, bound_arguments(func, args, kwargs), shapes))
         return result
 

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from fxprune.abstract.form import Form, IncomparableError, Wrapping
 from fxprune.errors import CaptureError
@@ -24,6 +22,7 @@ from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import accelerators, fixed_seed
+from fxprune.torch_internals.tensors import FakeTensorMode, pytree
 
 # What holds no tensors; pytree leaves ten objects behind at each call, which only the garbage collector finds.
 _WITHOUT_TENSORS = frozenset([int, float, bool, str, type(None)])

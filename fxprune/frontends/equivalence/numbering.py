@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.abstract.form import Form, IncomparableError, frozen, operator_errors, storage
 from fxprune.abstract.propagation import Effect, Propagation, Traits, written
 from fxprune.frontends.equivalence.values import Memory, OfTensors, OperatorCall, Value
+from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of
 from fxprune.torch_internals.switches import watching_reads
+from fxprune.torch_internals.tensors import memory_of, pytree, read_numpy
 
 # Above so many bytes, a constant is told by its memory instead of its values.
 _LARGE = 1 << 26
@@ -48,8 +48,7 @@ class Numbering:
 
     def address(self, tensor: Tensor) -> int:
         """Return the address of the elements of ``tensor``, which nothing else takes from now on."""
-        memory = tensor.untyped_storage()
-        self._kept[memory._cdata] = memory
+        self._kept[memory_of(tensor)] = tensor.untyped_storage()
         return tensor.data_ptr()
 
 
@@ -297,7 +296,7 @@ class Execution(TorchDispatchMode):
             if tensor.numel() * tensor.element_size() > _LARGE:
                 return self._numbering.address(tensor)
             elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            return hashlib.sha256(torch._C.TensorBase.numpy(elements).data).digest()
+            return hashlib.sha256(read_numpy(elements).data).digest()
 
     # -- leaks -------------------------------------------------------------------------------------------------------
 
@@ -327,7 +326,7 @@ def _memory_reads() -> contextlib.AbstractContextManager[None]:
 
 def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:
     """Tell whether new strides leave every element of a tensor where it is, as those of dimensions of size one do."""
-    arguments = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    arguments = dict(zip((argument.name for argument in arguments_of(func)), args, strict=False)) | kwargs
     tensor, size, stride = args[0], arguments.get("size"), arguments.get("stride")
     offset = arguments.get("storage_offset")
     if size is None or stride is None or tuple(size) != tuple(tensor.shape) or offset not in (None, tensor.storage_offset()):

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fxprune.abstract.form import Form, IncomparableError
 from fxprune.abstract.propagation import PROPAGATION
@@ -26,6 +25,7 @@ from fxprune.frontends.equivalence.numbering import Execution, Numbering
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.paths import Modules
 from fxprune.torch_internals.switches import accelerators, fixed_seed
+from fxprune.torch_internals.tensors import pytree
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fxprune.abstract.form import Form, thawed
+from fxprune.torch_internals.tensors import keep_python_object, pytree
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -63,7 +63,7 @@ class OfTensors:
         for reference, value in list(self._entries.values()):
             tensor = reference()
             if tensor is not None:
-                tensor._fix_weakref()  # type: ignore[attr-defined]  # torch may have kept it alive behind Python's back
+                keep_python_object(tensor)
                 found.append((tensor, value))
         return found
 

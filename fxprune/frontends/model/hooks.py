@@ -12,6 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from fxprune.errors import HookError
 from fxprune.graph.masks import MASK, ORIG
 from fxprune.graph.paths import Modules, join
+from fxprune.torch_internals.pruning_methods import parameter_of
 
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -65,7 +66,7 @@ def without_prune_hooks(modules: Modules) -> Iterator[list[Pruned]]:
                 continue
             saved.append((module, _snapshot(module)))
             for key, hook in hooks.items():
-                name = hook._tensor_name
+                name = parameter_of(hook)
                 found.append(Pruned(join(path, name), module.get_buffer(name + MASK), hook))
                 del module._forward_pre_hooks[key]
                 _undress(module, name)

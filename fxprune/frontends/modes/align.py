@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from fxprune.graph.metadata import MODULE
 from fxprune.graph.paths import value_at
+from fxprune.torch_internals.operators import OpOverload, arguments_of
+from fxprune.torch_internals.tensors import pytree
 
 _BODY = ("call_function", "call_method", "call_module")
 
@@ -294,9 +295,9 @@ def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
 
 def _spell_out_defaults(node: fx.Node, like: fx.Node) -> None:
     """Give ``node`` the default arguments that ``like`` has and it leaves out; torch.export drops them."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return
-    schema = node.target._schema.arguments
+    schema = arguments_of(node.target)
     missing = schema[len(node.args) : len(like.args)]
     node.args = (*node.args, *(argument.default_value for argument in missing))
     defaults = {argument.name: argument.default_value for argument in schema}

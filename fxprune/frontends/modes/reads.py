@@ -13,6 +13,7 @@ from torch import nn
 
 from fxprune.graph.paths import Modules, join
 from fxprune.torch_internals.switches import watching_modes
+from fxprune.torch_internals.tensors import version_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _changed_in(copied: nn.Module) -> list[str]:
     changed: dict[str, None] = {}
     for training in (not copied.training, copied.training):
         before = {path: dict(vars(m)) for path, m in copied.named_modules()}
-        versions = {name: t._version for name, t in copied.state_dict(keep_vars=True).items()}
+        versions = {name: version_of(t) for name, t in copied.state_dict(keep_vars=True).items()}
         copied.train(training)
         for path, part in copied.named_modules():
             if part.training is not training:
@@ -148,5 +149,6 @@ def _changed_in(copied: nn.Module) -> list[str]:
             # Emptied caches are fine: nothing in the graph comes from one.
             names = [k for k in {**was, **now} if k != "training" and now.get(k) is not was.get(k) and now.get(k) != {}]
             changed.update(dict.fromkeys(join(path, name) for name in names))
-        changed.update(dict.fromkeys(n for n, t in copied.state_dict(keep_vars=True).items() if versions.get(n) != t._version))
+        tensors = copied.state_dict(keep_vars=True)
+        changed.update(dict.fromkeys(name for name, t in tensors.items() if versions.get(name) != version_of(t)))
     return list(changed)

@@ -1,0 +1,43 @@
+"""Operators of the dispatcher: their classes, what their schemas say, and the modes that see them called.
+
+torch documents none of it, but graphs of its own ``torch.export`` consist of such operators. A name that moves fails at import.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as no_modes
+
+__all__ = ["HigherOrderOperator", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "no_modes"]
+
+
+def arguments_of(op: OpOverload) -> list[torch.Argument]:
+    """Return the arguments of an operator by its schema, in order: names, types, defaults, and which it writes to."""
+    return op._schema.arguments
+
+
+def returns_of(op: OpOverload) -> list[torch.Argument]:
+    """Return the results of an operator by its schema: types, and whether they share memory with arguments."""
+    return op._schema.returns
+
+
+def is_mutable(op: OpOverload) -> bool:
+    """Tell whether an operator writes to an argument."""
+    return op._schema.is_mutable
+
+
+def base_name(op: OpOverload) -> str:
+    """Return the name of an operator without namespace and overload, such as ``"add_"``."""
+    return op._schema.name.partition("::")[2]
+
+
+def overload_name(op: OpOverload) -> str:
+    """Return the name of an overload among those of its packet, such as ``"Tensor"``."""
+    return op._overloadname
+
+
+def is_composite(op: OpOverload) -> bool:
+    """Tell whether ``op.decompose`` calls other operators instead: what autograd and inference mode never see as one."""
+    return op._can_decompose()
