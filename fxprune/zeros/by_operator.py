@@ -109,8 +109,8 @@ def _element_wise_along(rule: Pointwise, call: Call, operands: Sequence[Known], 
 
 
 def _called_on(call: Call, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Return what an operator makes of numbers, one row for each tensor; None if it does not take them."""
     waiting: Iterator[Tensor] = iter(torch.from_numpy(numbers.copy()))
-    waiting = iter(torch.from_numpy(numbers.copy()))
 
     def stand_in(leaf: Tensor) -> Tensor:
         values = next(waiting)
