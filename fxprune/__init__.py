@@ -26,16 +26,7 @@ from fxprune.errors import (
 )
 from fxprune.export.formats import to_exported_program, to_onnx, to_torchscript
 from fxprune.graph.pickling import take_moved_names
-from fxprune.importance import (
-    FPGM,
-    LAMP,
-    Activation,
-    BatchNormScale,
-    Hessian,
-    Magnitude,
-    Random,
-    Taylor,
-)
+from fxprune.importance import FPGM, LAMP, Activation, BatchNormScale, Hessian, Magnitude, Random, Taylor
 from fxprune.methods.global_unstructured import global_unstructured
 from fxprune.methods.histograms import Cut, Histogram, magnitude_histogram, merge_histograms
 from fxprune.methods.methods import (

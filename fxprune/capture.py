@@ -18,11 +18,7 @@ from fxprune.torch_internals.switches import uncollected
 
 
 def capture(
-    model: nn.Module,
-    example_inputs: Any,
-    example_kwargs: Mapping[str, Any] | None = None,
-    *,
-    frontend: Frontend = "auto",
+    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None, *, frontend: Frontend = "auto"
 ) -> CapturedModule:
     """Turn a model into a ``torch.fx.GraphModule`` that shares its parameters and buffers, but none of its modules.
 

@@ -101,6 +101,12 @@ class ExportWarning(UserWarning):
     """The exported artefact is right, but keeps less freedom than the graph had."""
 
 
+def in_short(error: Exception, lines: int = 1) -> str:
+    """Return an error as one line: its type and the first lines of its text that are not empty."""
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(text[:lines])}" if text else type(error).__name__
+
+
 _MIRRORED: tuple[tuple[type[Exception], type[PruningError]], ...] = (
     (ValueError, PruningValueError),
     (TypeError, PruningTypeError),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import fx, nn
 
 from fxprune.analysis.analyze import find_dependencies
@@ -206,10 +206,6 @@ def without(
 
 def _nothing(deps: Dependencies, most: int = 5) -> str:
     """Return why nothing was removed: the reasons that hold the largest parameters."""
-    largest = sorted((t for t in deps.tracked if t.is_parameter), key=lambda t: -_elements(t.label.shape))
+    largest = sorted((t for t in deps.tracked if t.is_parameter), key=lambda t: -math.prod(t.label.shape))
     lines = [str(deps.explain(t.name, dim)) for t in largest[:most] for dim, n in enumerate(t.label.shape) if n > 1]
     return "\n  ".join(["nothing was removed:", *lines])
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())

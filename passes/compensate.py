@@ -18,6 +18,7 @@ from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.metadata import KEEPS, ORIGINAL
 from fxprune.graph.parts import Slot
 from fxprune.graph.pickling import found, picklable
+from fxprune.passes.lower import take_over
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.operators import arguments_of
 
@@ -100,13 +101,9 @@ class _Writer:
             named = dict(zip(form.given[1:], values[1:], strict=True)) | form.plain_arguments(correction.call)
             named |= {"keeps": keeps, "keep_dims": [place.dim for place in correction.places]}
             new = self.gm.graph.call_function(form.function, (values[0],), named)
-        node.replace_all_uses_with(new)
-        new.meta = dict(node.meta)
         ORIGINAL.set(new, _stored(node, new))
-        name = node.name
-        self.gm.graph.erase_node(node)
-        new.name = name
-        self.nodes[name] = new
+        take_over(node, new)
+        self.nodes[new.name] = new
 
     def _keep(self, place: Place) -> fx.Node:
         flags = torch.from_numpy(self.kept(place.axis))
@@ -176,8 +173,4 @@ def _restore(graph: fx.Graph, node: fx.Node, original: tuple[Any, ...]) -> None:
 
     with graph.inserting_before(node):
         old = graph.create_node(op, found(target), map_aggregate(args, fill), map_aggregate(kwargs, fill))
-    node.replace_all_uses_with(old)
-    old.meta = dict(node.meta)
-    name = node.name
-    graph.erase_node(node)
-    old.name = name
+    take_over(node, old)

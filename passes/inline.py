@@ -16,7 +16,8 @@ from fxprune.errors import FxpruneError
 from fxprune.frontends.capture import capture_graph
 from fxprune.functional import layers
 from fxprune.graph.captured import compiled_later
-from fxprune.passes.lower import lower
+from fxprune.graph.paths import value_at
+from fxprune.passes.lower import lower, stand_in
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.switches import quiet
 from fxprune.torch_internals.tensors import pytree
@@ -149,27 +150,17 @@ def _splice(
             new.target = _moved(gm, inner, str(old.target))
     leaves = pytree.tree_leaves(result)
     if len(leaves) == 1:
-        _stand_in(node, leaves[0])
+        stand_in(node, leaves[0])
         return
     for user in list(node.users):
         assert user.target is operator.getitem
-        _stand_in(user, result[user.args[1]])
+        stand_in(user, result[user.args[1]])
     graph.erase_node(node)
-
-
-def _stand_in(old: fx.Node, new: fx.Node) -> None:
-    """Let a node take another's uses and its name, by which the analysis knows its value."""
-    old.replace_all_uses_with(new)
-    name = old.name
-    old.graph.erase_node(old)
-    new.name = name
 
 
 def _moved(gm: fx.GraphModule, inner: fx.GraphModule, target: str) -> str:
     """Give ``gm`` what ``inner`` has at ``target``, under a name that is free; return the name."""
-    value: Any = inner
-    for part in target.split("."):
-        value = getattr(value, part)
+    value = value_at(inner, target)
     names = {name for name, _ in gm.named_children()} | {name for name, _ in gm.named_buffers()}
     base = "inlined_" + target.replace(".", "_")
     name = next(f"{base}_{k}" for k in range(len(names) + 1) if f"{base}_{k}" not in names)

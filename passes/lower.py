@@ -188,8 +188,13 @@ def _erase(nodes: list[fx.Node]) -> None:
 
 def take_over(old: fx.Node, new: fx.Node) -> None:
     """Let ``new`` stand for ``old`` in every respect, its name included, and erase ``old``."""
-    old.replace_all_uses_with(new)
     new.meta = {**old.meta, **new.meta}
+    stand_in(old, new)
+
+
+def stand_in(old: fx.Node, new: fx.Node) -> None:
+    """Let ``new`` have the uses and the name of ``old``, by which an analysis knows its value, and erase ``old``."""
+    old.replace_all_uses_with(new)
     name = old.name
     old.graph.erase_node(old)
     new.name = name

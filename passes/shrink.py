@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -18,12 +18,13 @@ from fxprune.analysis.fingerprint import recall
 from fxprune.analysis.remaining import Flags, Places, Remaining
 from fxprune.analysis.steps import Step
 from fxprune.errors import AnalysisError, ShrinkError
+from fxprune.frontends.modes.reads import in_mode
 from fxprune.functional.leaf_cards import card_of, update_sizes
 from fxprune.graph.buffers import buffers_of, own_buffers
 from fxprune.graph.captured import as_graph_module, compile_all, compiled_later
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import BAKED, KEPT, KEPT_OF_VALUE, METHODS
-from fxprune.graph.paths import holders, join, modules_by_path
+from fxprune.graph.paths import all_modules, holders, join, modules_by_path, value_at
 from fxprune.graph.side_effects import may_write
 from fxprune.passes.compensate import erase_corrections
 from fxprune.passes.fold_constants import amounts_of, fold_into_biases
@@ -139,7 +140,7 @@ def _lower_what_cannot_shrink(gm: fx.GraphModule, deps: Dependencies, kept: Rema
 def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> dict[str, Places]:
     """Put what is left of parameters and buffers in their place; return the positions left by name."""
     indices: dict[str, Places] = {}
-    modules, held = modules_by_path(gm), holders(gm)
+    held = holders(gm)
     sliced: dict[nn.Module, None] = {}
     with torch.inference_mode(False), torch.no_grad():
         for tracked in deps.tracked:
@@ -147,7 +148,7 @@ def _slice_tensors(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> d
                 continue
             index = kept.places_of(tracked.label)
             indices |= dict.fromkeys(tracked.names, index)
-            tensors = {id(old): old for old in map(partial(_at, modules), tracked.names)}
+            tensors = {id(old): old for old in map(partial(value_at, gm), tracked.names)}
             left = _slice(tensors[next(iter(tensors))].detach(), index)
             for old in tensors.values():  # which share their memory
                 new = nn.Parameter(left, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else left.detach()
@@ -168,12 +169,6 @@ def _slice(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
         assert index is not None
         tensor = tensor.index_select(dim, index if tensor.device.type == "cpu" else index.to(tensor.device))
     return tensor
-
-
-def _at(modules: Mapping[str, nn.Module], name: str) -> Tensor:
-    owner, _, last = name.rpartition(".")
-    found: Tensor = getattr(modules[owner], last)
-    return found
 
 
 def _of_those(before: Places, index: Places) -> Places:
@@ -273,16 +268,11 @@ def _analyze_in_train_mode(gm: fx.GraphModule) -> Dependencies | None:
 
     A batch norm refuses a single number for each channel.
     """
-    modes = [(module, module.training) for module in gm.modules()]
     try:
-        for module, _ in modes:
-            module.training = True
-        return find_dependencies(gm)
+        with in_mode(all_modules(gm), training=True):
+            return find_dependencies(gm)
     except AnalysisError:
         return None
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import ExportError, ExportWarning, InputError
+from fxprune.errors import ExportError, ExportWarning, InputError, in_short
 from fxprune.export.scriptable import plain, scriptable
 from fxprune.torch_internals.switches import quiet
 from fxprune.torch_internals.tensors import pytree
@@ -63,7 +63,7 @@ def to_torchscript(
         with quiet():
             return torch.jit.script(scriptable(gm))
     except Exception as error:  # the TorchScript compiler raises many kinds
-        reason = _first_lines(error)
+        reason = in_short(error, 3)
         if method == "script":
             raise ExportError(f"TorchScript cannot script this graph: {reason}") from error
     warnings.warn(
@@ -104,7 +104,7 @@ def to_exported_program(
         with quiet():
             return torch.export.export(gm, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        raise ExportError(f"torch.export refuses this graph: {_first_lines(error)}") from error
+        raise ExportError(f"torch.export refuses this graph: {in_short(error, 3)}") from error
 
 
 def to_onnx(
@@ -143,7 +143,7 @@ def to_onnx(
             if path is not None:
                 onnx_program.save(os.fspath(path))
     except Exception as error:
-        raise ExportError(f"the ONNX exporter refuses this graph: {_first_lines(error)}") from error
+        raise ExportError(f"the ONNX exporter refuses this graph: {in_short(error, 3)}") from error
     return onnx_program
 
 
@@ -172,7 +172,7 @@ def _trace(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> torch.jit.ScriptModul
             if not gm.training:
                 torch.testing.assert_close(traced(*call.tensors), call(*call.tensors), equal_nan=True)
     except Exception as error:
-        raise ExportError(f"TorchScript cannot trace this graph: {_first_lines(error)}") from error
+        raise ExportError(f"TorchScript cannot trace this graph: {in_short(error, 3)}") from error
     return traced
 
 
@@ -194,8 +194,3 @@ def _dynamic_batch(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, 
         if tensor.shape[0] == tensors[0].shape[0] > 1:
             shapes[tensor] = {0: torch.export.Dim.AUTO}
     return shapes.dynamic_shapes(gm, args, kwargs)
-
-
-def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:3])}"

@@ -68,11 +68,7 @@ def _copy_for_script(module: nn.Module) -> nn.Module:
 
 
 def _is_ours(module: nn.Module) -> bool:
-    return isinstance(module, fx.GraphModule | ByMode | Lowered) or not _computes(module)
-
-
-def _computes(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
+    return isinstance(module, fx.GraphModule | ByMode | Lowered) or type(module).forward is nn.Module.forward
 
 
 def _use_packet(graph: fx.Graph, node: fx.Node) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, in_short
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.functional import layers
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK
@@ -53,7 +53,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
             # The guards are written into the graph below, as nodes that script and pickle.
             unlifted = program.module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds of errors, and the model its own
-        raise CaptureError(_reason(error)) from error
+        raise CaptureError(in_short(error, 2)) from error
     graph = unlifted.graph
     graph.owning_module = None
     for node in graph.nodes:
@@ -109,11 +109,6 @@ def _holds_for_all_batches(guard: str) -> bool:
         except Exception:  # a function that only torch knows
             return False
     return True
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:2])}"
 
 
 def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy, Scope, TraceError
 
-from fxprune.errors import CaptureError, InputError
+from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.proxies import Proxy
@@ -339,7 +339,7 @@ def trace(kept: ModelSnapshot, call: inspect.BoundArguments, *, decides: bool = 
             return _traced(kept, call, not decides)
         except Exception as second:
             error = first if decides else second
-            raise CaptureError(_reason(error)) from error
+            raise CaptureError(in_short(error)) from error
 
 
 def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) -> Traced:
@@ -374,11 +374,6 @@ def _check_names(graph: fx.Graph) -> None:
             raise CaptureError(
                 f"the function at {where} goes by the name of torch's {'.'.join(names)}, as functools.wraps lets it"
             )
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
 
 
 @contextlib.contextmanager

@@ -69,12 +69,7 @@ def check_shape(value: Tensor, shape: list[int], name: str) -> None:
 
 
 def output_padding(
-    input: Tensor,
-    output_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    kernel_size: list[int],
-    dilation: list[int],
+    input: Tensor, output_size: list[int], stride: list[int], padding: list[int], kernel_size: list[int], dilation: list[int]
 ) -> list[int]:
     """Return the output padding, one int for each spatial dimension, that gives a transposed convolution ``output_size``.
 

@@ -70,12 +70,7 @@ def layer_norm_of_kept(
 
 
 def rms_norm_of_kept(
-    input: Tensor,
-    normalized_shape: list[int],
-    weight: Tensor | None,
-    eps: float,
-    keeps: list[Tensor],
-    keep_dims: list[int],
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float, keeps: list[Tensor], keep_dims: list[int]
 ) -> Tensor:
     """``torch.nn.functional.rms_norm`` with the mean square over the positions that ``keeps`` along ``keep_dims`` leave."""
     dims = list(range(input.dim() - len(normalized_shape), input.dim()))

@@ -44,7 +44,7 @@ class MaskLoading(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+def widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Give masks of one byte an element their parameter's dtype where the arriving values need it."""
     for name, mask in list(owner._buffers.items()):
         orig = owner._parameters.get(name.removesuffix(MASK) + ORIG) if name.endswith(MASK) else None
@@ -53,10 +53,6 @@ def widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str) -> No
             continue
         if mask.dtype == torch.uint8 and incoming.shape == mask.shape and not is_binary(incoming):
             owner._buffers[name] = torch.empty_like(mask, dtype=orig.dtype)
-
-
-def _widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    widen_masks(owner, state_dict, prefix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +169,12 @@ def register_masks(held: Held, masks: Mapping[str, Tensor]) -> None:
         base = attribute.removesuffix(ORIG)
         if base == attribute or base not in masked:
             base = attribute
-            _rename(owner, attribute, attribute + ORIG)
+            rename(owner, attribute, attribute + ORIG)
         for ending, mask in masks.items():
             owner.register_buffer(base + ending, mask)
         masked[base] = [*masked.get(base, ()), *masks]  # another list, as copies of the module share the present one
         if not isinstance(owner, MaskLoading):
-            owner.register_load_state_dict_pre_hook(_widen_masks)
+            owner.register_load_state_dict_pre_hook(widen_masks)
 
 
 def replace_mask(held: Held, mask: Tensor, ending: str) -> None:
@@ -191,7 +187,7 @@ def unregister_masks(held: Held) -> None:
     """Give a parameter its own name back and drop its masks; its values stay as they are."""
     for owner, attribute in held:
         base = attribute.removesuffix(ORIG)
-        _rename(owner, attribute, base)
+        rename(owner, attribute, base)
         masked = MASKED[owner]
         for ending in masked.pop(base):
             del owner._buffers[base + ending]
@@ -199,8 +195,8 @@ def unregister_masks(held: Held) -> None:
             MASKED.pop(owner)
 
 
-def _rename(owner: nn.Module, old: str, new: str) -> None:
-    # The order of parameters is that of an optimizer's state, so the entry keeps its place.
+def rename(owner: nn.Module, old: str, new: str) -> None:
+    """Give a parameter of a module another name; its place in the order, which an optimizer's state has, stays."""
     renamed = {new if key == old else key: value for key, value in owner._parameters.items()}
     owner._parameters.clear()
     owner._parameters.update(renamed)

@@ -72,11 +72,7 @@ class Hessian(Criterion):
         for sample in range(self.samples if used else 0):
             signs = {p: _signs(p, generator) for p in used}
             products = torch.autograd.grad(
-                list(used.values()),
-                list(used),
-                list(signs.values()),
-                retain_graph=sample + 1 < self.samples,
-                allow_unused=True,
+                list(used.values()), list(used), list(signs.values()), retain_graph=sample + 1 < self.samples, allow_unused=True
             )
             for (p, sign), product in zip(signs.items(), products, strict=True):
                 if product is not None:

@@ -41,19 +41,14 @@ class Magnitude(Criterion):
 
     def __post_init__(self) -> None:
         checked(self.reduction, self.normalizer)
-        check_order(self.p)
+        if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 0 < self.p < math.inf:
+            raise PlanError(f"p must be a positive, finite number, not {self.p!r}")
 
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return what scores the groups of a graph by its weights as they are now."""
         sums = powers(Weights(deps), self.p)
         root = 1 / self.p
         return over_sums(sums, lambda powers: powers**root, self.reduction, self.normalizer)
-
-
-def check_order(p: object) -> None:
-    """Raise PlanError unless ``p`` can be the order of a norm."""
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 < p < math.inf:
-        raise PlanError(f"p must be a positive, finite number, not {p!r}")
 
 
 def powers(weights: Weights, p: float) -> Sums:

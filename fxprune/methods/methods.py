@@ -19,13 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune as torch_prune
 
-from fxprune.errors import (
-    PruningAssertionError,
-    PruningError,
-    PruningTypeError,
-    PruningValueError,
-    as_pruning_error,
-)
+from fxprune.errors import PruningAssertionError, PruningError, PruningTypeError, PruningValueError, as_pruning_error
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
@@ -276,12 +270,7 @@ def random_structured(gm: _Graph, name: str, amount: int | float, dim: int) -> _
 
 
 def ln_structured(
-    gm: _Graph,
-    name: str,
-    amount: int | float,
-    n: int | float | str,
-    dim: int,
-    importance_scores: Tensor | None = None,
+    gm: _Graph, name: str, amount: int | float, n: int | float | str, dim: int, importance_scores: Tensor | None = None
 ) -> _Graph:
     """Prune the channels of one parameter along ``dim`` with the smallest Ln norm, in place; returns ``gm``.
 

@@ -16,14 +16,13 @@ from torch import Tensor, fx, nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.errors import InputError
+from fxprune.errors import InputError, in_short
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.interpreter import NodeRunner, in_order
 from fxprune.graph.masks import base_names
 from fxprune.graph.paths import split
 from fxprune.torch_internals.switches import attention_as_products, no_fast_path, no_mkldnn, own_random_numbers, quiet
-from fxprune.verification.first_difference import first_line
 from fxprune.verification.inputs import Inputs
 from fxprune.verification.subject import may_write_parameters
 
@@ -136,7 +135,7 @@ def compare(before: nn.Module, after: nn.Module, inputs: Inputs | None, *, layer
                     work.append(_work(model, inputs))
                 except Exception as error:  # whatever an operator raises on operands that do not fit
                     where = "before" if model is before else "after"
-                    raise InputError(f"the model {where} fails on the example inputs: {first_line(error)}") from error
+                    raise InputError(f"the model {where} fails on the example inputs: {in_short(error)}") from error
             times = _times(before, after, inputs) if latency else None
     totals = [sum(part.values()) for part in work] if work else [None, None]
     costs = [
@@ -149,7 +148,7 @@ def compare(before: nn.Module, after: nn.Module, inputs: Inputs | None, *, layer
 
 def _memory(model: nn.Module) -> Cost:
     parameters = list(model.parameters())
-    return Cost(sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters))
+    return Cost(sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters))
 
 
 def _layers(before: nn.Module, after: nn.Module) -> tuple[Layer, ...]:

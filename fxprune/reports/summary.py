@@ -170,7 +170,7 @@ def _masked(gm: fx.GraphModule) -> Summary:
         masked = find_masked(gm, names[0].removesuffix(ORIG))
         if masked is not None and masked.orig is parameter:
             value: Tensor = parameter.detach() * masked.mask
-            mask_bytes = sum(map(_bytes, masked.masks.values()))
+            mask_bytes = sum(mask.nbytes for mask in masked.masks.values())
             rows.append(_row(masked.names, value, _method_names(methods.get(masked.name)), mask_bytes))
         else:
             rows.append(_row(names, parameter.detach(), "", 0))
@@ -184,10 +184,6 @@ def _row(names: tuple[str, ...], value: Tensor, method: str, mask_bytes: int) ->
 
 def _method_names(method: object) -> str:
     return ", ".join(type(part).__name__ for part in parts_of(method)) if method is not None else "given mask"
-
-
-def _bytes(mask: Tensor) -> int:
-    return mask.numel() * mask.element_size()
 
 
 def _memory(size: float) -> str:

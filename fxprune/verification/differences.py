@@ -71,7 +71,7 @@ def relative_error(reference: Tensor, candidate: Tensor, floor: float | None = N
     if not (reference.is_floating_point() or reference.is_complex()):
         return 0.0 if torch.equal(reference, candidate) else math.inf
     if floor is None:
-        floor = 1e-9 if is_double(reference) else 1e-3
+        floor = 1e-9 if reference.dtype in (torch.float64, torch.complex128) else 1e-3
     wide = torch.complex128 if reference.is_complex() else torch.float64
     reference, candidate = reference.to(wide), candidate.to(wide)
     finite = reference.isfinite()
@@ -85,11 +85,6 @@ def relative_error(reference: Tensor, candidate: Tensor, floor: float | None = N
             return 0.0
     error = float((reference - candidate).abs().max()) / max(float(reference.abs().max()), floor)
     return error if math.isfinite(error) else math.inf  # NaN in the candidate alone
-
-
-def is_double(tensor: Tensor) -> bool:
-    """Tell whether ``tensor`` has double precision."""
-    return tensor.dtype in (torch.float64, torch.complex128)
 
 
 def node_error(reference: Any, candidate: Any, kept: Any) -> float | None:

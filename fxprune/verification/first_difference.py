@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, in_short
 from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.metadata import KEPT_OF_VALUE
@@ -54,7 +54,7 @@ def first_difference(
     except Exception as error:  # whatever an operator raises on operands that do not fit
         if (node := runner.at) is None:
             raise
-        return f"it fails at node {name_node(node)} on {shapes(comparison.inputs_of(node))}: {first_line(error)}"
+        return f"it fails at node {name_node(node)} on {shapes(comparison.inputs_of(node))}: {in_short(error)}"
     return f"none of the {comparison.compared} nodes that could be compared differs by that much"
 
 
@@ -95,9 +95,3 @@ def name_node(node: fx.Node) -> str:
 def shapes(value: Any) -> Any:
     """Return ``value`` with the shape of each tensor in its place."""
     return pytree.tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, value)
-
-
-def first_line(error: Exception) -> str:
-    """Return an error as one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

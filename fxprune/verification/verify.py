@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import InputError, PruningTypeError, PruningValueError, VerificationError
+from fxprune.errors import InputError, PruningTypeError, PruningValueError, VerificationError, in_short
 from fxprune.graph.masks import ORIG, find_masked
 from fxprune.graph.metadata import KEPT
 from fxprune.torch_internals.tensors import pytree
 from fxprune.verification.differences import Positions, relative_error, select
-from fxprune.verification.first_difference import first_difference, first_line, shapes
+from fxprune.verification.first_difference import first_difference, shapes
 from fxprune.verification.inputs import Case, Inputs, Mode, cases, given
 from fxprune.verification.subject import Result, Subject
 
@@ -133,7 +133,7 @@ class _Verification:
             except Exception as error:  # whatever an operator raises on operands that do not fit
                 blame = self._blame(run, double, tolerance)
                 raise VerificationError(
-                    f"the candidate fails {run.case}, where the reference runs: {first_line(error)}{blame}"
+                    f"the candidate fails {run.case}, where the reference runs: {in_short(error)}{blame}"
                 ) from error
             for name, found in self._errors(run.result, result, double):
                 if not found <= tolerance:
@@ -155,7 +155,7 @@ class _Verification:
             if not any(run.case.training is (mode == "train") for run in runs):
                 raise InputError(
                     f"the reference itself fails in {mode} mode on inputs of shapes {shapes(self.inputs.args)} "
-                    f"{shapes(self.inputs.kwargs) or ''}: {first_line(failure)}"
+                    f"{shapes(self.inputs.kwargs) or ''}: {in_short(failure)}"
                 ) from failure
         return runs
 

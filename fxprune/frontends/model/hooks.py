@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from fxprune.errors import HookError
-from fxprune.graph.masks import MASK, ORIG
+from fxprune.graph.masks import MASK, ORIG, rename
 from fxprune.graph.paths import Modules, join
 from fxprune.torch_internals.pruning_methods import parameter_of
 
@@ -88,9 +88,7 @@ def _snapshot(module: nn.Module) -> dict[str, object]:
 
 def _undress(module: nn.Module, name: str) -> None:
     module.__dict__.pop(name, None)
-    renamed = {name if key == name + ORIG else key: p for key, p in module._parameters.items()}
-    module._parameters.clear()
-    module._parameters.update(renamed)
+    rename(module, name + ORIG, name)
     del module._buffers[name + MASK]
     # Recurrent modules keep a second list of their weights, which follows assignments.
     setattr(module, name, module._parameters[name])
