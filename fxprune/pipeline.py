@@ -204,8 +204,8 @@ def without(
     return masked, small
 
 
-def _nothing(deps: Dependencies, most: int = 5) -> str:
+def _nothing(deps: Dependencies) -> str:
     """Return why nothing was removed: the reasons that hold the largest parameters."""
     largest = sorted((t for t in deps.tracked if t.is_parameter), key=lambda t: -math.prod(t.label.shape))
-    lines = [str(deps.explain(t.name, dim)) for t in largest[:most] for dim, n in enumerate(t.label.shape) if n > 1]
+    lines = [str(deps.explain(t.name, dim)) for t in largest[:5] for dim, n in enumerate(t.label.shape) if n > 1]
     return "\n  ".join(["nothing was removed:", *lines])

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.graph.captured import CapturedModule, compiled_later
-from fxprune.graph.parts import Container, clone, ensure_container
+from fxprune.graph.parts import Container, clone
 from fxprune.graph.paths import all_modules, join, split, value_at
 
 
@@ -78,8 +78,9 @@ def ensure_module(gm: fx.GraphModule, model: nn.Module, path: str) -> nn.Module:
     for name in path.split(".") if path else ():
         reached = join(reached, name)
         if (child := module._modules.get(name)) is None:
-            child = ensure_container(gm, reached)
+            child = Container()
             child.training = _mode(model, reached)
+            module.add_module(name, child)
         module = child
     return module
 

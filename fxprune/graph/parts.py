@@ -127,16 +127,3 @@ class ByMode(nn.Module):
         if self.training:
             return self.in_train(tensors, sizes)  # type: ignore[no-any-return]
         return self.in_eval(tensors, sizes)  # type: ignore[no-any-return]
-
-
-def ensure_container(root: nn.Module, path: str) -> nn.Module:
-    """Return the module at ``path``, making containers on the way where there is none."""
-    module = root
-    for part in path.split(".") if path else ():
-        child = module._modules.get(part)
-        if child is None:
-            child = Container()
-            child.train(module.training)
-            module.add_module(part, child)
-        module = child
-    return module

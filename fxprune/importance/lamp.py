@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.groups import Group
 from fxprune.importance.criterion import Criterion, Reduction, Scorer, checked, over_sums
 from fxprune.importance.magnitude import powers
 from fxprune.importance.weights import Weights
@@ -43,10 +42,10 @@ class LAMP(Criterion):
         """Return what scores the groups of a graph by its weights as they are now."""
         sums = powers(Weights(deps), 2)
         squares = over_sums(sums, lambda squares: squares, self.reduction, "none")
-        return lambda group: _share_of_rest(squares(group), group)
+        return lambda group: _share_of_rest(squares(group))
 
 
-def _share_of_rest(squares: Tensor, group: Group) -> Tensor:
+def _share_of_rest(squares: Tensor) -> Tensor:
     order = squares.argsort(descending=True, stable=True)
     falling = squares[order]
     rest = falling.cumsum(0)

@@ -49,7 +49,7 @@ def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
             left = left if old >= 0 else left - numbers.kept.size(axis)
             new[place] = item if left == old else numbers.fitted(node, item, left, is_size=False)
         elif isinstance(item, fx.Node):
-            new[place] = _renumbered(gm, node, item, numbers.before(item), axis, numbers.kept)
+            new[place] = _renumbered(gm, node, numbers.before(item), axis, numbers.kept)
         else:  # places one by one, such as [2, 0, 1], which are kept whole themselves
             new[place] = _left(np.asarray(numbers.before(item)), axis, numbers.kept).tolist()
     node.args = (source, tuple(new) if many else new[0])
@@ -69,7 +69,7 @@ def _pick_besides(gm: fx.GraphModule, node: fx.Node, tables: list[tuple[int, Any
 
 def _walk(items: list[Any], label: Label, numbers: Numbers) -> Iterator[tuple[int, Any, int, int]]:
     """Yield each item that picks along a dimension: its place, the item, the dimension, and the result's dimension."""
-    used = sum(_width(item, numbers) for item in items)
+    used = sum(_width(item) for item in items)
     d = result = 0
     for place, item in enumerate(items):
         if item is Ellipsis:
@@ -78,12 +78,12 @@ def _walk(items: list[Any], label: Label, numbers: Numbers) -> Iterator[tuple[in
             result += 1
         else:
             yield place, item, d, result
-            d += _width(item, numbers)
+            d += _width(item)
             value = numbers.before(item)
             result += len(value) if isinstance(value, Label) else 1 if isinstance(value, slice) else np.ndim(value)
 
 
-def _width(item: Any, numbers: Numbers) -> int:
+def _width(item: Any) -> int:
     """Return how many dimensions an item takes."""
     return 0 if item is None or item is Ellipsis or isinstance(item, bool) else 1
 
@@ -121,7 +121,7 @@ def renumber(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) ->
         def replaced(given: fx.Node, index: Label = index, axis: Axis = axis) -> Any:
             if numbers.before(given) is not index:
                 return given
-            return _renumbered(gm, node, given, index, axis, numbers.kept)
+            return _renumbered(gm, node, index, axis, numbers.kept)
 
         node.args, node.kwargs = fx.map_arg(node.args, replaced), fx.map_arg(node.kwargs, replaced)
 
@@ -151,7 +151,7 @@ def _picks(call: Call) -> Iterator[tuple[Label, Axis]]:
         d += 1
 
 
-def _renumbered(gm: fx.GraphModule, node: fx.Node, given: fx.Node, index: Label, axis: Axis, kept: Remaining) -> fx.Node:
+def _renumbered(gm: fx.GraphModule, node: fx.Node, index: Label, axis: Axis, kept: Remaining) -> fx.Node:
     """Return a node that reads an index table with the places of what is left."""
     assert index.constant is not None
     values = index.constant.numpy()
