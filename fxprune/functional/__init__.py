@@ -8,7 +8,8 @@ softmax over the kept positions alone) and ``leaf_cards.py`` (what is known of e
 Tests: ``tests/functional``.
 """
 
-from fxprune.functional.layers import (
+# Graphs pickled by version 0.1.0 look these up here.
+from fxprune.functional.layers import (  # noqa: F401
     add_if_,
     batch_norm_momentum,
     check_none,
@@ -24,21 +25,3 @@ from fxprune.functional.layers import (
     select_float,
     select_int,
 )
-
-# Graphs pickled by version 0.1.0 look these up here.
-__all__ = [
-    "add_if_",
-    "batch_norm_momentum",
-    "check_none",
-    "check_shape",
-    "gru",
-    "instance_norm",
-    "invert",
-    "lstm",
-    "lstm_cell",
-    "multi_head_attention",
-    "output_padding",
-    "rnn_cell",
-    "select_float",
-    "select_int",
-]

@@ -122,11 +122,9 @@ _register(nn.PReLU, card=LeafCard(own_forward, {"weight": "num_parameters"}))
 # Convolutions.
 
 _register(
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
+    nn.Conv1d, nn.Conv2d, nn.Conv3d,
     card=LeafCard(own_forward, {"weight": "out_channels in_channels/groups"}, arguments={"groups": "groups"}, takes_bias=True),
-)
+)  # fmt: skip
 
 
 def _conv_transpose(m: Any, x: Any, output_size: Any = None) -> Any:
@@ -138,11 +136,9 @@ def _conv_transpose(m: Any, x: Any, output_size: Any = None) -> Any:
 
 
 _register(
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     card=LeafCard(_conv_transpose, {"weight": "in_channels out_channels/groups"}, arguments={"groups": "groups"}),
-)
+)  # fmt: skip
 
 
 # Norms.
@@ -179,10 +175,9 @@ def _instance_norm(m: Any, x: Any) -> Any:
 _register(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, card=LeafCard(_instance_norm, _FEATURES))
 _register(nn.GroupNorm, card=LeafCard(own_forward, {"weight": "num_channels"}, arguments={"num_groups": "num_groups"}))
 _register(
-    nn.LayerNorm,
-    nn.RMSNorm,
+    nn.LayerNorm, nn.RMSNorm,
     card=LeafCard(own_forward, {"weight": "*normalized_shape"}, arguments={"normalized_shape": "normalized_shape"}),
-)
+)  # fmt: skip
 
 
 # Attention: the module knows heads of one width only.

@@ -7,7 +7,8 @@ and ``smallest.py``.
 Tests: ``tests/methods``.
 """
 
-from fxprune.methods.methods import (
+# The records of graphs pickled by version 0.1.0 look these up here.
+from fxprune.methods.methods import (  # noqa: F401
     BasePruningMethod,
     CustomFromMask,
     Identity,
@@ -17,15 +18,3 @@ from fxprune.methods.methods import (
     RandomStructured,
     RandomUnstructured,
 )
-
-# The records of graphs pickled by version 0.1.0 look these up here.
-__all__ = [
-    "BasePruningMethod",
-    "CustomFromMask",
-    "Identity",
-    "L1Unstructured",
-    "LnStructured",
-    "PruningContainer",
-    "RandomStructured",
-    "RandomUnstructured",
-]
