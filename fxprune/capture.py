@@ -14,7 +14,7 @@ from fxprune.frontends.model.hooks import Pruned
 from fxprune.graph.captured import CapturedModule, compile_all, compiled_later
 from fxprune.methods import methods
 from fxprune.passes.mask_parameters import insert_masks
-from fxprune.torch_internals.switches import uncollected
+from fxprune.torch_internals.switches import alone, uncollected
 
 
 def capture(
@@ -57,8 +57,9 @@ def capture(
         if found.pruned:
             found.gm.recompile()
     compile_all(found.gm)
-    for note in found.notes:
-        warnings.warn(note, CaptureWarning, stacklevel=2)
+    with alone():  # another thread may hide warnings in a run
+        for note in found.notes:
+            warnings.warn(note, CaptureWarning, stacklevel=2)
     return found.gm
 
 

@@ -36,7 +36,7 @@ from fxprune.passes.mask_units import dead_axes, removed_units, shared_copy
 from fxprune.passes.repair.repair import may_be_stuck, repair, shrinking_steps
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.graphs import free_names
-from fxprune.torch_internals.switches import uncollected
+from fxprune.torch_internals.switches import alone, uncollected
 from fxprune.torch_internals.tensors import pytree
 from fxprune.zeros.folds import Fold
 from fxprune.zeros.removable import ZeroSlices, masked_slices, removable, zero_slices
@@ -44,6 +44,7 @@ from fxprune.zeros.removable import ZeroSlices, masked_slices, removable, zero_s
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
+@alone()
 @uncollected()
 def shrink_units(gm: _Graph, deps: Dependencies, removed: Flags) -> None:
     """Take units out of a graph, in place: slice what they own, repair the nodes.
@@ -227,6 +228,7 @@ def baked_copy(gm: _Graph) -> _Graph:
     return copy
 
 
+@alone()
 @uncollected()
 def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
     """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`."""

@@ -37,7 +37,7 @@ from fxprune.rules.call import tensors_in
 from fxprune.rules.card import Work
 from fxprune.rules.registry import is_by_user, op_card
 from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode, arguments_of, is_composite, is_mutable, no_modes
-from fxprune.torch_internals.switches import no_fast_path, uncollected
+from fxprune.torch_internals.switches import alone, no_fast_path, uncollected
 from fxprune.torch_internals.tensors import DynamicOutputShapeException, FakeTensor, memory_of, pytree
 
 
@@ -66,6 +66,7 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
     return deps
 
 
+@alone()
 @uncollected()
 def find_dependencies(gm: fx.GraphModule) -> Dependencies:
     """Analyze a graph; see :func:`analyze`."""

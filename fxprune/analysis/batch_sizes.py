@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxprune.abstract.fakes import Fakes
 from fxprune.graph.interpreter import NodeRunner
 from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode
+from fxprune.torch_internals.switches import alone
 from fxprune.torch_internals.tensors import pytree
 
 
@@ -27,6 +28,7 @@ class _Standing(TorchDispatchMode):
         return self.fakes.call(func, args, kwargs or {})
 
 
+@alone()
 def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
     """Return what every node gives, as fake tensors, for inputs whose first dimension is ``batch`` times the example's."""
     fakes, found = Fakes(), dict[fx.Node, Any]()

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ExportError, ExportWarning, InputError, in_short
 from fxprune.export.scriptable import plain, scriptable
-from fxprune.torch_internals.switches import quiet
+from fxprune.torch_internals.switches import alone, quiet
 from fxprune.torch_internals.tensors import pytree
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def to_torchscript(
     if method == "trace":
         return _trace(gm, inputs)
     try:
-        with quiet():
+        with alone(), quiet():
             return torch.jit.script(scriptable(gm))
     except Exception as error:  # the TorchScript compiler raises many kinds
         reason = in_short(error, 3)
@@ -101,7 +101,7 @@ def to_exported_program(
     kwargs = dict(example_kwargs or {})
     shapes = _dynamic_batch(gm, args, kwargs) if dynamic_batch else None
     try:
-        with quiet():
+        with alone(), quiet():
             return torch.export.export(gm, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(f"torch.export refuses this graph: {in_short(error, 3)}") from error
@@ -137,7 +137,7 @@ def to_onnx(
     inputs = _positional(gm, example_inputs, example_kwargs)
     program = to_exported_program(gm, inputs, dynamic_batch=dynamic_batch)
     try:
-        with quiet():
+        with alone(), quiet():
             onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False)
             assert onnx_program is not None
             if path is not None:
@@ -167,7 +167,7 @@ def _trace(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> torch.jit.ScriptModul
     call = _PlainCall(gm, inputs)
     call.training = gm.training
     try:
-        with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with alone(), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
             traced: torch.jit.ScriptModule = torch.jit.trace(call, call.tensors, strict=False, check_trace=False)
             if not gm.training:
                 torch.testing.assert_close(traced(*call.tensors), call(*call.tensors), equal_nan=True)

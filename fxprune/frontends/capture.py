@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import bind
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.paths import Modules, all_modules
-from fxprune.torch_internals.switches import own_random_numbers, uncollected
+from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected
 from fxprune.torch_internals.tensors import pytree
 
 Frontend = Literal["auto", "trace", "export"]
@@ -61,7 +60,7 @@ def capture_graph(
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
     modules = all_modules(model)
     check_hooks(modules)
-    with _ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
+    with alone(), torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
         with without_prune_hooks(modules) as pruned:
             kept = ModelSnapshot(model, modules)
             with own_random_numbers(kept.tensors.values()) as other_generators:
@@ -69,10 +68,6 @@ def capture_graph(
         attempt.gm.example = (args, kwargs)
         notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(modules), *_unsynchronised(modules)]
     return Captured(attempt.gm, pruned, list(dict.fromkeys(notes)))
-
-
-# Both torch.fx and the watch for mode reads patch nn.Module while they trace.
-_ONE_AT_A_TIME = threading.RLock()
 
 
 def _as_written(model: Any) -> Any:

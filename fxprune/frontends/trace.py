@@ -13,6 +13,7 @@ import inspect
 import itertools
 import operator
 import sys
+import threading
 import types
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
@@ -56,7 +57,7 @@ class Tracer(fx.Tracer):
         self._context = _context()
         self._fixed_numbers = fixed_numbers
         self._decisions = decisions
-        self._deciding = False
+        self._deciding, self._thread = False, threading.get_ident()
         self._lines_around = ""
         self._called: collections.OrderedDict[str, tuple[str, Any]] = collections.OrderedDict()  # that are being called
         self._names: dict[int, tuple[str, Any]] = {id(tensor): (name, tensor) for name, tensor in tensors.items()}
@@ -94,9 +95,13 @@ class Tracer(fx.Tracer):
         parts: Any = obj
         return iter([parts[i] for i in range(self.decide(obj, len))])
 
+    def _is_not_traced(self) -> bool:
+        """Tell whether the code that runs now is another one: torch.fx traces what any thread does with modules."""
+        return self._deciding or threading.get_ident() != self._thread
+
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Trace a call of a module, unless it is one of those that find a decision."""
-        if self._deciding:
+        """Trace a call of a module, unless it is one of those that find a decision, or of another thread."""
+        if self._is_not_traced():
             return forward(*args, **kwargs)
         path, kind = self.path_of_module(m), type(m)
         calls = self.num_calls.get(path, 0)
@@ -116,7 +121,7 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return what the model's code gets for a parameter or buffer; torch.fx would look for its name among all of them."""
-        if self._deciding or not isinstance(attr_val, Tensor):
+        if self._is_not_traced() or not isinstance(attr_val, Tensor):
             return attr_val
         name, tensor = self._names.get(id(attr_val), ("", None))
         # Only of parameters does torch.fx know how to have constant shapes.

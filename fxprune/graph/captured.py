@@ -23,7 +23,7 @@ from fxprune.graph.metadata import ANALYSIS
 from fxprune.graph.paths import all_modules
 from fxprune.graph.pickling import dump, load
 from fxprune.torch_internals.graphs import OF_CODE, codegen_of, forget_code, has_code
-from fxprune.torch_internals.switches import quiet
+from fxprune.torch_internals.switches import alone, quiet
 
 
 class CapturedModule(MaskLoading, fx.GraphModule):
@@ -40,7 +40,8 @@ class CapturedModule(MaskLoading, fx.GraphModule):
     def recompile(self) -> PythonCode:
         """Make the code of ``forward`` anew from the graph; within :func:`compiled_later`, when it is asked for."""
         if not _COMPILES_LATER.get():
-            return super().recompile()
+            with alone():
+                return super().recompile()
         forget_code(self)
         type(self).forward = _Forward()  # type: ignore[assignment] # each graph has a class of its own
         return _NO_CODE
@@ -48,7 +49,8 @@ class CapturedModule(MaskLoading, fx.GraphModule):
     def compile_put_off(self) -> None:
         """Make the code if there is none for the graph yet."""
         if not is_compiled(self):
-            super().recompile()
+            with alone():
+                super().recompile()
 
     @property
     def code(self) -> str:

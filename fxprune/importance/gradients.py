@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import PlanError
+from fxprune.torch_internals.switches import alone
 
 Loss: TypeAlias = Callable[[fx.GraphModule], Tensor]
 
@@ -22,7 +23,7 @@ def undisturbed(gm: fx.GraphModule) -> Iterator[None]:
     buffers = [(m, name, b, b.detach().clone()) for m in modes for name, b in m._buffers.items() if b is not None]
     devices = {t.device for t in (*gm.parameters(), *gm.buffers()) if t.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False):
+        with alone(), torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False):
             yield
     finally:
         for module, mode in modes.items():

@@ -217,9 +217,30 @@ def is_watched() -> bool:
     return modes > 0 or bool(torch.nn.modules.module._has_any_global_hook())
 
 
-# -- random states: also of the process, but no two threads can have theirs at a time ------------------------------------
+# -- what no two threads can do at a time --------------------------------------------------------------------------------
 
-_DRAWING = threading.RLock()
+_ALONE = threading.RLock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let one thread at a time be in such a context; it may enter further ones.
+
+    Locked is the work on what torch holds once for the process, and that a count cannot share:
+
+    - random states, which are put back after a run;
+    - methods of nn.Module, which torch.fx and torch.export replace while they trace, so that a module that another thread calls
+      would be traced;
+    - fake tensor modes and the code of graphs, which torch numbers and caches without locks, and what is known of operators;
+    - numbers that a switch of another thread would show in, as those of attention without its fast path.
+
+    So captures, analyses, shrinks and single runs of models follow each other. What a thread does to graphs and plans does not.
+    """
+    with _ALONE:
+        yield
+
+
+# -- random states -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -254,7 +275,7 @@ def accelerators(tensors: Iterable[Tensor]) -> set[str]:
 @contextlib.contextmanager
 def fixed_seed(kinds: set[str]) -> Iterator[None]:
     """Seed torch's generators the same each time, on the CPU and on these types of devices, and put them back afterwards."""
-    with _DRAWING, contextlib.ExitStack() as stack:
+    with alone(), contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in kinds:
             # Seeding touches every device of a kind, whether the model is on it or not.

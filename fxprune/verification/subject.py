@@ -66,9 +66,9 @@ class Subject:
         args, kwargs = inputs.copied(self.double)
         kept = ModelSnapshot(self.model)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(quiet())  # what the model warns of, its user reads when running it
             stack.enter_context(in_mode(kept.modules, training))
             stack.enter_context(own_random_numbers(kept.tensors.values()))
+            stack.enter_context(quiet())  # what the model warns of, its user reads when running it
             stack.enter_context(kept.untouched())
             stack.enter_context(torch.set_grad_enabled(self.gradients))
             stack.enter_context(deterministic(training or self.gradients, self.double))
