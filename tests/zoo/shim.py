@@ -12,6 +12,9 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 
+# The names of the extension with torchvision's operators: up to torchvision 0.28, and from 0.29 on.
+_LIBRARIES = ("_C", "_C_stable")
+
 # A schema lives only as long as the Library object that defined it.
 _library: torch.library.Library | None = None
 
@@ -41,11 +44,13 @@ def _load_compiled() -> bool:
     if spec is None or not spec.submodule_search_locations:
         return True
     loader = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)
-    library = importlib.machinery.FileFinder(spec.submodule_search_locations[0], loader).find_spec("_C")
-    if library is None or library.origin is None:
+    finder = importlib.machinery.FileFinder(spec.submodule_search_locations[0], loader)
+    libraries = [library for name in _LIBRARIES if (library := finder.find_spec(name)) and library.origin]
+    if not libraries:
         return False
     try:
-        torch.ops.load_library(library.origin)
+        for library in libraries:
+            torch.ops.load_library(library.origin)
     except OSError:
         return False
     return True
