@@ -61,12 +61,32 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
     for node in graph.find_nodes(op="get_attr"):
         if not node.users:  # the second name of a tied parameter, or a parameter out of use
             graph.erase_node(node)
+    _reshape_what_attention_gives(graph)
     fixed_batch = _why_batch_is_fixed(program, graph, batched(args, kwargs)) if free_batch else None
     _write_guards(graph)
     read = {str(node.target): value_at(unlifted, str(node.target)) for node in graph.find_nodes(op="get_attr")}
     of_model = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
     constants = {target: value for target, value in read.items() if target not in of_model}
     return Exported(graph, constants, fixed_batch)
+
+
+_aten = torch.ops.aten
+_MOVES = (_aten.transpose.int, _aten.permute.default, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.select.int)
+
+
+def _reshape_what_attention_gives(graph: fx.Graph) -> None:
+    """Put ``reshape`` in place of ``view`` where the result of attention is viewed.
+
+    How that result lies in memory depends on the kernel. Code lays it out with ``contiguous``, which the exported graph has
+    only if the kernel of the example makes it necessary: ``heads.transpose(1, 2).contiguous().view(2, 5, 8)`` may come out as
+    ``view(transpose(heads, 1, 2), [2, 5, 8])``, which fails with every kernel that gives ``heads`` in their own order.
+    """
+    for node in graph.find_nodes(op="call_function", target=_aten.view.default):
+        source = node.args[0]
+        while source.target in _MOVES:
+            source = source.args[0]
+        if source.target is _aten.scaled_dot_product_attention.default:
+            node.target = _aten.reshape.default
 
 
 def _module_path(node: fx.Node) -> str:
