@@ -15,6 +15,7 @@ from fxprune.errors import ExportError, ExportWarning, InputError, in_short
 from fxprune.export.scriptable import plain, scriptable
 from fxprune.torch_internals.switches import alone, quiet
 from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.versions import mend_onnx_type_promotion
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -136,6 +137,7 @@ def to_onnx(
         raise ExportError('ONNX export needs more packages: pip install "fxprune[onnx]"') from error
     inputs = _positional(gm, example_inputs, example_kwargs)
     program = to_exported_program(gm, inputs, dynamic_batch=dynamic_batch)
+    mend_onnx_type_promotion()
     try:
         with alone(), quiet():
             onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False)

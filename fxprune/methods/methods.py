@@ -115,9 +115,24 @@ class RandomStructured(torch_prune.RandomStructured, BasePruningMethod):  # type
 class LnStructured(torch_prune.LnStructured, BasePruningMethod):  # type: ignore[misc]
     """Prune the channels of smallest Ln norm; see ``torch.nn.utils.prune.LnStructured``."""
 
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        """Return the mask that takes the channels of smallest norm out."""
+        # From torch 2.14 on such norms are taken over the last two dimensions, whatever the channels are.
+        if self.n == "nuc" and t.dim() not in (1, 3):
+            raise RuntimeError(f"norm 'nuc' is of matrices, but the channels of this parameter have {t.dim() - 1} dimensions")
+        mask: Tensor = super().compute_mask(t, default_mask)
+        return mask
+
 
 class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):  # type: ignore[misc]
     """Prune by a given mask; see ``torch.nn.utils.prune.CustomFromMask``."""
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        """Return the given mask where nothing is masked yet."""
+        if self.mask.shape != default_mask.shape:  # up to torch 2.12 refused without a word
+            raise AssertionError(f"the mask has shape {list(self.mask.shape)}, the parameter {list(default_mask.shape)}")
+        mask: Tensor = super().compute_mask(t, default_mask)
+        return mask
 
 
 def _context(gm: fx.GraphModule, name: str, method: type) -> str:

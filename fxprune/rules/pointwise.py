@@ -167,7 +167,7 @@ def called_on(call: Call, stand_in: Callable[[Tensor], Tensor]) -> list[Tensor] 
 
 POINTWISE = Pointwise()
 
-# Element-wise, though torch does not tag them so.
+# Element-wise, though torch does not tag them so, or its older versions do not.
 register(
     overloads(
         "_to_copy to.dtype to.dtype_layout to.device contiguous clone detach alias lift lift_fresh lift_fresh_copy "
@@ -175,8 +175,8 @@ register(
         "copy_ fill_.Scalar fill_.Tensor zero_ fill.Scalar fill.Tensor masked_fill_.Scalar masked_fill_.Tensor "
         "masked_fill.Tensor zero "
         "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ "
-        "_prelu_kernel softplus mish mish_ logit threshold threshold_ leaky_relu_ log_sigmoid log_sigmoid_forward "
-        "hardshrink softshrink "
+        "_prelu_kernel softplus mish mish_ logit threshold threshold_ leaky_relu leaky_relu_ elu_ "
+        "log_sigmoid log_sigmoid_forward hardshrink softshrink "
         "where.self where.ScalarSelf where.ScalarOther where.Scalar "
         "clamp clamp_ clip clip_ clamp_max_ clamp_min_ nan_to_num nan_to_num_ square square_ negative negative_ "
         "divide.Tensor multiply.Tensor subtract.Tensor true_divide.Tensor floor_divide multiply.Scalar subtract.Scalar "

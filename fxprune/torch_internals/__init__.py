@@ -3,7 +3,7 @@
 In: nothing of fxprune. Out: functions, classes and contexts for the rest of it, which names nothing private of torch itself but
 the registries of ``nn.Module``.
 
-Read ``switches.py`` first (settings that all threads share), then ``operators.py``, ``tensors.py``, ``graphs.py`` and
-``pruning_methods.py``.
-Tests: ``tests/test_torch_internals.py``, and ``tests/test_house.py``, which finds private names elsewhere.
+Read ``switches.py`` first (settings that all threads share), then ``operators.py``, ``tensors.py``, ``graphs.py``,
+``pruning_methods.py``, and ``versions.py`` (where versions of torch differ).
+Tests: ``tests/test_torch_internals.py``, ``tests/test_torch_versions.py``; ``tests/test_house.py`` finds private names elsewhere.
 """

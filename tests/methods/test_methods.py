@@ -12,6 +12,7 @@ from torch.nn.utils import prune as torch_prune
 
 import fxprune
 from fxprune.testing import check_graph
+from fxprune.torch_internals.versions import VERSION
 from tests.kinds import KINDS, readable
 
 
@@ -288,8 +289,25 @@ REFUSALS: tuple[Refusal, ...] = (
         "dim_of_norm_too_small", "ln_structured", {"amount": 1, "n": 2, "dim": -5}, IndexError, r"with LnStructured: .*[Ii]ndex"
     ),
     _local("dim_of_wrong_type", "ln_structured", {"amount": 1, "n": 2, "dim": 0.5}, TypeError, r"parameter 'conv\.weight'"),
-    _local("norm_that_is_none", "ln_structured", {"amount": 1, "n": "least", "dim": 0}, RuntimeError, r"least"),
-    _local("norm_of_too_many_dims", "ln_structured", {"amount": 1, "n": "fro", "dim": 0}, RuntimeError, r"2-tuple"),
+    _local(
+        "norm_that_is_none",
+        "ln_structured",
+        {"amount": 1, "n": "least", "dim": 0},
+        TypeError if VERSION >= (2, 14) else RuntimeError,
+        r"least|'ord' must be Number",
+    ),
+    Refusal(
+        "norm_of_too_many_dims",
+        lambda gm: fxprune.ln_structured(gm, W, 1, "nuc", 0),
+        RuntimeError,
+        r"parameter 'conv\.weight' of shape \(4, 2, 3, 3\) with LnStructured: norm 'nuc' is of matrices, .* 3 dimensions",
+    ),
+    Refusal(
+        "norm_of_too_few_dims",
+        lambda gm: fxprune.ln_structured(gm, "fc.weight", 1, "nuc", 0),
+        RuntimeError,
+        r"parameter 'fc\.weight' .* with LnStructured: norm 'nuc' is of matrices, .* 1 dimensions",
+    ),
     Refusal(
         "structured_on_one_dimension",
         lambda gm: fxprune.ln_structured(gm, "conv.bias", 0.5, 2, 0),

@@ -37,16 +37,17 @@ def test_shrunk_graph_reads(text: Text) -> None:
 
 def test_modules_print_their_sizes() -> None:
     small = pruned(Groups(), (torch.randn(2, 3, 4, 4),), choose="outer").small
+    # Whether norms print their bias depends on the version of torch.
     assert [str(module) for module in small.children()] == [
         "Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))",
-        "GroupNorm(1, 4, eps=1e-05, affine=True, bias=True)",
+        str(nn.GroupNorm(1, 4)),
         "Conv2d(4, 4, kernel_size=(1, 1), stride=(1, 1))",
         "Linear(in_features=4, out_features=2, bias=True)",
     ]
     small = pruned(Norms(), (X,)).small
     assert [str(module) for module in small.children()] == [
         "Linear(in_features=3, out_features=4, bias=True)",
-        "LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)",
+        str(nn.LayerNorm(4)),
         "RMSNorm((4,), eps=1e-06, elementwise_affine=True)",
         "Linear(in_features=4, out_features=2, bias=True)",
     ]

@@ -230,9 +230,9 @@ CONVOLUTIONS = {
         _normed,
         OUTER,
         {
-            "norm0": "GroupNorm(2, 4, eps=1e-05, affine=True, bias=True)",
-            "norm1": "BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)",
-            "norm2": "LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)",
+            "norm0": str(nn.GroupNorm(2, 4)),
+            "norm1": str(nn.BatchNorm2d(4)),
+            "norm2": str(nn.LayerNorm(4)),
             "prelu": "PReLU(num_parameters=4)",
         },
         IMAGE,

@@ -1,0 +1,104 @@
+"""Where versions of torch differ: one function for each difference, with why it is there and what breaks without it.
+
+The mends replace a function of torch for the whole process, once and for good: what they replace is wrong for everybody, and
+threads do not have to agree on when.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decompositions
+
+VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+"""The version of torch, such as ``(2, 14)``."""
+
+
+@functools.cache
+def mend_lstm_shapes() -> None:
+    """Give fake tensors of LSTM states the shape that real ones have.
+
+    Up to torch 2.12 the decomposition of an LSTM layer takes the wrong axis away from its last states: for a batch of B
+    the states of a network of L layers are said to be ``[L, 1, B, H]`` instead of ``[L, B, H]``. It is asked wherever oneDNN
+    has no kernel: for float64, and for projections. Without the mend no rule fits such LSTMs, so they stay whole, and
+    ``torch.export`` records wrong shapes.
+    """
+    if VERSION >= (2, 13):
+        return
+    layer = decompositions.one_layer_lstm
+
+    @functools.wraps(layer)
+    def mended(*args: Any, **kwargs: Any) -> Any:
+        out, states = layer(*args, **kwargs)
+        return out, tuple(state.squeeze(0) if state.dim() == 3 else state for state in states)
+
+    decompositions.one_layer_lstm = mended
+
+
+@functools.cache
+def mend_onnx_type_promotion() -> None:
+    """Let the ONNX exporter promote types where it multiplies a float tensor by a boolean one, as every masked graph does.
+
+    Up to torch 2.12 the exporter calls the operator and takes the first call that it sees for the overload of the operator; but
+    the first call of an operator on parameters asks for their device. Without the mend it refuses the graph.
+    """
+    if VERSION >= (2, 13):
+        return
+    from torch.onnx._internal.fx.passes import type_promotion  # only where something goes to ONNX: it takes long to import
+
+    class OperatorsOnly(type_promotion._OpTraceDispatchMode):  # type: ignore[misc, name-defined, unused-ignore]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "prim":
+                return func(*args, **(kwargs or {}))
+            return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+    type_promotion._OpTraceDispatchMode = OperatorsOnly  # type: ignore[attr-defined, unused-ignore]
+
+
+@functools.cache
+def give_fused_attention_forms() -> list[torch.library.Library]:
+    """Say what the fused kernels of ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` give, where torch does not.
+
+    Torch 2.9 cannot run them on fake tensors, later versions can. Without this no model that takes them in eval mode can be
+    compared with its graph as a program, only by numbers.
+
+    Returns:
+        What holds the registrations.
+    """
+    forms = {"_native_multi_head_attention": _multi_head_attention_form, "_transformer_encoder_layer_fwd": _encoder_layer_form}
+    made = []
+    for name, form in forms.items():
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
+            made.append(torch.library.Library("aten", "IMPL", "Meta"))
+            made[-1].impl(name, form)
+    return made
+
+
+def _multi_head_attention_form(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim: int,
+    num_head: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    mask: Tensor | None = None,
+    need_weights: bool = True,
+    average_attn_weights: bool = True,
+    mask_type: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return tensors of the forms of the outputs ``[batch, length, width]`` and of the weights, empty if there are none."""
+    batch, length, _ = query.shape
+    weights = [batch, length, length] if average_attn_weights else [batch, num_head, length, length]
+    is_empty = not need_weights or query.numel() == 0
+    return query.new_empty(query.shape), query.new_empty([0] if is_empty else weights)
+
+
+def _encoder_layer_form(src: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return a tensor of the form of the output, which is that of ``src``."""
+    return src.new_empty(src.shape)
