@@ -1,0 +1,1 @@
+"""Every supported torch: one environment for each, and a part of the suite that runs in it."""
