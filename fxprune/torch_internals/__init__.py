@@ -5,5 +5,6 @@ the registries of ``nn.Module``.
 
 Read ``switches.py`` first (settings that all threads share), then ``operators.py``, ``tensors.py``, ``graphs.py``,
 ``pruning_methods.py``, and ``versions.py`` (where versions of torch differ).
-Tests: ``tests/test_torch_internals.py``, ``tests/test_torch_versions.py``; ``tests/test_house.py`` finds private names elsewhere.
+Tests: ``tests/test_torch_internals.py``, ``tests/test_torch_versions.py``; ``tests/test_house.py`` finds private names
+elsewhere.
 """
