@@ -16,13 +16,17 @@ from fxprune.analysis.remaining import Flags
 from fxprune.capture import capture
 from fxprune.errors import PruneWarning, PruningValueError
 from fxprune.frontends.capture import Frontend
-from fxprune.graph.buffers import buffers_of, own_buffers
-from fxprune.graph.captured import CapturedModule, as_graph_module, compile_all, compiled_later
+from fxprune.graph.captured import CapturedModule, adopt, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
 from fxprune.graph.masks import all_masked
+from fxprune.graph.parts import shared_copy
 from fxprune.importance import Importance
-from fxprune.passes.mask_units import mask_units
-from fxprune.passes.shrink import adopt, baked_copy, shrink_units, shrunk_copy
+from fxprune.passes.bake import Bake, baked_copy
+from fxprune.passes.graph_pass import run_all
+from fxprune.passes.mask_units import MaskUnits
+from fxprune.passes.own_buffers import OwnBuffers, buffers_of
+from fxprune.passes.shrink import shrunk_copy
+from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
@@ -185,7 +189,7 @@ def _pruned(
     deps = find_dependencies(gm)
     removed = planned(deps).removed(deps)
     if not removed.any():
-        own_buffers(gm, buffers_of(gm))
+        OwnBuffers(buffers_of(gm))(gm)
         return None, gm, _nothing(deps)
     return *without(gm, deps, removed, masked_too=masked_too), ""
 
@@ -194,14 +198,14 @@ def without(
     gm: CapturedModule, deps: Dependencies, removed: Flags, *, masked_too: bool
 ) -> tuple[CapturedModule | None, CapturedModule]:
     """Return a graph without some units as masked, None unless asked for, and as shrunk; one of them is the graph itself."""
-    shared, masked, small = buffers_of(gm), None, gm
-    if masked_too:
-        mask_units(gm, deps, removed)
-        gm.recompile()
-        masked, small = gm, baked_copy(gm)
-    shrink_units(small, deps, removed)
-    own_buffers(small, shared)
-    return masked, small
+    shrinking = (ShrinkUnits(deps, removed), OwnBuffers(buffers_of(gm)))
+    if not masked_too:
+        run_all(shrinking, gm)
+        return None, gm
+    MaskUnits(deps, removed)(gm)
+    small = shared_copy(gm)
+    run_all((Bake(), *shrinking), small)
+    return gm, small
 
 
 def _nothing(deps: Dependencies) -> str:

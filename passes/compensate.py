@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.metadata import KEEPS, ORIGINAL
 from fxprune.graph.parts import Slot
 from fxprune.graph.pickling import found, picklable
+from fxprune.passes.graph_pass import GraphPass, check
 from fxprune.passes.lower import take_over
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.operators import arguments_of
@@ -25,23 +27,39 @@ from fxprune.torch_internals.operators import arguments_of
 _KEEP = "fxprune_keep_"  # vectors of flags at the root of a graph
 
 
-def insert_corrections(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, wanted: Iterable[Correction]) -> None:
-    """Write corrections into a masked graph, in place; it is not recompiled.
+@dataclasses.dataclass(frozen=True)
+class Compensate(GraphPass):
+    """Pass: write corrections into a masked graph.
+
+    Requires: the corrections are possible, and the modules whose calls are restricted are written out. Ensures: the graph
+    computes what the smaller network will.
 
     Args:
-        gm: the graph; the modules whose calls are restricted are written out already.
-        deps: its analysis, from before it was masked.
+        deps: the analysis of the graph, from before it was masked.
         kept: what the masks leave.
         wanted: the corrections.
 
     Raises:
-        PlanError: one of them is impossible.
+        PlanError: a correction is impossible.
     """
-    writer = _Writer(gm, deps, kept)
-    for correction in wanted:
-        if isinstance(correction, Impossible):
-            raise PlanError(f"positions at node {correction.step.node!r} cannot go: {correction.text} ({correction.step.op})")
-        writer.write(correction)
+
+    deps: Dependencies
+    kept: Remaining
+    wanted: Sequence[Correction]
+
+    def requires(self, gm: fx.GraphModule) -> None:
+        """Raise PlanError if a correction is impossible."""
+        for correction in self.wanted:
+            if isinstance(correction, Impossible):
+                raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Write the corrections, in place."""
+        writer = _Writer(gm, self.deps, self.kept)
+        for correction in self.wanted:
+            if not isinstance(correction, Impossible):
+                writer.write(correction)
+        return bool(self.wanted)
 
 
 class _Writer:
@@ -145,21 +163,29 @@ def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> Non
         buffer.copy_(torch.from_numpy(kept(label.axes[dim])))
 
 
-def erase_corrections(gm: fx.GraphModule) -> bool:
-    """Take all corrections out of a graph, in place; it is not recompiled. Tells whether there were any."""
-    record = KEEPS.pop(gm) or {}
-    graph = gm.graph
-    for node in list(graph.nodes):
-        if node.target in (over_kept.keep_only, over_kept.mean_of_kept):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            graph.erase_node(node)
-        elif (original := ORIGINAL.pop(node)) is not None:
-            _restore(graph, node, original)
-    for name in record:
-        for read in graph.find_nodes(op="get_attr", target=name):
-            graph.erase_node(read)
-        delattr(gm, name)
-    return bool(record)
+@dataclasses.dataclass(frozen=True)
+class EraseCorrections(GraphPass):
+    """Pass: take all corrections out of a graph. Ensures: its text is the one before :class:`Compensate`."""
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Erase the corrections, in place."""
+        record = KEEPS.pop(gm) or {}
+        graph = gm.graph
+        for node in list(graph.nodes):
+            if node.target in (over_kept.keep_only, over_kept.mean_of_kept):
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.erase_node(node)
+            elif (original := ORIGINAL.pop(node)) is not None:
+                _restore(graph, node, original)
+        for name in record:
+            for read in graph.find_nodes(op="get_attr", target=name):
+                graph.erase_node(read)
+            delattr(gm, name)
+        return bool(record)
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if a correction is left."""
+        check(KEEPS.get(gm) is None and not any(map(ORIGINAL.get, gm.graph.nodes)), "a correction is left")
 
 
 def _restore(graph: fx.Graph, node: fx.Node, original: tuple[Any, ...]) -> None:

@@ -6,11 +6,10 @@ import dataclasses
 from typing import TypeVar
 
 from torch import fx
-from torch.fx.passes.infra.pass_base import PassResult
 
-from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import METHODS
+from fxprune.passes.graph_pass import GraphPass, check
 from fxprune.passes.mask_parameters import remove_masks
 from fxprune.passes.mask_units import note_dead_axes
 
@@ -18,21 +17,24 @@ _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
-class Finalize:
+class Finalize(GraphPass):
     """Pass: bake all masks.
 
     Ensures: no parameter is masked, no multiplication by a mask is left, and the graph's text is the one before masking, but
     for the corrections of a plan's masks, without which the graph would compute something else.
     """
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        """Run the pass in place."""
-        note_dead_axes(as_graph_module(graph_module))
-        modified = remove_masks(graph_module, all_masked(graph_module))
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Bake the masks, in place."""
+        note_dead_axes(gm)
+        modified = remove_masks(gm, all_masked(gm))
         if modified:
-            METHODS.pop(graph_module)
-            graph_module.recompile()
-        return PassResult(graph_module, modified)
+            METHODS.pop(gm)
+        return modified
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if a parameter is masked."""
+        check(not all_masked(gm), "a parameter is masked")
 
 
 def finalize(gm: _Graph) -> _Graph:

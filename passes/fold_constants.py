@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from fxprune.analysis.remaining import Remaining
 from fxprune.errors import ShrinkError
 from fxprune.graph.masks import find_parameter
 from fxprune.graph.paths import join, owners, split, value_at
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.zeros.folds import Fold
 
 
@@ -40,28 +42,33 @@ def _amount(weight: nn.Parameter, fold: Fold) -> Tensor:
         return torch.einsum("goi,gi->go", per_group, numbers.view(groups, -1)).reshape(-1)
 
 
-def fold_into_biases(gm: fx.GraphModule, folds: Sequence[Fold], amounts: Sequence[Tensor]) -> None:
-    """Add to the biases of a graph that was made smaller, in place.
+@dataclasses.dataclass(frozen=True)
+class FoldConstants(GraphPass):
+    """Pass: add to the biases of a graph that was made smaller; a layer without a bias gets one.
 
-    A layer without a bias gets one. Biases are new parameters: other graphs may hold the old ones.
+    Biases are new parameters: other graphs may hold the old ones.
 
     Args:
-        gm: the graph.
         folds: the layers.
         amounts: what each bias takes in, see :func:`amounts_of`.
     """
-    for fold, amount in zip(folds, amounts, strict=True):
-        if not amount.any():
-            continue
-        if fold.bias is not None:
-            old = find_parameter(gm, fold.bias)
-            new = _parameter((old.detach().double() + amount).to(old.dtype), like=old)
-            for owner, attribute in list(owners(gm, old)):
-                owner._parameters[attribute] = new
-        else:
-            weight = find_parameter(gm, fold.weight)
-            _give_bias(gm, fold, _parameter(amount.to(weight.dtype), like=weight))
-    gm.recompile()
+
+    folds: Sequence[Fold]
+    amounts: Sequence[Tensor]
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Write the biases, in place."""
+        wanted = [(fold, amount) for fold, amount in zip(self.folds, self.amounts, strict=True) if amount.any()]
+        for fold, amount in wanted:
+            if fold.bias is not None:
+                old = find_parameter(gm, fold.bias)
+                new = _parameter((old.detach().double() + amount).to(old.dtype), like=old)
+                for owner, attribute in list(owners(gm, old)):
+                    owner._parameters[attribute] = new
+            else:
+                weight = find_parameter(gm, fold.weight)
+                _give_bias(gm, fold, _parameter(amount.to(weight.dtype), like=weight))
+        return bool(wanted)
 
 
 def _parameter(values: Tensor, like: nn.Parameter) -> nn.Parameter:

@@ -6,11 +6,13 @@ shipped the difference is a copy of every residual sum, which is a few percent o
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 
 from torch import fx
 
 from fxprune.graph.metadata import IN_PLACE
+from fxprune.passes.graph_pass import GraphPass
 
 _IN_PLACE = {
     operator.add: operator.iadd,
@@ -20,22 +22,20 @@ _IN_PLACE = {
 }
 
 
-def write_in_place(gm: fx.GraphModule) -> bool:
-    """Rewrite the nodes of ``x += y`` to write into x where nothing else can read it; the graph is not recompiled.
+@dataclasses.dataclass(frozen=True)
+class WriteInPlace(GraphPass):
+    """Pass: let the nodes of ``x += y`` write into x where nothing else can read it.
 
     That is certain where x is the result of a layer with parameters, whose memory is new at each call, and has no other use.
     A view, such as a reshape's result, would not do: with other sizes it may share memory where it did not before.
-
-    Args:
-        gm: the graph, in place.
-
-    Returns:
-        Whether a node was rewritten.
     """
-    found = [node for node in gm.graph.nodes if IN_PLACE.get(node) and _is_ours(gm, node)]
-    for node in found:
-        node.target = _IN_PLACE[node.target]
-    return bool(found)
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Rewrite the nodes, in place."""
+        found = [node for node in gm.graph.nodes if IN_PLACE.get(node) and _is_ours(gm, node)]
+        for node in found:
+            node.target = _IN_PLACE[node.target]
+        return bool(found)
 
 
 def _is_ours(gm: fx.GraphModule, node: fx.Node) -> bool:

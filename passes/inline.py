@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.batch_sizes import shapes_of_batch
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, ShrinkError
 from fxprune.frontends.capture import capture_graph
 from fxprune.functional import layers
 from fxprune.graph.captured import compiled_later
 from fxprune.graph.paths import value_at
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower, stand_in
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.switches import quiet
@@ -38,28 +40,38 @@ class _Call(nn.Module):
 _LARGER = 3
 
 
-def inline_all(gm: fx.GraphModule, deps: Dependencies, names: Sequence[str]) -> bool:
-    """Write out some nodes, in place; the graph is not recompiled. Returns whether all of them could be.
+@dataclasses.dataclass(frozen=True)
+class Inline(GraphPass):
+    """Pass: write out the nodes ``names``. Ensures: no node of these names calls what it did.
 
     Args:
-        gm: the graph.
-        deps: its analysis.
+        deps: the analysis of the graph.
         names: the nodes' names.
+
+    Raises:
+        ShrinkError: a node cannot be written out; the graph must not be used any more.
     """
-    shapes = None
-    for batch in (_LARGER, 1):  # a graph may take no other batch size, or ask for values
-        with contextlib.suppress(Exception):
-            shapes = shapes_of_batch(gm, batch) if shapes is None else shapes
-    if shapes is None:
-        return False
-    known: dict[object, fx.GraphModule] = {}
-    return bool(names) and all(inline(gm, deps, name, shapes, known) for name in names)
+
+    deps: Dependencies
+    names: Sequence[str]
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Write the nodes out, in place."""
+        shapes = None
+        for batch in (_LARGER, 1):  # a graph may take no other batch size, or ask for values
+            with contextlib.suppress(Exception):
+                shapes = shapes_of_batch(gm, batch) if shapes is None else shapes
+        known: dict[object, fx.GraphModule] = {}
+        for name in self.names:
+            if shapes is None or not _inline(gm, self.deps, name, shapes, known):
+                raise ShrinkError(f"node {name!r} cannot be written out", nodes=(name,))
+        return bool(self.names)
 
 
-def inline(
+def _inline(
     gm: fx.GraphModule, deps: Dependencies, name: str, shapes: dict[str, Tensor], known: dict[object, fx.GraphModule]
 ) -> bool:
-    """Write out one node, in place; the graph is not recompiled.
+    """Write out the node of a name; tell whether that could be done.
 
     Args:
         gm: the graph.
@@ -67,9 +79,6 @@ def inline(
         name: the node's name.
         shapes: tensors like those that the nodes give, of a batch size that no other size is taken for.
         known: the graphs of calls written out before; calls that are alike share one.
-
-    Returns:
-        Whether that could be done.
     """
     node = next((node for node in gm.graph.nodes if node.name == name), None)
     if node is None:

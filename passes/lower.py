@@ -13,19 +13,18 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune.errors import LoweringError
 from fxprune.functional.leaf_cards import card_of
-from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import find_parameter
 from fxprune.graph.metadata import CALL, LOWERED, PATH
 from fxprune.graph.parts import Lowered, Slot
 from fxprune.graph.paths import join, replace_modules
+from fxprune.passes.graph_pass import GraphPass, check
 
 
 @dataclasses.dataclass(frozen=True)
-class Lower:
+class Lower(GraphPass):
     """Pass: write out every called leaf module that holds one of the parameters ``names``.
 
     Requires: the names are parameters of the graph. Ensures: each of them is read by ``get_attr`` alone.
@@ -35,13 +34,16 @@ class Lower:
 
     names: tuple[str, ...] | list[str]
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        """Run the pass in place."""
-        parameters = [find_parameter(as_graph_module(graph_module), name) for name in self.names]
-        modified = lower(graph_module, parameters)
-        if modified:
-            graph_module.recompile()
-        return PassResult(graph_module, modified)
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Write the modules out, in place."""
+        return lower(gm, [find_parameter(gm, name) for name in self.names])
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if a module that the graph calls holds one of the parameters."""
+        wanted = {id(find_parameter(gm, name)) for name in self.names}
+        for node in gm.graph.find_nodes(op="call_module"):
+            held = gm.get_submodule(str(node.target)).parameters()
+            check(wanted.isdisjoint(map(id, held)), f"node {node.name!r} calls a module with one of the parameters")
 
 
 def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collection[str] = ()) -> bool:

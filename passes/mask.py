@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from torch import Tensor, fx
-from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune.errors import PruningTypeError
+from fxprune.graph.masks import find_masked
+from fxprune.passes.graph_pass import GraphPass, check
 from fxprune.passes.mask_parameters import insert_masks
 from fxprune.passes.mask_units import mask_plan
 from fxprune.planning.plan import Plan
@@ -18,7 +19,7 @@ _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mask:
+class Mask(GraphPass):
     """Pass: mask parameters with given masks, or as a plan says.
 
     Requires: the names are parameters of floating-point or complex dtype, each mask has its parameter's shape. Ensures:
@@ -29,17 +30,19 @@ class Mask:
 
     masks: Plan | Mapping[str, Tensor]
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        """Run the pass in place."""
-        if isinstance(self.masks, Plan):
-            modified = mask_plan(graph_module, self.masks)
-        elif isinstance(self.masks, Mapping):
-            modified = insert_masks(graph_module, self.masks)
-        else:
+    def requires(self, gm: fx.GraphModule) -> None:
+        """Raise PruningTypeError if there is neither a plan nor a dict."""
+        if not isinstance(self.masks, Plan | Mapping):
             raise PruningTypeError(f"masks must be a plan or a dict of tensors by name, not {type(self.masks).__name__}")
-        if modified:
-            graph_module.recompile()
-        return PassResult(graph_module, modified)
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Mask the parameters, in place."""
+        return mask_plan(gm, self.masks) if isinstance(self.masks, Plan) else insert_masks(gm, self.masks)
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if one of the parameters is not masked."""
+        for name in self.masks if isinstance(self.masks, Mapping) else ():
+            check(find_masked(gm, name) is not None, f"{name!r} is not masked")
 
 
 def mask(gm: _Graph, masks: Plan | Mapping[str, Tensor]) -> _Graph:

@@ -31,7 +31,7 @@ from fxprune.graph.masks import (
 from fxprune.graph.metadata import LOWERED, MOVED
 from fxprune.graph.paths import holders, parameters_by_name
 from fxprune.passes.lower import lower, take_over
-from fxprune.passes.raise_leaves import raise_leaves
+from fxprune.passes.raise_leaves import RaiseLeaves
 from fxprune.torch_internals.graphs import is_erased
 
 
@@ -203,7 +203,7 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
         for name in entry.names:
             moved += _erase_product(gm.graph, reads, name)
     if masked:
-        raise_leaves(gm)
+        RaiseLeaves().rewrite(gm)
     _put_back(moved)
     return bool(masked)
 

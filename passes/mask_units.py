@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,23 +11,20 @@ from torch import Tensor, fx, nn
 
 from fxprune.algebra.axes import Axis
 from fxprune.analysis.analyze import find_dependencies
-from fxprune.analysis.corrections import Correction, Fill, Impossible, Rescale, Restrict, corrections
+from fxprune.analysis.corrections import Correction, Fill, Rescale, Restrict, corrections
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import recall, remember
 from fxprune.analysis.remaining import Flags, Remaining
-from fxprune.errors import PlanError
-from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
 from fxprune.graph.metadata import BAKED
-from fxprune.graph.parts import clone_below
-from fxprune.passes.compensate import erase_corrections, has_places, insert_corrections, update_keeps
+from fxprune.graph.parts import shared_copy
+from fxprune.passes.compensate import Compensate, EraseCorrections, has_places, update_keeps
+from fxprune.passes.graph_pass import GraphPass, check
 from fxprune.passes.lower import lower
 from fxprune.passes.mask_parameters import drop_masks, put_masks
-from fxprune.passes.raise_leaves import raise_leaves
+from fxprune.passes.raise_leaves import RaiseLeaves
 from fxprune.planning.plan import Plan
 from fxprune.torch_internals.switches import uncollected
-
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,13 +49,13 @@ class _Vector:
         return flags.view(shape)
 
 
-def mask_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
-    """Mask all that some units own, and correct what combines their positions, in place; the graph is not recompiled.
+@dataclasses.dataclass(frozen=True)
+class MaskUnits(GraphPass):
+    """Pass: mask all that some units own, and correct what combines their positions.
 
     Structured masks from before are replaced. Where they are on the same axes, they are updated and the graph stays as it is.
 
     Args:
-        gm: the graph.
         deps: the analysis of the graph without structured masks.
         removed: for every unit whether it goes.
 
@@ -68,30 +63,41 @@ def mask_units(gm: fx.GraphModule, deps: Dependencies, removed: Flags) -> None:
         PlanError: what goes cannot be corrected. Nothing has changed.
         LoweringError: a leaf module cannot be written out. Nothing has changed.
     """
-    kept = Remaining(deps.units, removed)
-    wanted = needed_corrections(deps, kept)
-    for correction in wanted:
-        if isinstance(correction, Impossible):
-            raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
-    vectors = _vectors(gm, deps, kept)
-    if _update(gm, deps, kept, vectors, wanted):
-        return
-    strip(gm)
-    restricted = {place.node for c in wanted if isinstance(c, Restrict) for place in c.places}
-    lower(gm, [vector.parameter for vector in vectors], restricted)
-    if any(vector.parameter.is_meta for vector in vectors):  # a mask there has no values that could say
-        BAKED.set(gm, {(vector.name, vector.dim): ~vector.flags for vector in vectors})
-    masks: dict[str, dict[str, Tensor]] = {}
-    for vector in vectors:
-        masks.setdefault(vector.name, {})[vector.ending] = vector.tensor
-    put_masks(gm, masks)
-    insert_corrections(gm, deps, kept, wanted)
+
+    deps: Dependencies
+    removed: Flags
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Mask the units, in place."""
+        deps, kept = self.deps, Remaining(self.deps.units, self.removed)
+        compensate = Compensate(deps, kept, needed_corrections(deps, kept))
+        compensate.requires(gm)
+        vectors = _vectors(gm, deps, kept)
+        if _update(gm, deps, kept, vectors, compensate.wanted):
+            return True
+        strip(gm)
+        restricted = {place.node for c in compensate.wanted if isinstance(c, Restrict) for place in c.places}
+        lower(gm, [vector.parameter for vector in vectors], restricted)
+        if any(vector.parameter.is_meta for vector in vectors):  # a mask there has no values that could say
+            BAKED.set(gm, {(vector.name, vector.dim): ~vector.flags for vector in vectors})
+        masks: dict[str, dict[str, Tensor]] = {}
+        for vector in vectors:
+            masks.setdefault(vector.name, {})[vector.ending] = vector.tensor
+        put_masks(gm, masks)
+        compensate.rewrite(gm)
+        return True
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if an axis that loses positions has no mask of them."""
+        masks = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
+        for vector in _vectors(gm, self.deps, Remaining(self.deps.units, self.removed)):
+            check(vector.ending in masks.get(vector.name, {}), f"{vector.name}[{vector.dim}] is not masked")
 
 
 @uncollected()
 def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
     """Mask what a plan removes, in place; the graph is not recompiled. Tells whether anything changed."""
-    base = as_graph_module(gm)
+    base = gm
     if is_structured(base):
         base = shared_copy(gm)
         strip(base)
@@ -103,8 +109,7 @@ def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
     removed = plan.removed(deps)
     if not removed.any() and not is_structured(gm):
         return False
-    mask_units(gm, deps, removed)
-    return True
+    return MaskUnits(deps, removed).rewrite(gm)
 
 
 def needed_corrections(deps: Dependencies, kept: Remaining) -> list[Correction]:
@@ -158,17 +163,10 @@ def is_structured(gm: fx.GraphModule) -> bool:
 
 def strip(gm: fx.GraphModule) -> None:
     """Take structured masks and their corrections out of a graph, in place, without baking them; it is not recompiled."""
-    erase_corrections(gm)
+    EraseCorrections().rewrite(gm)
     if is_structured(gm):
         drop_masks(gm, lambda ending: ending != MASK)
-    raise_leaves(gm)
-
-
-def shared_copy(gm: _Graph) -> _Graph:
-    """Return a copy of a graph with modules of its own that holds the same parameters and buffers."""
-    known: dict[int, Any] = {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())}
-    clone_below(gm, known)  # which needs no deep copy: passes replace attributes of modules, and write into none
-    return copy.deepcopy(gm, known)
+    RaiseLeaves().rewrite(gm)
 
 
 def note_dead_axes(gm: fx.GraphModule) -> None:

@@ -12,31 +12,41 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune.graph.arguments import map_aggregate
-from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import CALL, PATH
 from fxprune.graph.parts import Lowered, Slot
 from fxprune.graph.paths import all_modules, join, replace_modules, value_at
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import emit, take_over
 from fxprune.torch_internals.graphs import is_erased
 
 
 @dataclasses.dataclass(frozen=True)
-class RaiseLeaves:
+class RaiseLeaves(GraphPass):
     """Pass: put back every lowered leaf module that no mask stands in any more.
+
+    A module whose nodes another pass has changed stays written out.
 
     Ensures: after ``Lower`` and nothing else, the graph's text is the one before.
     """
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        """Run the pass in place."""
-        modified = raise_leaves(as_graph_module(graph_module))
-        if modified:
-            graph_module.recompile()
-        return PassResult(graph_module, modified)
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Put the modules back, in place."""
+        every = [(path, module) for path, module in all_modules(gm) if isinstance(module, Lowered)]
+        tops = [(path, module) for path, module in every if not any(path.startswith(p + ".") for p, _ in every)]
+        masked = {id(entry.orig) for entry in all_masked(gm)} if tops else set()
+        ready = [(path, module) for path, module in tops if not any(id(p) in masked for p in module.parameters())]
+        readers = _readers(gm) if ready else {}
+        tensor_of = {node: key for key, nodes in readers.items() for node in nodes}
+        restored: dict[nn.Module, nn.Module] = {}
+        for path, lowered in ready:
+            module = lowered.restore()
+            if _raise(gm, path, lowered, module, readers, tensor_of):
+                restored[lowered] = module
+        replace_modules(gm, restored)
+        return bool(restored)
 
 
 @dataclasses.dataclass
@@ -46,30 +56,6 @@ class _Match:
     root: fx.Node
     nodes: list[fx.Node]
     slots: dict[str, fx.Node]
-
-
-def raise_leaves(gm: fx.GraphModule) -> bool:
-    """Put lowered modules back, in place; the graph is not recompiled.
-
-    A module with a parameter that is still masked stays written out, as does one whose nodes another pass has changed.
-
-    Returns:
-        Whether the graph changed.
-    """
-    every = [(path, module) for path, module in all_modules(gm) if isinstance(module, Lowered)]
-    tops = [(path, module) for path, module in every if not any(path.startswith(p + ".") for p, _ in every)]
-    masked = {id(entry.orig) for entry in all_masked(gm)} if tops else set()
-    ready = [(path, module) for path, module in tops if not any(id(p) in masked for p in module.parameters())]
-    if not ready:
-        return False
-    readers = _readers(gm)
-    restored: dict[nn.Module, nn.Module] = {}
-    for path, lowered in ready:
-        module = lowered.restore()
-        if _raise(gm, path, lowered, module, readers):
-            restored[lowered] = module
-    replace_modules(gm, restored)
-    return bool(restored)
 
 
 def _readers(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
@@ -82,13 +68,19 @@ def _readers(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
     return readers
 
 
-def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, module: nn.Module, readers: dict[int, list[fx.Node]]) -> bool:
+def _raise(
+    gm: fx.GraphModule,
+    path: str,
+    lowered: Lowered,
+    module: nn.Module,
+    readers: dict[int, list[fx.Node]],
+    tensor_of: dict[fx.Node, int],
+) -> bool:
     """Put calls of ``module`` in place of its nodes; tell whether there were any."""
     reads = [node for p in module.parameters() for node in readers.get(id(p), ()) if not is_erased(node)]
     users = list(dict.fromkeys(user for node in reads for user in node.users))
     if next(module.parameters(), None) is None:
         users = [node for node in gm.graph.nodes if CALL.get(node) is not None]
-    tensor_of = {node: key for key, nodes in readers.items() for node in nodes} if users else {}
     found = False
     for index, (args, kwargs) in enumerate(lowered.calls):
         pattern = _pattern(module, path, args, kwargs)

@@ -4,7 +4,7 @@ In: a ``torch.fx`` graph, a module tree, tensors. Out: :class:`~fxprune.graph.ca
 or change its parts. Nothing here knows what pruning removes.
 
 Read ``captured.py`` and ``parts.py`` first (the classes), then ``paths.py`` and ``masks.py`` (where parameters and masks live),
-``buffers.py``, ``metadata.py`` (all keys of ``meta``), ``pickling.py``, ``interpreter.py`` (runs a graph node by node),
+``metadata.py`` (all keys of ``meta``), ``pickling.py``, ``interpreter.py`` (runs a graph node by node),
 ``side_effects.py``, ``source_lines.py`` and ``arguments.py``.
 Tests: ``tests/graph``.
 """

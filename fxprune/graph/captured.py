@@ -116,6 +116,15 @@ def compile_all(gm: fx.GraphModule) -> None:
             module.compile_put_off()
 
 
+def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
+    """Let a graph be another one, in place and compiled anew; the other must not be used any more."""
+    graph = other.graph
+    gm.__dict__.clear()
+    gm.__dict__.update(other.__dict__)
+    gm.graph = graph
+    compile_all(gm)
+
+
 # What recompile() makes of the graph; and the example and the analysis, which are of no use elsewhere.
 _DERIVED = (*OF_CODE, "example", ANALYSIS.name)
 

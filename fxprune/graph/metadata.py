@@ -70,7 +70,7 @@ METHODS = Key[dict[str, Any]]("fxprune.methods", shrunk=False)
 
 KEPT = Key[Mapping[str, tuple[Tensor | None, ...]]]("fxprune.kept")
 """By name of a parameter or buffer the positions of the first graph that it holds, by dimension; None where all are left.
-Written by ``passes/shrink.py``; read by ``verification/verify.py``."""
+Written by ``passes/slice_tensors.py``; read by ``verification/verify.py``."""
 
 BAKED = Key[Mapping[tuple[str, int], Any]]("fxprune.baked", shrunk=False)
 """By parameter and dimension flags of what structured masks removed that were baked, or have no values as they are on the meta
@@ -109,7 +109,7 @@ ORIGINAL = Key[tuple[Any, ...]]("fxprune_original", shrunk=False)
 """The call that a correction replaced, nodes as ``Slot`` values. Written, read and dropped by ``passes/compensate.py``."""
 
 KEPT_OF_VALUE = Key[Any]("fxprune_kept", pickled=False)
-"""The positions that the last shrink left of the node's value, in its structure. Written by ``passes/shrink.py``; read by
+"""The positions that the last shrink left of the node's value, in its structure. Written by ``passes/shrink_units.py``; read by
 ``verification/first_difference.py``, which passes over nodes without it."""
 
 VAL = Key[Any]("val", pickled=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, fx, nn
 
 from fxprune.graph.masks import MaskLoading
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 class Container(MaskLoading):
@@ -84,6 +86,13 @@ def clone_below(module: nn.Module, known: dict[int, Any]) -> None:
     for child in module._modules.values():
         if child is not None:
             cloned(child)
+
+
+def shared_copy(gm: _Graph) -> _Graph:
+    """Return a copy of a graph with modules of its own that holds the same parameters and buffers."""
+    known: dict[int, Any] = {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())}
+    clone_below(gm, known)  # which needs no deep copy: passes replace attributes of modules, and write into none
+    return copy.deepcopy(gm, known)
 
 
 _CONTAINERS = (dict, set, list)

@@ -7,6 +7,7 @@ rescaled; a number that was computed from a size and is no size itself keeps the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -26,6 +27,7 @@ from fxprune.functional.leaf_cards import card_of, is_standard, update_sizes
 from fxprune.graph.captured import is_compiled
 from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import modules_by_path
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.repair.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.repair.picks import pick_unevenly, renumber, rewrite_item
 from fxprune.passes.repair.rerun import Rerun
@@ -91,21 +93,30 @@ def may_be_stuck(gm: fx.GraphModule, steps: Steps) -> bool:
     return any(len(calls) > 1 for calls in steps.values()) or any(name in steps for name, _ in _own_code(gm))
 
 
-def repair(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, steps: Steps) -> None:
-    """Rewrite the nodes of a graph whose parameters were sliced already, in place; it is not recompiled.
+@dataclasses.dataclass(frozen=True)
+class Repair(GraphPass):
+    """Pass: rewrite the nodes of a graph whose parameters were sliced already. Ensures: it runs, and computes what it did.
 
     Args:
-        gm: the graph.
-        deps: its analysis, from before.
+        deps: the analysis of the graph, from before.
         kept: what is left.
-        steps: those of the calls that shrink.
+        steps: the calls of the nodes that shrink; see :func:`shrinking_steps`.
 
     Raises:
         ShrinkError: a node cannot be rewritten; names it.
     """
-    stuck = _Repair(gm, deps.values, steps, kept).run()
-    if stuck:
-        raise ShrinkError("; ".join(stuck.values()), nodes=tuple(stuck))
+
+    deps: Dependencies
+    kept: Remaining
+    steps: Steps
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Rewrite the nodes, in place."""
+        before = _contents(gm)
+        stuck = _Repair(gm, self.deps.values, self.steps, self.kept).run()
+        if stuck:
+            raise ShrinkError("; ".join(stuck.values()), nodes=tuple(stuck))
+        return _contents(gm) != before
 
 
 # Where each of the products that attention can be made of takes the queries, (..., heads, length, width).

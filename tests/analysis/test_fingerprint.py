@@ -18,7 +18,7 @@ import fxprune
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import fingerprint, recall
-from fxprune.passes.shrink import baked_copy
+from fxprune.passes.bake import baked_copy
 from fxprune.rules import registry
 from fxprune.testing import check_graph
 

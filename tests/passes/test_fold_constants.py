@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.algebra.axes import Axis
 from fxprune.errors import ShrinkError
-from fxprune.passes.fold_constants import fold_into_biases
+from fxprune.passes.fold_constants import FoldConstants
 from fxprune.zeros.folds import Fold
 from tests.zeros.test_removable import IMAGE, VECTOR, check, convs, linears, masked, shape, with_positive_bias
 
@@ -227,7 +227,7 @@ def test_a_node_that_is_not_there_is_an_error() -> None:
     gm = fxprune.capture(linears(nn.ReLU(), bias=False), VECTOR)
     fold = Fold("gone", "2.weight", None, Axis.whole(4), False, np.ones(8))
     with pytest.raises(ShrinkError, match="node 'gone'"):
-        fold_into_biases(gm, [fold], [torch.ones(4).double()])
+        FoldConstants([fold], [torch.ones(4).double()])(gm)
 
 
 def test_a_folded_graph_still_trains() -> None:

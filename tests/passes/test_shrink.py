@@ -155,7 +155,7 @@ def test_failed_repair_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatc
     def refuse(*_: Any, **__: Any) -> None:
         raise fxprune.ShrinkError("a node cannot be rewritten")
 
-    monkeypatch.setattr("fxprune.passes.shrink.repair", refuse)
+    monkeypatch.setattr("fxprune.passes.repair.repair.Repair.rewrite", refuse)
     with pytest.raises(fxprune.ShrinkError, match="a node cannot be rewritten"):
         fxprune.shrink(gm)
     assert_untouched(gm, before)

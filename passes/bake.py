@@ -1,0 +1,56 @@
+"""Bake: fold all masks into parameters of the graph's own, and take out what stands in for the smaller network."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+import torch
+from torch import fx, nn
+
+from fxprune.graph.masks import all_masked
+from fxprune.graph.metadata import KEEPS, METHODS
+from fxprune.graph.parts import shared_copy
+from fxprune.graph.paths import holders
+from fxprune.passes.compensate import EraseCorrections
+from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.passes.mask_parameters import remove_masks
+from fxprune.torch_internals.graphs import free_names
+
+_Graph = TypeVar("_Graph", bound=fx.GraphModule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bake(GraphPass):
+    """Pass: bake all masks into new parameters, and erase the corrections.
+
+    Requires: the modules of the graph are its own, as in a :func:`shared_copy`; parameters may be shared. Ensures: no parameter
+    is masked, no correction is left, and the graph's text is the one before masking.
+    """
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Bake the masks, in place."""
+        held = holders(gm)
+        for masked in all_masked(gm):  # baking gives the parameter new values, which the other graph has, too
+            with torch.inference_mode(False):
+                old = masked.orig.detach()
+                fresh = nn.Parameter(old.clone() if old.is_inference() else old, requires_grad=masked.orig.requires_grad)
+            for owner, attribute in held[id(masked.orig)]:
+                owner._parameters[attribute] = fresh
+        modified = EraseCorrections().rewrite(gm)
+        modified |= remove_masks(gm, all_masked(gm))
+        METHODS.pop(gm)
+        free_names(gm.graph)
+        return modified
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if a mask or a correction is left."""
+        check(not all_masked(gm), "a parameter is masked")
+        check(KEEPS.get(gm) is None, "a correction is left")
+
+
+def baked_copy(gm: _Graph) -> _Graph:
+    """Return a copy with all masks baked into parameters of its own; what is not masked is shared."""
+    baked = shared_copy(gm)
+    Bake()(baked)
+    return baked

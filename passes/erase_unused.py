@@ -1,0 +1,55 @@
+"""Erase: take out the nodes that nothing uses any more, and the index tables that others replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx
+
+from fxprune.graph.paths import split
+from fxprune.graph.side_effects import may_write
+from fxprune.passes.graph_pass import GraphPass, check
+
+
+@dataclasses.dataclass(frozen=True)
+class EraseUnused(GraphPass):
+    """Pass: erase the nodes without users or effects; of the buffers in ``read`` drop those that no node reads any more.
+
+    Ensures: every node is used or has an effect.
+    """
+
+    read: frozenset[str] = frozenset()
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Erase, in place."""
+        unused = False
+        for node in reversed(gm.graph.nodes):
+            if not node.users and not _has_effect(gm, node):
+                gm.graph.erase_node(node)
+                unused = True
+        bodies = [body for name in reads(gm) if isinstance(body := gm._modules.get(name), fx.GraphModule)]
+        for body in bodies:  # of regions, such as one without gradients
+            unused |= body.graph.eliminate_dead_code()
+            body.recompile()
+        for name in self.read - reads(gm):
+            owner, last = split(name)
+            module = gm.get_submodule(owner)
+            if last in module._buffers:
+                delattr(module, last)
+                unused = True
+        return unused
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if a node is of no use."""
+        for node in gm.graph.nodes:
+            check(bool(node.users) or _has_effect(gm, node), f"node {node.name!r} is of no use")
+
+
+def reads(gm: fx.GraphModule) -> frozenset[str]:
+    """Return what the graph reads by get_attr."""
+    return frozenset(str(node.target) for node in gm.graph.find_nodes(op="get_attr", sort=False))
+
+
+def _has_effect(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node has an effect though nothing uses its value, as ``x.relu_()`` on a line of its own."""
+    return node.is_impure() or node.op in ("placeholder", "output") or may_write(node, gm)

@@ -1,0 +1,54 @@
+"""Own buffers: give a graph copies of the buffers that it shares with others."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.graph.paths import all_modules
+from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.torch_internals.tensors import memory_of
+
+
+def buffers_of(root: nn.Module) -> list[Tensor]:
+    """Return every buffer, as often as it is held."""
+    return [buffer for _, module in all_modules(root) for buffer in module._buffers.values() if buffer is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnBuffers(GraphPass):
+    """Pass: put copies in place of buffers that are ``shared`` with other graphs.
+
+    Buffers in one memory stay so; one in the memory of a parameter stays as it is. Ensures: no other buffer is shared.
+    """
+
+    shared: Sequence[Tensor]
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Replace the buffers, in place."""
+        found = self._foreign(gm)
+        users = Counter(map(memory_of, {id(buffer): buffer for _, _, buffer in found}.values()))
+        copies: dict[int, Any] = {}
+        with torch.inference_mode(False), torch.no_grad():
+            for module, attribute, buffer in found:
+                if id(buffer) not in copies:
+                    alone = users[memory_of(buffer)] == 1 and buffer.layout is torch.strided and buffer.is_contiguous()
+                    copies[id(buffer)] = buffer.detach().clone() if alone else copy.deepcopy(buffer.detach(), copies)
+                module._buffers[attribute] = copies[id(buffer)]
+        return bool(found)
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if a buffer is shared."""
+        check(not self._foreign(gm), "a buffer is shared")
+
+    def _foreign(self, gm: fx.GraphModule) -> list[tuple[nn.Module, str, Tensor]]:
+        modules, foreign = [module for _, module in all_modules(gm)], {id(tensor) for tensor in self.shared}
+        taken = {memory_of(parameter) for module in modules for parameter in module._parameters.values() if parameter is not None}
+        held = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and id(b) in foreign]
+        return [(module, name, buffer) for module, name, buffer in held if memory_of(buffer) not in taken]

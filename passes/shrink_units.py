@@ -1,0 +1,128 @@
+"""Shrink units: take chosen units out of a graph without masks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx
+
+from fxprune.analysis.analyze import find_dependencies
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.remaining import Flags, Remaining
+from fxprune.errors import ShrinkError
+from fxprune.graph.captured import adopt
+from fxprune.graph.masks import all_masked
+from fxprune.graph.metadata import KEPT_OF_VALUE
+from fxprune.graph.parts import shared_copy
+from fxprune.passes.erase_unused import EraseUnused, reads
+from fxprune.passes.graph_pass import GraphPass, check, run_all
+from fxprune.passes.in_place import WriteInPlace
+from fxprune.passes.inline import Inline
+from fxprune.passes.mask_units import removed_units
+from fxprune.passes.repair.repair import Repair, Steps, may_be_stuck, shrinking_steps
+from fxprune.passes.slice_tensors import SliceTensors
+from fxprune.rules.labels import Label
+from fxprune.torch_internals.switches import alone, uncollected
+from fxprune.torch_internals.tensors import pytree
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkUnits(GraphPass):
+    """Pass: slice what units own, and repair the nodes.
+
+    A function that hides sizes from its arguments cannot be repaired: then the graph is put back, the function is written out,
+    and the units are taken out of the graph that is so.
+
+    Requires: no parameter is masked, the modules are the graph's own. Ensures: no position of a unit that goes is held.
+
+    Args:
+        deps: the analysis of the graph.
+        removed: for every unit whether it goes.
+
+    Raises:
+        ShrinkError: a node cannot be rewritten; the graph must not be used any more.
+    """
+
+    deps: Dependencies
+    removed: Flags
+
+    def requires(self, gm: fx.GraphModule) -> None:
+        """Raise ShrinkError if a parameter is masked."""
+        if masked := all_masked(gm):
+            raise ShrinkError(f"{masked[0].name!r} is masked: bake the masks first")
+
+    @alone()
+    @uncollected()
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Take the units out, in place."""
+        deps, removed, stuck = self.deps, self.removed, ""
+        while True:
+            kept = Remaining(deps.units, removed)
+            steps = shrinking_steps(gm, deps, kept)
+            spare = shared_copy(gm) if may_be_stuck(gm, steps) else None
+            try:
+                return run_all(_passes(gm, deps, kept, steps), gm)
+            except ShrinkError as error:
+                if spare is None:
+                    raise
+                adopt(gm, spare)
+                written_out = str([(node.name, node.target) for node in gm.graph.nodes if node.name in error.nodes])
+                if written_out == stuck or not error.nodes:
+                    raise
+                try:
+                    Inline(deps, error.nodes)(gm)
+                except ShrinkError:
+                    raise error from None
+                stuck, dead = written_out, dead_places(deps, kept)
+                deps = find_dependencies(gm)
+                removed = removed_units(deps, dead)
+
+
+def _passes(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, steps: Steps) -> tuple[GraphPass, ...]:
+    return (
+        SliceTensors(deps, kept),
+        Repair(deps, kept, steps),
+        NoteKept(deps, kept),
+        EraseUnused(reads(gm)),
+        WriteInPlace(),
+    )
+
+
+def dead_places(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Flags]:
+    """Return for every axis of a parameter or buffer that loses positions which go."""
+    return {
+        (t.name, dim): ~kept(axis)
+        for t in deps.tracked
+        for dim, axis in enumerate(t.label.axes)
+        if kept.size(axis) != axis.size
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class NoteKept(GraphPass):
+    """Pass: note on the nodes which positions of their values are left, and drop the example values that do not fit any more.
+
+    The graph's text stays. Ensures: no node whose value shrank has an example value, inputs excepted.
+    """
+
+    deps: Dependencies
+    kept: Remaining
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Write the notes, in place."""
+        for node in gm.graph.nodes:
+            KEPT_OF_VALUE.pop(node)  # of a round before
+            if self._shrinks(node):
+                node.meta.pop("val", None)
+                value = self.deps.values[node.name]
+                left = pytree.tree_map(lambda leaf: self.kept.places_of(leaf) if isinstance(leaf, Label) else None, value)
+                KEPT_OF_VALUE.set(node, left)
+        return False
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if an example value of sizes from before is left."""
+        for node in gm.graph.nodes:
+            check("val" not in node.meta or not self._shrinks(node), f"node {node.name!r} has an example value from before")
+
+    def _shrinks(self, node: fx.Node) -> bool:
+        return node.op not in ("placeholder", "output") and self.kept.shrinks_any(self.deps.values.get(node.name))

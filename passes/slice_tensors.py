@@ -1,0 +1,97 @@
+"""Slice: put what is left of parameters and buffers in their place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.remaining import Places, Remaining
+from fxprune.functional.leaf_cards import card_of, update_sizes
+from fxprune.graph.metadata import KEPT
+from fxprune.graph.paths import holders, join, modules_by_path, value_at
+from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.passes.lower import lower
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceTensors(GraphPass):
+    """Pass: slice all parameters and buffers that lose positions, and note which positions are left.
+
+    The graph does not run before :class:`fxprune.passes.repair.repair.Repair` has rewritten the sizes in its code.
+
+    Requires: the modules are the graph's own, and no parameter is masked. Ensures: each tensor has the sizes that are left.
+
+    Args:
+        deps: the analysis of the graph.
+        kept: what is left.
+    """
+
+    deps: Dependencies
+    kept: Remaining
+
+    def rewrite(self, gm: fx.GraphModule) -> bool:
+        """Slice, in place."""
+        lowered = self._lower_what_cannot_shrink(gm)
+        left: dict[str, Places] = {}
+        held = holders(gm)
+        sliced: dict[nn.Module, None] = {}
+        with torch.inference_mode(False), torch.no_grad():
+            for tracked in self.deps.tracked:
+                if not self.kept.shrinks(tracked.label):
+                    continue
+                index = self.kept.places_of(tracked.label)
+                left |= dict.fromkeys(tracked.names, index)
+                tensors = {id(old): old for old in map(partial(value_at, gm), tracked.names)}
+                small = _slice(tensors[next(iter(tensors))].detach(), index)
+                for old in tensors.values():  # which share their memory
+                    is_parameter = isinstance(old, nn.Parameter)
+                    new = nn.Parameter(small, requires_grad=old.requires_grad) if is_parameter else small.detach()
+                    for module, attribute in held[id(old)]:
+                        setattr(module, attribute, new)
+                        sliced[module] = None
+        for module in sliced:
+            update_sizes(module)
+        before = dict(KEPT.get(gm) or {})
+        KEPT.set(gm, before | {name: _of_those(before[name], i) if name in before else i for name, i in left.items()})
+        return lowered or bool(left)
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Raise AssertionError if a tensor has other sizes than those that are left."""
+        for tracked in self.deps.tracked:
+            for name in tracked.names if self.kept.shrinks(tracked.label) else ():
+                check(tuple(value_at(gm, name).shape) == self.kept.shape(tracked.label), f"{name!r} has other sizes")
+
+    def _lower_what_cannot_shrink(self, gm: fx.GraphModule) -> bool:
+        """Write out the modules that lose something and cannot say what is left, such as multi-head attention."""
+        modules = modules_by_path(gm)
+        called = [(node, modules[str(node.target)]) for node in gm.graph.find_nodes(op="call_module")]
+        stiff = [(node, module) for node, module in called if card_of(type(module)).shrinks_written_out]
+        smaller = {name for t in self.deps.tracked if self.kept.shrinks(t.label) for name in t.names} if stiff else set()
+        names = {
+            node.name
+            for node, module in stiff
+            if any(join(str(node.target), name) in smaller for name, _ in module.named_parameters())
+        }
+        return bool(names) and lower(gm, (), names)
+
+
+def _slice(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
+    """Return what is left of a tensor, given for each dimension the positions left, or None for all."""
+    shares = [(round(4 * len(index) / tensor.shape[dim]), dim) for dim, index in enumerate(kept) if index is not None]
+    # What removes most comes first; of two that remove about the same the outer one, whose rows are copied as they lie.
+    for _, dim in sorted(shares):
+        index = kept[dim]
+        assert index is not None
+        tensor = tensor.index_select(dim, index if tensor.device.type == "cpu" else index.to(tensor.device))
+    return tensor
+
+
+def _of_those(before: Places, index: Places) -> Places:
+    """Return which positions of the first graph are left when of those that were left before some are left."""
+    pairs = zip(before, index, strict=True)
+    return tuple(old if new is None else new if old is None else old[new] for old, new in pairs)
