@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -107,8 +106,7 @@ def test_every_pass_runs_somewhere(ran: set[type[GraphPass]]) -> None:
 
 def test_every_pass_is_a_frozen_dataclass_in_a_short_file() -> None:
     for each in GraphPass.__subclasses__():
-        assert dataclasses.is_dataclass(each), each
-        assert each.__dataclass_params__.frozen, each  # type: ignore[attr-defined]
+        assert vars(each)["__dataclass_params__"].frozen, each
         assert each.__doc__ is not None
         assert each.__doc__.startswith("Pass: "), each
 
