@@ -49,6 +49,8 @@ class OwnBuffers(GraphPass):
 
     def _foreign(self, gm: fx.GraphModule) -> list[tuple[nn.Module, str, Tensor]]:
         modules, foreign = [module for _, module in all_modules(gm)], {id(tensor) for tensor in self.shared}
-        taken = {memory_of(parameter) for module in modules for parameter in module._parameters.values() if parameter is not None}
+        taken = {
+            memory_of(parameter) for module in modules for parameter in module._parameters.values() if parameter is not None
+        }
         held = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and id(b) in foreign]
         return [(module, name, buffer) for module, name, buffer in held if memory_of(buffer) not in taken]
