@@ -12,6 +12,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, OverKept, PositionsLeft, Work
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
+from fxprune.rules.parsing import broadcasting
 from fxprune.rules.registry import overloads, register
 
 
@@ -22,52 +23,42 @@ def _attention(call: Call) -> str:
     shared = _shares_heads(query, key)
     q_stack = [*stack[:-1], "(h r)"] if shared else stack
     kv_stack = [*stack[:-1], "h"] if shared else stack
-
-    def side(names: list[str], sizes: tuple[int, ...]) -> str:
-        return " ".join("1" if size == 1 else name for name, size in zip(names, sizes, strict=True))
-
-    # The fused kernels for equal heads want them equal afterwards, too.
+    # Flash kernels take keys and values of one width only.
     last = "e" if "flash" in call.op.name() else "v"
-    q, k, v = side(q_stack, query.shape[:-2]), side(kv_stack, key.shape[:-2]), side(kv_stack, value.shape[:-2])
-    # With a causal mask each position knows its number.
+    names = (q_stack, kv_stack, kv_stack)
+    q, k, v = (broadcasting(name, label.shape[:-2]) for name, label in zip(names, (query, key, value), strict=True))
+    # A causal mask compares the numbers of positions, which change if positions before them go.
     rows, columns = ("!l", "!s") if call.arguments.get("is_causal") else ("l", "[s]")
     operands = f"{q} {rows} [e], {k} {columns} [e], {v} {columns} {last}"
     for mask in call.operands[3:]:
-        operands += ", " + (_mask(q_stack, mask.shape) if mask is not None else "")
-    results = [f"{side(q_stack, call.shapes[0][:-2])} l {last}", *["_"] * (len(call.shapes) - 1)]
+        operands += ", " + ("" if mask is None else broadcasting([*q_stack, "l", "s"], mask.shape))
+    results = [f"{broadcasting(q_stack, call.shapes[0][:-2])} l {last}", *["_"] * (len(call.shapes) - 1)]
     return f"{operands} -> {', '.join(results)}"
 
 
-def _mask(stack: list[str], shape: tuple[int, ...]) -> str:
-    names = [*stack, "l", "s"][len(stack) + 2 - len(shape) :]
-    return " ".join("1" if size == 1 else name for name, size in zip(names, shape, strict=True))
-
-
 def _zeros(call: Call) -> str:
-    """Return how zeros travel: scores of zeros are equal, so that only zero values give zero."""
+    """Return how zeros travel: zero queries and keys give equal weights, so a result is zero only where values are."""
     for argument in ("attn_mask", "attn_bias"):
         mask = call.arguments.get(argument)
         if mask is not None and mask.dtype == torch.bool:
             label = next(label for label in call.operands[3:] if label is not None)
             if Zero.ZERO in label.zeros:
-                return "u"  # where nothing may be looked at, scores are divided by zero
+                return "u"  # a row of flags that are all False divides zero by zero
     return "2"
 
 
 def _shares_heads(query: Label, key: Label) -> bool:
-    """Tell whether each head of the keys serves several of the queries; a single head on either side just broadcasts."""
+    """Tell whether each head of the keys serves several heads of the queries; a single head on either side broadcasts."""
     return len(query) > 2 and query.shape[-3] != key.shape[-3] and 1 not in (query.shape[-3], key.shape[-3])
 
 
 def _shared_heads(call: Call) -> dict[str, int]:
     query, key = call.operand(0), call.operand(1)
-    if _shares_heads(query, key):
-        return {"h": key.shape[-3], "r": query.shape[-3] // key.shape[-3]}
-    return {}
+    return {"h": key.shape[-3], "r": query.shape[-3] // key.shape[-3]} if _shares_heads(query, key) else {}
 
 
 def _scale_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
-    """Return the scale, which stays that of the whole head, as a mask leaves it."""
+    """Return the scale of the head before pruning, which is the scale of the masked graph as well."""
     axis = call.operand(0).axes[-1]
     if call["scale"] is not None or left.size(axis) == axis.size:
         return {"scale": call["scale"]}
@@ -75,12 +66,11 @@ def _scale_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> 
 
 
 def _work(call: Call) -> list[Work]:
-    """Return the work: scores repeat over the dimensions of the keys, the sums over those of the values."""
+    """Return the work of the scores, which repeats over the width of keys, and of the sums, over the width of values."""
     query, key, value = (call.operand(i).shape for i in range(3))
     pairs = math.prod(query[:-1]) * key[-2]
-    with_values = tuple(axis for name, axis in call.axes.items() if name != "e")
-    with_keys = tuple(axis for name, axis in call.axes.items() if name != "v")
-    return [Work(2 * pairs * query[-1], with_keys), Work(2 * pairs * value[-1], with_values)]
+    of_scores, of_sums = (tuple(axis for name, axis in call.axes.items() if name != other) for other in "ve")
+    return [Work(2 * pairs * query[-1], of_scores), Work(2 * pairs * value[-1], of_sums)]
 
 
 _ATTENTION = Pattern(
@@ -90,11 +80,7 @@ _ATTENTION = Pattern(
     mixes={"e": "contract", "s": "softmax"},
     sizes=_shared_heads,
 )
-_TO_KEPT = OverKept(
-    attention_to_kept,
-    ("query", "key", "value", "attn_mask", "dropout_p"),
-    ("scale", "enable_gqa"),
-)
+_TO_KEPT = OverKept(attention_to_kept, ("query", "key", "value", "attn_mask", "dropout_p"), ("scale", "enable_gqa"))
 
 register(overloads("scaled_dot_product_attention"), OpCard(_ATTENTION, _scale_left, _TO_KEPT, _work))
 register(

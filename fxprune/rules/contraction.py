@@ -9,11 +9,12 @@ from torch.nn import functional as F
 from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, Places, Work
 from fxprune.rules.notation import Pattern
+from fxprune.rules.parsing import broadcasting
 from fxprune.rules.registry import overloads, register
 
 
 def _einsum(call: Call) -> str:
-    """Return the pattern that an einsum equation says; a letter that the result lacks is summed over."""
+    """Return the pattern of an einsum equation; a letter that the result lacks is summed over."""
     equation = call["equation"].replace(" ", "")
     ranks = [len(label) for label in call.operands if label is not None]
     inputs, _, output = equation.partition("->")
@@ -47,7 +48,7 @@ def _einsum(call: Call) -> str:
     return f"{', '.join(operands)} -> {' '.join(_LETTER.get(n, n) for n in kept)}"
 
 
-# A letter of an equation is a name of its own, in either case.
+# The names that the letters of an equation have in patterns.
 _LETTER = {letter: f"{letter}_" if letter.islower() else f"{letter.lower()}_up" for letter in string.ascii_letters}
 
 
@@ -60,7 +61,7 @@ def _work(call: Call) -> list[Work]:
 
 
 def _einsum_work(call: Call) -> list[Work]:
-    """Operands are multiplied from left to right; what nothing behind needs any more is summed over on the way."""
+    """Return the work of products from left to right; a letter is summed over once no later operand and no result has it."""
     if len(call.operands) < 3 or "." in call["equation"]:
         return _work(call)
     inputs, _, output = call["equation"].replace(" ", "").partition("->")
@@ -76,28 +77,24 @@ def _einsum_work(call: Call) -> list[Work]:
 def _matmul(call: Call) -> str:
     """Return the pattern of a product of stacks of matrices that broadcast; a vector has no row or no column axis."""
     a, b = call.operand(0), call.operand(1)
-    stack = max(len(a), len(b)) - 2
+    names = [f"x{d}" for d in range(max(len(a), len(b)) - 2)]
 
     def side(shape: tuple[int, ...], last: str) -> str:
         if len(shape) == 1:
             return "[k]"
-        names = [f"x{d}" for d in range(stack)][stack - len(shape) + 2 :]
-        return " ".join(["1" if size == 1 else name for name, size in zip(names, shape[:-2], strict=True)] + last.split())
+        return f"{broadcasting(names, shape[:-2])} {last}".strip()
 
-    rank = len(call.shapes[0]) - (len(a) > 1) - (len(b) > 1)
-    result = ["1" if size == 1 else f"x{d}" for d, size in enumerate(call.shapes[0][:rank])]
-    result += ["m"] if len(a) > 1 else []
-    result += ["n"] if len(b) > 1 else []
+    rows, columns = ["m"] * (len(a) > 1), ["n"] * (len(b) > 1)
+    shape = call.shapes[0][: len(call.shapes[0]) - len(rows) - len(columns)]
+    result = [*broadcasting(names[: len(shape)], shape).split(), *rows, *columns]
     return f"{side(a.shape, 'm [k]')}, {side(b.shape, '[k] n')} -> {' '.join(result)}"
 
 
 def _added(product: str, result: str) -> Pattern:
-    """Return the rule of ``operand 0 + operand 1 @ operand 2``, the first of which broadcasts."""
+    """Return the rule of ``operand 0 + operand 1 @ operand 2``, where operand 0 broadcasts."""
 
     def pattern(call: Call) -> str:
-        names, shape = result.split(), call.operand(0).shape
-        first = ["1" if size == 1 else name for name, size in zip(names[len(names) - len(shape) :], shape, strict=True)]
-        return f"{' '.join(first)}, {product} -> {result}"
+        return f"{broadcasting(result.split(), call.operand(0).shape)}, {product} -> {result}"
 
     return Pattern(pattern, f"{result}, {product} -> {result}", zeros="0+1*2")
 
@@ -107,14 +104,8 @@ def _vecdot(call: Call) -> str:
     rank = len(call.shapes[0]) + 1
     d = call["dim"] % rank
     names = ["[k]" if k == d else f"x{k}" for k in range(rank)]
-
-    def side(shape: tuple[int, ...]) -> str:
-        own = names[rank - len(shape) :]
-        return " ".join("1" if size == 1 else name for name, size in zip(own, shape, strict=True))
-
-    rest = [name for k, name in enumerate(names) if k != d]
-    result = " ".join("1" if size == 1 else name for name, size in zip(rest, call.shapes[0], strict=True))
-    return f"{side(call.operand(0).shape)}, {side(call.operand(1).shape)} -> {result}"
+    x, y = (broadcasting(names, call.operand(i).shape) for i in range(2))
+    return f"{x}, {y} -> {broadcasting([*names[:d], *names[d + 1 :]], call.shapes[0])}"
 
 
 def _inner(call: Call) -> str:

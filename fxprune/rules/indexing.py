@@ -10,15 +10,16 @@ from torch import Tensor
 from fxprune.algebra.axes import Axis, Index
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
-from fxprune.rules.movement import replaced
+from fxprune.rules.movement import replaced, spliced
 from fxprune.rules.notation import Pattern
+from fxprune.rules.parsing import broadcasting, marked
 from fxprune.rules.registry import overloads, register
 from fxprune.rules.views import reshape
 from fxprune.torch_internals.operators import no_modes
 
 
 def _positions(index: Label, size: int) -> Index | None:
-    """Return the values of an index where they are known and are positions."""
+    """Return the positions along an axis of this size that an index names; None where its values are not known."""
     values = index.constant
     if values is None or values.is_floating_point():
         return None
@@ -28,9 +29,9 @@ def _positions(index: Label, size: int) -> Index | None:
 
 
 def look_up(call: Call, axis: Axis, zero: Zero, index: Label) -> Label:
-    """Return the label that picking positions of ``axis`` by ``index`` gives, and couple what goes together.
+    """Return the label of the positions of ``axis`` that ``index`` picks.
 
-    Where the index is a constant, an entry of it goes when the position goes that it names. Otherwise ``axis`` stays whole.
+    An entry of a constant index goes if the position goes that it names. With any other index ``axis`` stays whole.
     """
     states = []
     positions = _positions(index, axis.size)
@@ -49,12 +50,6 @@ def look_up(call: Call, axis: Axis, zero: Zero, index: Label) -> Label:
     return Label(index.axes, tuple(states))
 
 
-def _in_place_of(label: Label, d: int, picked: Label) -> Label:
-    """Return a label with a dimension replaced by those that were picked of it."""
-    axes = (*label.axes[:d], *picked.axes, *label.axes[d + 1 :])
-    return Label(axes, (*label.zeros[:d], *picked.zeros, *label.zeros[d + 1 :]))
-
-
 @dataclass(frozen=True)
 class IndexSelect:
     """Picks positions along one dimension by the values of operand 1."""
@@ -65,9 +60,9 @@ class IndexSelect:
         """Return the label with the picked rows."""
         label, index, d = call.operand(0), call.operand(1), call.dim()
         picked = look_up(call, label.axes[d], label.zeros[d], index)
-        if not len(index):  # picks one position, and keeps its dimension
+        if not len(index):  # a scalar index picks one position and keeps the dimension
             picked = Label.whole((1,), call.why("is picked by its index"))
-        return [_in_place_of(label, d, picked)]
+        return [spliced(label, d, d + 1, picked)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,8 @@ class AdvancedIndex:
         given = [index for index in call.operands[1:] if index is not None]
         if flags or len(given) > 1:
             return [self._whole(call, label, dims)]
-        return [_in_place_of(label, dims[0], look_up(call, label.axes[dims[0]], label.zeros[dims[0]], given[0]))]
+        d = dims[0]
+        return [spliced(label, d, d + 1, look_up(call, label.axes[d], label.zeros[d], given[0]))]
 
     def _whole(self, call: Call, label: Label, dims: list[int]) -> Label:
         """Keep the indexed dimensions and the indices whole; the others pass."""
@@ -93,12 +89,12 @@ class AdvancedIndex:
         for d in dims:
             call.keep_whole(label.axes[d], "is indexed by several tensors, or by flags")
         shape = call.shapes[0]
-        # What is picked stands in place of the indices where they are next to each other, and in front otherwise.
+        # The dimensions of the indices stand in place of neighbouring dimensions, and in front otherwise.
         at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
         rest = [d for d in range(len(label)) if d not in dims]
         picked = Label.whole(shape[at : at + len(shape) - len(rest)], call.why("is an index"))
-        axes, zeros = [label.axes[d] for d in rest], [label.zeros[d] for d in rest]
-        return Label((*axes[:at], *picked.axes, *axes[at:]), (*zeros[:at], *picked.zeros, *zeros[at:]))
+        unindexed = Label(tuple(label.axes[d] for d in rest), tuple(label.zeros[d] for d in rest))
+        return spliced(unindexed, at, at, picked)
 
 
 def _indexed(call: Call) -> tuple[list[int], bool]:
@@ -108,7 +104,7 @@ def _indexed(call: Call) -> tuple[list[int], bool]:
     for index in call["indices"]:
         given = isinstance(index, Tensor)
         flags = given and not index.dtype.is_floating_point and index.dtype.itemsize == 1
-        wide = index.dim() if flags else 1  # flags stand for as many dimensions as they have
+        wide = index.dim() if flags else 1  # flags of k dimensions index k dimensions
         dims += range(at, at + wide) if given else ()
         at, any_flags = at + wide, any_flags or flags
     return dims, any_flags
@@ -116,7 +112,7 @@ def _indexed(call: Call) -> tuple[list[int], bool]:
 
 @dataclass(frozen=True)
 class Gather:
-    """Picks elements along a dimension, other ones at each place of the others."""
+    """Picks elements along a dimension: ``out[i, j] = x[index[i, j], j]``."""
 
     notation: str = "x !n, x i -> x i"
 
@@ -130,7 +126,7 @@ class Gather:
         d = call.dim()
         axes, states = [], []
         for k, (one, two) in enumerate(zip(label.axes, index.axes, strict=True)):
-            # ``take_along_dim`` broadcasts an index of one position, and ``one`` as well.
+            # ``take_along_dim`` broadcasts an index of size one, and operand 0 as well.
             wide = k != d and two.size == 1 and call.shapes[0][k] > 1
             axes.append(one if wide else two)
             states.append(Zero.FINITE if k == d else label.zeros[k])
@@ -143,7 +139,7 @@ class Gather:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Writes along a dimension to places that operand 1 names."""
+    """Writes along a dimension: ``x[index[i, j], j] = source[i, j]``."""
 
     notation: str = "x !n, x !i, x !i -> x !n"
 
@@ -161,7 +157,7 @@ class Scatter:
                     call.keep_whole(two, "is written to places given by values")
                 else:
                     call.couple(one.take(np.arange(two.size)), two)
-                    # The index is of whole numbers and not what is written.
+                # The integers of the index are not written.
                 states[k] = min(states[k], Zero.ZERO if other is call.operands[1] else other.zeros[k])
         return [replaced(label, {}, dict(enumerate(states)))]
 
@@ -173,12 +169,10 @@ def _put(call: Call) -> str:
     indices = ["" if label is None else f"*i{k}" for k, label in enumerate(call.operands[1:-1])]
     if dims != list(range(dims[0], dims[-1] + 1)) or (flags and len(tensors) > 1):
         return ", ".join(["*x", *indices, "*v"]) + " -> *y"
-    names = [f"!x{k}" if k in dims else f"x{k}" for k in range(len(call.operand(0)))]
+    names = marked(len(call.operand(0)), dims, "!x{}")
     picked = [f"!i_{k}" for k in range(1 if flags else max(t.dim() for t in tensors))]
     inner = [*names[: dims[0]], *picked, *names[dims[-1] + 1 :]]
-    shape = call.operand(-1).shape
-    values = ["1" if size == 1 else name for name, size in zip(inner[len(inner) - len(shape) :], shape, strict=True)]
-    return ", ".join([" ".join(names), *indices, " ".join(values)]) + f" -> {' '.join(names)}"
+    return ", ".join([" ".join(names), *indices, broadcasting(inner, call.operand(-1).shape)]) + f" -> {' '.join(names)}"
 
 
 def _put_zeros(call: Call) -> str:
@@ -186,15 +180,12 @@ def _put_zeros(call: Call) -> str:
 
 
 def _index_add(call: Call) -> str:
-    d = call.dim()
-    names = [f"!x{k}" if k == d else f"x{k}" for k in range(len(call.operand(0)))]
-    source = ["!i" if k == d else name for k, name in enumerate(names)]
-    return f"{' '.join(names)}, !i, {' '.join(source)} -> {' '.join(names)}"
+    names, source = (" ".join(marked(len(call.operand(0)), [call.dim()], token)) for token in ("!x{}", "!i"))
+    return f"{names}, !i, {source} -> {names}"
 
 
 def _index_fill(call: Call) -> str:
-    d = call.dim()
-    names = " ".join(f"!x{k}" if k == d else f"x{k}" for k in range(len(call.operand(0))))
+    names = " ".join(marked(len(call.operand(0)), [call.dim()], "!x{}"))
     return f"{names}, !i -> {names}"
 
 
@@ -203,9 +194,7 @@ def _filled(call: Call) -> str:
 
 
 def _searched(call: Call) -> str:
-    if len(call.operand(0)) == 1:
-        return "!v, ...x, !v -> ...x"
-    return "...x !v, ...x n, ...x !v -> ...x n"
+    return "!v, ...x, !v -> ...x" if len(call.operand(0)) == 1 else "...x !v, ...x n, ...x !v -> ...x n"
 
 
 register(overloads("embedding"), Pattern("!v d, ...b -> ...b d", zeros="0"))
@@ -216,10 +205,7 @@ register(
 register(overloads("index_select"), IndexSelect())
 register(overloads("index.Tensor _unsafe_index.Tensor"), AdvancedIndex())
 register(overloads("gather take_along_dim"), Gather())
-register(
-    overloads("scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_add_"),
-    Scatter(),
-)
+register(overloads("scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_add_"), Scatter())
 register(overloads("index_put index_put_ _unsafe_index_put"), Pattern(_put, "x !n y, *i, x !i y -> x !n y", zeros=_put_zeros))
 register(overloads("masked_scatter"), Pattern("*x, *m, *v -> *y"))
 register(overloads("index_add index_copy"), Pattern(_index_add, "x !n, !i, x !i -> x !n", zeros="0+2"))

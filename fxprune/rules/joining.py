@@ -1,4 +1,4 @@
-"""Operators that join, repeat and pad: result positions are positions of operands, some of them several times, and new ones."""
+"""Operators that join, repeat and pad: result positions are positions of operands, some of them repeated, or new."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import places_left, replaced
 from fxprune.rules.notation import Pattern
+from fxprune.rules.parsing import marked
 from fxprune.rules.registry import overloads, register
 
 
@@ -24,7 +25,7 @@ class Concatenate:
 
     def apply(self, call: Call) -> list[Label]:
         """Return the label with the rows of all operands one after the other."""
-        # Concatenation passes over one-dimensional empty tensors of any shape.
+        # ``cat`` ignores operands of shape (0,).
         given = [label for label in call.operands if label is not None and label.shape != (0,)]
         if not given:
             return [Label.whole(call.shapes[0])]
@@ -33,7 +34,7 @@ class Concatenate:
             for k, (one, two) in enumerate(zip(first.axes, other.axes, strict=True)):
                 if k != d:
                     call.couple(one, two)
-        # What cannot go says nothing about what stands where something went.
+        # A whole axis has no removed positions, so its state says nothing about the joined axis.
         live = [[label.zeros[k] for label in given if not label.axes[k].is_whole] for k in range(len(first))]
         states = {k: min(zeros, default=Zero.FINITE) for k, zeros in enumerate(live)}
         return [replaced(first, {d: concatenate([label.axes[d] for label in given])}, states)]
@@ -79,7 +80,7 @@ class RepeatInterleave:
 
 @dataclass(frozen=True)
 class ConstantPad:
-    """Adds positions of one value, any of which may go; a negative width takes positions away."""
+    """Adds positions that all hold the same value, any of which may go; a negative width takes positions away."""
 
     notation: str = "x -> (p+x+q)"
 
@@ -89,7 +90,7 @@ class ConstantPad:
         if call.arguments.get("mode", "constant") != "constant":
             return _padded_by_values(call)
         filled = call.arguments.get("value")
-        # Where something else than zero is filled in, it stands at the removed positions of every other dimension as well.
+        # Padding with 1 along dimension 2 writes ones at the removed positions of dimension 1 as well.
         state = Zero.FINITE if filled and max(pad, default=0) > 0 else Zero.ZERO
         changes = {}
         for k in range(len(pad) // 2):
@@ -114,9 +115,9 @@ def _padded_by_values(call: Call) -> list[Label]:
 
 def _stacked(call: Call) -> str:
     rank = len(call.shapes[0])
-    d = call["dim"] % rank
-    names = [f"x{k}" for k in range(rank - 1)]
-    return f"{', '.join([' '.join(names)] * len(call.operands))} -> {' '.join([*names[:d], '!n', *names[d:]])}"
+    result = marked(rank, [call["dim"] % rank], "!n")
+    operand = " ".join(name for name in result if name != "!n")
+    return f"{', '.join([operand] * len(call.operands))} -> {' '.join(result)}"
 
 
 def _stacked_zeros(call: Call) -> str:

@@ -1,12 +1,10 @@
-"""Patterns laid over the shapes of a call: what a pattern says about them is worked out once, and then done call by call."""
+"""Patterns laid over the shapes of a call. Calls of the same shapes share one layout."""
 
 from __future__ import annotations
 
-import enum
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fxprune.algebra.axes import Axis
@@ -15,36 +13,13 @@ from fxprune.rules.labels import Label, Zero, product
 from fxprune.rules.parsing import STATES, Dim, Shape, parse
 
 _Shape = tuple[int, ...]
-_Laid = list[tuple[Dim, int]]
+_Dims = list[tuple[Dim, int]]
 _WHOLE = "needs every position along this dimension"
 _ZERO_IS_NEUTRAL = frozenset({"sum", "norm"})
 
 
 class DoesNotFitError(Exception):
     """The pattern is for other shapes; the message says how."""
-
-
-class _Act(enum.Enum):
-    """What a pattern asks for where it has a dimension of an operand."""
-
-    NAME = enum.auto()
-    """Nothing: its name stands here for the first time."""
-    COUPLE = enum.auto()
-    """That it meets what has the same name."""
-    HOLD = enum.auto()
-    """That all of it stays."""
-    SPLIT = enum.auto()
-    """That it comes in parts, each with a name."""
-
-
-class _Step(NamedTuple):
-    """What to do about one dimension of an operand."""
-
-    act: _Act
-    operand: int
-    d: int
-    name: str
-    dim: Dim
 
 
 class MixingPlace(NamedTuple):
@@ -59,7 +34,7 @@ class MixingPlace(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A name, or one of several whose product is a dimension of a result."""
+    """A name in a dimension of a result: ``(g o)`` has the parts g and o."""
 
     name: str
     size: int
@@ -67,86 +42,58 @@ class Part(NamedTuple):
 
 
 class Zeros(NamedTuple):
-    """What the results of a call hold at removed positions, by result and dimension, and what it combines."""
+    """The states of the results of a call, by result and dimension, and its mixing points."""
 
     results: list[tuple[Zero, ...]]
     mixings: list[MixingPlace]
 
 
-@dataclass(frozen=True, eq=False)
 class Laid:
     """A pattern laid over shapes.
 
+    ``"...b [i], o [i], o -> ...b o"`` over (2, 7, 16), (64, 16), (64) has the sizes ``b.0`` 2, ``b.1`` 7, ``i`` 16, ``o`` 64.
+
     Attributes:
-        operands: the dimensions of each operand that the pattern says something about, each with its size, by its number.
-        results: the same of each result, None for one of no interest.
+        operands: by number, the dimensions with their sizes of each operand that is there and not ``_``.
+        results: the same of each result, None for ``_``.
         sizes: the sizes of all names.
-        unread: the operands that the pattern says nothing about.
+        unread: the operands that are ``_``.
     """
 
-    operands: Sequence[tuple[int, _Laid]]
-    results: Sequence[_Laid | None]
-    sizes: Mapping[str, int]
-    unread: Sequence[int]
-    _steps: Sequence[_Step] = field(init=False)
-    _parts: Sequence[Sequence[Sequence[Part]] | None] = field(init=False)
-    _mixed: dict[str, list[tuple[int, int]]] = field(init=False)  # the places of every mixing point
-    _places: dict[tuple[int, str], int] = field(init=False)  # which dimension of an operand has a name
-    _zeros: dict[Any, Zeros] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        steps: list[_Step] = []
-        mixed: dict[str, list[tuple[int, int]]] = {}
-        places: dict[tuple[int, str], int] = {}
-        seen: set[str] = set()
-        for i, dims in self.operands:
+    def __init__(
+        self, operands: dict[int, _Dims], results: Sequence[_Dims | None], sizes: Mapping[str, int], unread: Sequence[int]
+    ) -> None:
+        self.operands, self.results, self.sizes, self.unread = operands, results, sizes, unread
+        self._mixed: dict[str, list[tuple[int, int]]] = {}  # operand and dimension of every mixing point
+        self._places: dict[tuple[int, str], int] = {}  # which dimension of an operand has a name
+        self._zeros: dict[Any, Zeros] = {}
+        for i, dims in operands.items():
             for d, (dim, _) in enumerate(dims):
-                if len(dim.names) == 1:
-                    (name,) = dim.names
-                    act = _Act.HOLD if name in dim.whole else _Act.COUPLE if name in seen else _Act.NAME
-                    steps.append(_Step(act, i, d, name, dim))
-                elif dim.names:
-                    steps.append(_Step(_Act.SPLIT, i, d, "", dim))
-                seen.update(dim.names)
                 for name in dim.names:
-                    places[i, name] = d
+                    self._places[i, name] = d
                     if name in dim.mixed:
-                        mixed.setdefault(name, []).append((i, d))
-        parts = [None if dims is None else [self._parts_of(dim, size) for dim, size in dims] for dims in self.results]
-        for name, value in (("_steps", steps), ("_parts", parts), ("_mixed", mixed), ("_places", places)):
-            object.__setattr__(self, name, value)
+                        self._mixed.setdefault(name, []).append((i, d))
+        self._parts = [None if dims is None else [self._parts_of(dim, size) for dim, size in dims] for dims in results]
 
     def _parts_of(self, dim: Dim, size: int) -> list[Part]:
         alone = len(dim.names) == 1
         return [Part(name, size if alone else self.sizes[name], name in dim.whole) for name in dim.names]
 
     def bind(self, call: Call) -> dict[str, Axis]:
-        """Couple what has the same name, and hold what has to stay; return the axes by name."""
-        operands, axes = call.operands, dict[str, Axis]()
+        """Couple the axes that have the same name, and keep whole axes; return the axes by name."""
+        axes: dict[str, Axis] = {}
         for i in self.unread:
             for axis in call.operand(i).axes:
                 call.keep_whole(axis, "used as a whole")
-        for act, i, d, name, dim in self._steps:
-            axis = operands[i].axes[d]  # type: ignore[union-attr]  # only operands that are there have dimensions
-            if act is _Act.NAME:
-                axes[name] = axis
-            elif act is _Act.COUPLE:
-                call.couple(axes[name], axis)
-            elif act is _Act.HOLD:
-                call.keep_whole(axis, _WHOLE)
-                axes.setdefault(name, axis)
-            else:
-                self._split(call, axis, dim, axes)
+        for i, dims in self.operands.items():
+            for axis, (dim, _) in zip(call.operand(i).axes, dims, strict=True):
+                for name in dim.names[:-1]:
+                    why = call.why("has to keep the layout that this operation needs")
+                    part, axis = call.units.split(axis, self.sizes[name], why)
+                    self._bind(call, part, name, dim, axes)
+                if dim.names:
+                    self._bind(call, axis, dim.names[-1], dim, axes)
         return axes
-
-    def _split(self, call: Call, axis: Axis, dim: Dim, axes: dict[str, Axis]) -> None:
-        """Bind each part of an axis to its name."""
-        *outer, last = dim.names
-        for name in outer:
-            why = call.why("has to keep the layout that this operation needs")
-            part, axis = call.units.split(axis, self.sizes[name], why)
-            self._bind(call, part, name, dim, axes)
-        self._bind(call, axis, last, dim, axes)
 
     def _bind(self, call: Call, part: Axis, name: str, dim: Dim, axes: dict[str, Axis]) -> None:
         if name in dim.whole:
@@ -156,7 +103,7 @@ class Laid:
         axes.setdefault(name, part)
 
     def result(self, index: int, call: Call, axes: dict[str, Axis], zeros: tuple[Zero, ...]) -> Label:
-        """Return the label of a result; names that stand there for the first time are added to ``axes``."""
+        """Return the label of a result; a name that no operand has is a new axis, which is added to ``axes``."""
         dims = self._parts[index]
         if dims is None:
             return Label.whole(call.shapes[index], call.why("carries no removable positions"))
@@ -175,13 +122,7 @@ class Laid:
         return Label(tuple(made), zeros)
 
     def zeros(self, rule: Any, text: str, call: Call) -> Zeros:
-        """Return how zeros travel through a call.
-
-        Args:
-            rule: the pattern, whose ``mixed_zeros`` and ``mixes`` count as well.
-            text: how zeros travel, as text.
-            call: the call.
-        """
+        """Return how zeros travel through a call, by the text and by ``mixed_zeros`` and ``mixes`` of the rule."""
         given = [None if label is None else label.zeros for label in call.operands]
         key = (rule, text, *given)
         if (known := self._zeros.get(key)) is None:
@@ -196,7 +137,7 @@ class Laid:
     ) -> Iterator[MixingPlace]:
         kind = mixes if isinstance(mixes, str) else mixes[name]
         states = [self._state(operand, name, given) for operand, _ in places]
-        # In a product one zero is enough; whatever is summed otherwise has to be zero itself.
+        # A product is zero if a single operand is; with any other kind each operand has to be neutral itself.
         together = kind == "contract" and product(states) is Zero.ZERO
         for (operand, dim), state in zip(places, states, strict=True):
             neutral = together or (kind in _ZERO_IS_NEUTRAL and state is Zero.ZERO)
@@ -211,7 +152,7 @@ class Laid:
         for dim, _ in dims or ():
             state = Zero.ZERO if dim.names else Zero.FINITE
             for name in dim.names:
-                if name not in dim.whole or len(dim.names) == 1:  # what stays whole removes nothing
+                if name not in dim.whole or len(dim.names) == 1:  # of ``(!g h)`` only h has removed positions
                     expression = mixed_text if mixed_text is not None and name in self._mixed else text
                     state = min(state, self._zero(name, expression, given))
             found.append(state)
@@ -236,38 +177,32 @@ class Laid:
 
 @functools.lru_cache(maxsize=1 << 14)  # layers repeat
 def lay(text: str, given: tuple[_Shape | None, ...], returned: tuple[_Shape, ...], sizes: tuple[tuple[str, int], ...]) -> Laid:
-    """Lay a pattern over the shapes of operands and results.
-
-    Args:
-        text: the pattern.
-        given: the shapes of the operands, None for one that was left out.
-        returned: the shapes of the results.
-        sizes: sizes of names that shapes alone do not tell.
+    """Lay a pattern over the shapes of operands, None for those left out, and of results.
 
     Raises:
-        DoesNotFitError: it is for other shapes.
+        DoesNotFitError: the pattern is for other shapes.
     """
     operands, results = parse(text)
     if len(operands) < len(given) or len(results) != len(returned):
         raise DoesNotFitError(
             f"is for {len(operands)} operands and {len(results)} results (got {len(given)} and {len(returned)})"
         )
-    laid = [
-        (i, list(_dims(pattern, shape, f"operand {i}")))
+    operands_laid = {
+        i: list(_dims(pattern, shape, f"operand {i}"))
         for i, (pattern, shape) in enumerate(zip(operands, given, strict=False))
         if shape is not None and pattern is not None
-    ]
+    }
     results_laid = [
         None if pattern is None else list(_dims(pattern, shape, f"result {i}"))
         for i, (pattern, shape) in enumerate(zip(results, returned, strict=True))
     ]
-    tensors = [*(dims for _, dims in laid), *(dims for dims in results_laid if dims is not None)]
+    tensors = [*operands_laid.values(), *(dims for dims in results_laid if dims is not None)]
     unread = [i for i, shape in enumerate(given) if shape is not None and operands[i] is None]
-    return Laid(laid, results_laid, _sizes(dict(sizes), tensors), unread)
+    return Laid(operands_laid, results_laid, _sizes(dict(sizes), tensors), unread)
 
 
 def _dims(pattern: Shape, sizes: _Shape, what: str) -> Iterator[tuple[Dim, int]]:
-    """Yield one (dim, size) for each dimension of a tensor."""
+    """Yield each dimension of a tensor with its size; ``...b`` becomes ``b.0``, ``b.1`` and so on."""
     room = len(sizes) - sum(not dim.many for dim in pattern)
     if room < 0 or (room and not any(dim.many for dim in pattern)):
         raise DoesNotFitError(f"does not fit {what} of shape {list(sizes)}")
@@ -285,8 +220,8 @@ def _dims(pattern: Shape, sizes: _Shape, what: str) -> Iterator[tuple[Dim, int]]
         room = 0
 
 
-def _sizes(sizes: dict[str, int], tensors: list[_Laid]) -> dict[str, int]:
-    """Work out the size of every name; a product gives the size of its one unknown part."""
+def _sizes(sizes: dict[str, int], tensors: list[_Dims]) -> dict[str, int]:
+    """Return the size of every name; a product with a single unknown part gives the size of this part."""
     places = [place for dims in tensors for place in dims]
     for dim, size in sorted(places, key=lambda place: len(place[0].names)):
         unknown = [name for name in dim.names if name not in sizes]

@@ -16,13 +16,20 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
+from fxprune.rules.parsing import marked
 from fxprune.rules.registry import overloads, register
 
 
 def replaced(label: Label, changes: dict[int, Axis], states: dict[int, Zero] | None = None) -> Label:
-    """Return a label with other axes in some dimensions."""
+    """Return a label with other axes and states in some dimensions."""
     axes = tuple(changes.get(d, axis) for d, axis in enumerate(label.axes))
     return Label(axes, tuple((states or {}).get(d, zero) for d, zero in enumerate(label.zeros)))
+
+
+def spliced(label: Label, start: int, stop: int, between: Label) -> Label:
+    """Return a label with the dimensions of another label in place of its dimensions from ``start`` to ``stop``."""
+    axes = (*label.axes[:start], *between.axes, *label.axes[stop:])
+    return Label(axes, (*label.zeros[:start], *between.zeros, *label.zeros[stop:]))
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Take:
 
     Attributes:
         notation: the rule as text.
-        pick: what gives, for each result in turn, the picked positions by dimension.
+        pick: gives, from the call, the picked positions by dimension for each result: ``[{1: arange(0, 4)}]`` for ``x[:, :4]``.
     """
 
     notation: str
@@ -55,7 +62,7 @@ def _narrow(call: Call) -> list[dict[int, Index]]:
 
 
 def _pieces(call: Call) -> list[dict[int, Index]]:
-    """Return the consecutive pieces that the results are, by their sizes."""
+    """Return the positions of results that follow one another along a dimension."""
     d = call.dim()
     ends = np.cumsum([0, *(shape[d] for shape in call.shapes)])
     return [{d: np.arange(start, end)} for start, end in itertools.pairwise(ends)]
@@ -68,8 +75,7 @@ def _flip(call: Call) -> list[dict[int, Index]]:
 
 def _roll(call: Call) -> list[dict[int, Index]]:
     shape = call.operand(0).shape
-    if not call["dims"]:
-        # Of one dimension the flattened tensor is the tensor.
+    if not call["dims"]:  # the flattened tensor is rolled; of more than one dimension it stays whole, see ``Roll``
         return [{d: np.roll(np.arange(n), call["shifts"][0]) for d, n in enumerate(shape)}]
     picked: dict[int, Index] = {}
     for shift, d in zip(call["shifts"], call.dims("dims"), strict=True):
@@ -96,13 +102,12 @@ class Select:
     notation: str
 
     def apply(self, call: Call) -> list[Label]:
-        """Freeze the picked positions and return labels without the dimension."""
+        """Keep the picked positions and return labels without the dimension."""
         label, d = call.operand(0), call.dim()
         indices = [call["index"]] if "index" in call.arguments else range(label.shape[d])
         picked = label.axes[d].take(np.array([i % label.shape[d] for i in indices], np.intp))
         call.keep_whole(picked, "is picked by its index")
-        rest = Label(label.axes[:d] + label.axes[d + 1 :], label.zeros[:d] + label.zeros[d + 1 :])
-        return [rest for _ in call.shapes]
+        return [spliced(label, d, d + 1, Label((), ()))] * len(call.shapes)
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class SliceScatter:
     notation: str = "x n, x k -> x n"
 
     def apply(self, call: Call) -> list[Label]:
-        """Couple the written slice with what is written there."""
+        """Couple the slice of operand 0 with operand 1."""
         label, source, d = call.operand(0), call.operand(1), call.dim()
         place = np.arange(label.shape[d])[slice(call["start"], call["end"], call["step"])]
         for k, (one, two) in enumerate(zip(label.axes, source.axes, strict=True)):
@@ -141,7 +146,7 @@ class SelectScatter:
     notation: str = "x !i, x -> x !i"
 
     def apply(self, call: Call) -> list[Label]:
-        """Freeze the written position, couple the other dimensions."""
+        """Keep the written position, couple the other dimensions."""
         label, source, d = call.operand(0), call.operand(1), call.dim()
         call.keep_whole(label.axes[d].take(np.array([call["index"] % label.shape[d]])), "is picked by its index")
         rest = [k for k in range(len(label)) if k != d]
@@ -151,21 +156,21 @@ class SelectScatter:
 
 
 def _between(call: Call) -> str:
-    """Return the pattern of an operator along one dimension, in which every position counts."""
-    label, d = call.operand(0), call.dim() if "dim" in call.arguments else -1
-    names = " ".join(f"!x{k}" if k == d % max(len(label), 1) else f"x{k}" for k in range(len(label)))
+    """Return the pattern of an operator along one dimension that stays whole, as each result position depends on several."""
+    rank = len(call.operand(0))
+    names = " ".join(marked(rank, [call.dim() if "dim" in call.arguments else rank - 1], "!x{}"))
     return f"{names} -> " + ", ".join([names] * len(call.shapes))
 
 
 def _diagonal(call: Call) -> str:
     rank = len(call.operand(0))
     pair = (call["dim1"] % rank, call["dim2"] % rank)
-    names = [f"!x{k}" if k in pair else f"x{k}" for k in range(rank)]
-    return f"{' '.join(names)} -> {' '.join([name for k, name in enumerate(names) if k not in pair])} !n"
+    rest = [f"x{k}" for k in range(rank) if k not in pair]
+    return f"{' '.join(marked(rank, pair, '!x{}'))} -> {' '.join(rest)} !n"
 
 
 def _diag_embed(call: Call) -> str:
-    """Return the pattern of a diagonal matrix; beside the main diagonal places count."""
+    """Return the pattern of a diagonal matrix; beside the main diagonal the row and the column of an element differ."""
     rank = len(call.shapes[0])
     pair = (call["dim1"] % rank, call["dim2"] % rank)
     rest = [f"x{k}" for k in range(rank - 2)]
@@ -181,22 +186,20 @@ def _parts_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> 
     if "indices" in call.arguments:
         return {"indices": [int(end) for end in np.cumsum(sizes)[:-1]]}
     (name,) = {"split_sizes", "split_size", "chunks", "sections"} & call.arguments.keys()
-    # Sizes in place of a number: the caller calls split then.
+    # Where sizes stand in place of a number the caller calls ``split`` instead.
     return {name: sizes if sizes != [label.shape[d] for label in results] else call[name]}
 
 
 def places_left(left: PositionsLeft, axis: Axis) -> Callable[[int], int]:
-    """Return what gives the place of a position among those left: how many are left before it."""
+    """Return the function that gives the place of a position among the positions left: how many are left before it."""
     counts = np.concatenate([[0], np.cumsum(left(axis))])
     return lambda position: int(counts[position])
 
 
 def slice_left(flags: NDArray[np.bool_], given: slice) -> tuple[int, int, int] | None:
-    """Return start, stop and step of a slice among the positions left; None where its places are uneven.
+    """Return start, stop and step of a slice among the positions left; None where no single step picks them.
 
-    Args:
-        flags: for each position whether it is left.
-        given: the slice.
+    Example: of 0 to 5 without 1, ``[::2]`` picks 0, 2, 4, which are places 0, 1, 3: no step gives these.
     """
     start, stop, step = given.indices(len(flags))
     before = np.concatenate([[0], np.cumsum(flags)])
@@ -205,11 +208,10 @@ def slice_left(flags: NDArray[np.bool_], given: slice) -> tuple[int, int, int] |
     picked = np.arange(start, stop, step)
     places = before[picked[flags[picked]]]
     steps = np.unique(np.diff(places))
-    if len(steps) > 1:
-        return None
     if not len(places):
         return 0, 0, 1
-    return int(places[0]), int(places[-1]) + 1, int(steps[0]) if len(steps) else 1
+    step = int(steps[0]) if len(steps) else 1
+    return (int(places[0]), int(places[-1]) + 1, step) if len(steps) < 2 else None
 
 
 def _slice_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
@@ -241,11 +243,9 @@ def _index_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> 
 def _shifts_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
     label = call.operand(0)
     if not call["dims"]:
-        if len(label) != 1:
-            return {}
-        return {"shifts": [_shift_left(call["shifts"][0], label.axes[0], left)]}
+        return {"shifts": [_shift_left(call["shifts"][0], label.axes[0], left)]} if len(label) == 1 else {}
     dims = call.dims("dims")
-    # Where a dimension is rolled twice, the first time takes it all the way.
+    # Where a dimension is rolled twice, the first roll takes both shifts and the second one none.
     whole = {d: sum(shift for shift, other in zip(call["shifts"], dims, strict=True) if other == d) for d in dims}
     return {"shifts": [_shift_left(whole.pop(d, 0), label.axes[d], left) for d in dims]}
 
@@ -254,9 +254,8 @@ def _shift_left(shift: int, axis: Axis, left: PositionsLeft) -> int:
     size = left.size(axis)
     if size == axis.size:
         return shift
-    # What was the last part comes first.
-    moved = shift % axis.size
-    shifted = size - places_left(left, axis)(axis.size - moved)
+    # A roll by 3 brings the last 3 positions to the front; the new shift is how many of them are left.
+    shifted = size - places_left(left, axis)(axis.size - shift % axis.size)
     return shifted if shift >= 0 else shifted - size
 
 
@@ -279,7 +278,7 @@ register(overloads("select_scatter"), OpCard(SelectScatter(), _index_left))
 register(overloads("tril triu tril_ triu_"), Pattern("...x !i !j -> ...x !i !j", zeros="0"))
 register(overloads("diagonal diagonal_copy"), Pattern(_diagonal, "x !i !j -> x !n", zeros="0"))
 register(overloads("diag_embed"), Pattern(_diag_embed, "x i -> x i i", zeros="0"))
-# Sums of ones count positions: with some of them gone they would count other ones.
+# A cumulative sum of ones numbers the positions, and the numbers change if positions before them go.
 register(overloads("cumsum cumprod cummax cummin"), Pattern(_between, "x !n -> x !n", zeros="0, n"))
 register(overloads("logcumsumexp argsort argsort.stable"), Pattern(_between, "x !n -> x !n", zeros="n"))
 register(overloads("sort sort.stable"), Pattern(_between, "x !n -> x !n, x !n", zeros="0, n"))

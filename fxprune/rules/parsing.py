@@ -1,9 +1,10 @@
-"""Reads the notation of :mod:`fxprune.rules.notation`."""
+"""Reads the notation of :mod:`fxprune.rules.notation`, and writes the parts that patterns of many calls share."""
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from fxprune.errors import RuleError
@@ -18,9 +19,9 @@ class Dim:
     """One dimension in a pattern.
 
     Attributes:
-        names: the names whose product it is; one, unless in parentheses.
-        mixed: the names among them that are mixing points.
-        whole: whether it stays whole.
+        names: the names whose product the dimension is; a single name, unless in parentheses.
+        mixed: the names that are mixing points.
+        whole: the names that stay whole.
         many: whether it stands for any number of dimensions.
     """
 
@@ -84,3 +85,14 @@ def check_zeros(zeros: str, operands: int) -> None:
                 f"{factor!r} in zeros={zeros!r} is neither the number of one of {operands} operands, counted from 0, "
                 "nor one of 'n' (some number), 'z' (zero), 'u' (unknown)"
             )
+
+
+def marked(rank: int, dims: Container[int], token: str) -> list[str]:
+    """Return names of ``rank`` dimensions, those of ``dims`` by ``token``: ``marked(2, [1], "!x{}")`` is ``["x0", "!x1"]``."""
+    return [token.format(d) if d in dims else f"x{d}" for d in range(rank)]
+
+
+def broadcasting(names: Sequence[str], shape: Sequence[int]) -> str:
+    """Return the dimensions of a tensor that broadcasts to dimensions of these names: those of size one are "1"."""
+    own = names[len(names) - len(shape) :]
+    return " ".join("1" if size == 1 else name for name, size in zip(own, shape, strict=True))

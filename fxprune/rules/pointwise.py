@@ -12,6 +12,7 @@ from torch import Tensor
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
+from fxprune.rules.parsing import broadcasting
 from fxprune.rules.registry import overloads, register
 from fxprune.torch_internals.operators import OpOverload, no_modes
 from fxprune.torch_internals.tensors import pytree
@@ -26,30 +27,28 @@ def broadcast(call: Call) -> str:
 def _broadcast(operands: tuple[tuple[int, ...] | None, ...], results: tuple[tuple[int, ...], ...]) -> str:
     rank = len(results[0]) if results else max((len(shape) for shape in operands if shape is not None), default=0)
     names = [f"x{d}" for d in range(rank)]
-
-    def side(shape: tuple[int, ...]) -> str:
-        return " ".join("1" if size == 1 else name for name, size in zip(names[rank - len(shape) :], shape, strict=True))
-
-    return f"{', '.join('' if shape is None else side(shape) for shape in operands)} -> {', '.join(map(side, results))}"
+    before = ", ".join("" if shape is None else broadcasting(names, shape) for shape in operands)
+    return f"{before} -> {', '.join(broadcasting(names, shape) for shape in results)}"
 
 
 class Pointwise:
     """The rule of all element-wise operators.
 
-    What the result holds at removed positions is found out by calling the operator on zeros.
+    The state of the result at removed positions comes from a call of the operator on zeros: ``sigmoid(0)`` is 0.5, FINITE.
     """
 
     notation = "...x, ...x -> ...x"
     _pattern = Pattern(broadcast)
 
     def __init__(self) -> None:
-        # What an operator makes of zeros, by operator and plain arguments, and then by operands that are zero.
+        # The state of the result, by operator and plain arguments, and then by the states of the operands.
         self._known: dict[tuple[OpOverload, str], dict[tuple[Zero | None, ...], Zero]] = {}
 
     def apply(self, call: Call) -> list[Label]:
         """Couple what meets in the call, and return the label of each tensor that it returned."""
         results = self._pattern.apply(call)
-        rank, known = len(results[0]) if results else 0, self._states(call)
+        rank = len(results[0]) if results else 0
+        known = self._known.setdefault((call.op, str([_plain(value) for value in call.arguments.values()])), {})
         states: list[Zero] = []
         for d in range(-rank, 0):
             at = tuple([_state(operand, d) for operand in call.operands])
@@ -58,16 +57,11 @@ class Pointwise:
             states.append(known[at])
         return [Label(label.axes, tuple(states[rank - len(label) :])) for label in results]
 
-    def _states(self, call: Call) -> dict[tuple[Zero | None, ...], Zero]:
-        """Return what is known of the operator with these plain arguments: its result by what stands in its operands."""
-        key = (call.op, str([_plain(value) for value in call.arguments.values()]))
-        return self._known.setdefault(key, {})
-
     def _evaluate(self, call: Call, states: tuple[Zero | None, ...]) -> Zero:
         if Zero.UNKNOWN in states:
             return Zero.UNKNOWN
         if torch.Tag.nondeterministic_seeded in call.op.tags:
-            return Zero.FINITE  # one draw proves nothing, and is the user's to make
+            return Zero.FINITE  # a single draw proves nothing, and would advance the user's random state
         return _try(call, states)
 
 
@@ -78,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 
 def _state(operand: Label | None, d: int) -> Zero | None:
-    """Return what an operand holds at the positions removed along the result's dimension ``d``, counted from the end."""
+    """Return the state of an operand where positions of the result's dimension ``d``, counted from the end, are removed."""
     if operand is None:
         return None
     if len(operand) < -d or operand.axes[d].size == 1:
@@ -86,26 +80,26 @@ def _state(operand: Label | None, d: int) -> Zero | None:
     return operand.zeros[d]
 
 
-# Positive numbers: a root or a logarithm in a model takes what is positive, or the model itself is not finite.
+# Positive numbers, as the operands of roots and logarithms in models are.
 _USUAL = torch.tensor([0.7, 1.3, 2.1])
 _ANY = torch.tensor([0.7, -1.3, 2.1, -40.0, 0.02, 5e3, -0.3, 17.0])
 
 
 def _try(call: Call, states: tuple[Zero | None, ...]) -> Zero:
-    """Call the operator on zeros for the operands that are zero, and on some numbers for the others."""
+    """Return the state of the result where operands are in these states, from calls on zeros and on some other numbers."""
     with no_modes(), torch.no_grad():
         usual = _values(call, states, _USUAL)
         if usual is None or not usual.isfinite().all() or not _has_gradient(call, states):
             return Zero.UNKNOWN
         if usual.any():
             return Zero.FINITE
-        # Zero by chance, as a comparison or a clamp may be, or whatever the others are?
-        others = _values(call, states, _ANY)
-        return Zero.FINITE if others is None or others.any() else Zero.ZERO
+        # A comparison or a clamp may be zero by chance, so the operands that are not zero take other numbers as well.
+        any_values = _values(call, states, _ANY)
+        return Zero.FINITE if any_values is None or any_values.any() else Zero.ZERO
 
 
 def _has_gradient(call: Call, states: tuple[Zero | None, ...]) -> bool:
-    """Tell whether the gradient is finite at zero, too, as that of a square root is not; masked zeros would spread it."""
+    """Tell whether the gradient at zero is finite; that of a square root is not, and 0 * inf in a mask's gradient is nan."""
     with torch.inference_mode(False), torch.enable_grad():
         inputs: list[Tensor] = []
         result = _values(call, states, _USUAL, inputs)
@@ -120,15 +114,15 @@ def _has_gradient(call: Call, states: tuple[Zero | None, ...]) -> bool:
 
 
 def _values(call: Call, states: tuple[Zero | None, ...], numbers: Tensor, inputs: list[Tensor] | None = None) -> Tensor | None:
-    """Return what the operator makes of zeros and some numbers; None if it takes no such operands.
+    """Return the results, flattened, of the operator on zeros and ``numbers``; None if it does not take such operands.
 
-    Where there are ``inputs``, the operands that are zero take part in a gradient and are listed there.
+    The operands that are zero require a gradient and are appended to ``inputs``, if there is such a list.
     """
     waiting = [state for state in states if state is not None]
 
     def stand_in(leaf: Tensor) -> Tensor:
         state = waiting.pop(0)
-        # No two operands are alike.
+        # Every operand has other numbers, so that a difference of operands is not zero.
         values = torch.zeros(len(numbers)) if state is Zero.ZERO else numbers.roll(len(waiting)) + 0.05 * len(waiting)
         values = values if leaf.dim() else values[0]
         if leaf.is_complex():
@@ -140,22 +134,17 @@ def _values(call: Call, states: tuple[Zero | None, ...], numbers: Tensor, inputs
         return values
 
     returned = [result.reshape(-1) for result in called_on(call, stand_in) or ()]
-    if not returned:  # an operator that does not take such operands says nothing about zeros
+    if not returned:
         return None
     return torch.cat(returned) if inputs is not None else torch.cat([r.to(torch.complex128) for r in returned])
 
 
 def called_on(call: Call, stand_in: Callable[[Tensor], Tensor]) -> list[Tensor] | None:
-    """Return what an operator makes of other tensors, on the CPU; None if it does not take them.
-
-    Args:
-        call: a call of the operator.
-        stand_in: what gives, for each tensor of the call in turn, the tensor in its place.
-    """
+    """Repeat a call on the CPU with ``stand_in(tensor)`` in place of each tensor; return None if the operator refuses them."""
 
     def replaced(leaf: Any) -> Any:
         if isinstance(leaf, torch.device):
-            return torch.device("cpu")  # where there are values
+            return torch.device("cpu")
         return stand_in(leaf) if isinstance(leaf, Tensor) else leaf
 
     try:
@@ -167,7 +156,7 @@ def called_on(call: Call, stand_in: Callable[[Tensor], Tensor]) -> list[Tensor] 
 
 POINTWISE = Pointwise()
 
-# Element-wise, though torch does not tag them so, or its older versions do not.
+# Element-wise operators that torch, or an older version of it, does not tag as pointwise.
 register(
     overloads(
         "_to_copy to.dtype to.dtype_layout to.device contiguous clone detach alias lift lift_fresh lift_fresh_copy "
@@ -187,6 +176,6 @@ register(
     ),
     POINTWISE,
 )
-# What is drawn at random scales, so that zeros stay.
+# The random numbers are factors, so that zeros stay.
 register(overloads("native_dropout"), Pattern("...x -> ...x, ...x", zeros="0, n"))
 register(overloads("rrelu"), Pattern("...x -> ...x", zeros="0"))

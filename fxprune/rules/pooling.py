@@ -14,24 +14,19 @@ from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
 
-def _places(count: int) -> Callable[[Call], str]:
-    """Return what makes the pattern of an operator over the last ``count`` dimensions."""
-    before = " ".join(f"!s{k}" for k in range(count))
-    after = " ".join(f"!t{k}" for k in range(count))
+def _pooling(count: int) -> Pattern:
+    """Return the rule of an operator over the last ``count`` dimensions."""
+    before, after = (" ".join(f"!{name}{k}" for k in range(count)) for name in "st")
 
     def pattern(call: Call) -> str:
         return f"...x {before} -> " + ", ".join([f"...x {after}"] * len(call.shapes))
 
-    return pattern
-
-
-def _pooling(count: int) -> Pattern:
-    places = " ".join(["!s"] * count)
-    return Pattern(_places(count), f"...x {places} -> ...x {places.replace('s', 't')}", zeros="0, n")
+    doc = f"...x {' '.join(['!s'] * count)} -> ...x {' '.join(['!t'] * count)}"
+    return Pattern(pattern, doc, zeros="0, n")
 
 
 def _averages_its_places(call: Call) -> bool:
-    """Tell whether no zeros around a plane enter its averages, and each is divided by the number of its places."""
+    """Tell whether the average of a plane of 0.7 is 0.7 everywhere: no padding counts, no other divisor is given."""
     counts_border = any(np.atleast_1d(call["padding"])) and call["count_include_pad"]
     return not counts_border and call.arguments.get("divisor_override") is None
 
@@ -47,7 +42,7 @@ for _count in (1, 2, 3):
         OpCard(_pooling(_count), keeps_numbers=True),
     )
     register(overloads(f"avg_pool{_count}d"), OpCard(_pooling(_count), keeps_numbers=_averages_its_places))
-# The second result says where each maximum was.
+# The second result is the index of each maximum.
 register(overloads("fractional_max_pool2d"), Pattern("...x !h !w, ...x !n -> ...x !y !x, ...x !y !x", zeros="0, n"))
 register(overloads("fractional_max_pool3d"), Pattern("...x !d !h !w, ...x !n -> ...x !z !y !x, ...x !z !y !x", zeros="0, n"))
 for _names, _count in (

@@ -12,7 +12,7 @@ from fxprune.rules.registry import overloads, register
 
 
 def _network(gates: int, states: int) -> Callable[[Call], str]:
-    """Return what makes the pattern of a recurrent network of several layers and directions.
+    """Return the function that gives the pattern of a recurrent network of several layers and directions.
 
     All layers share one initial state tensor, hence one hidden size: unit j of every layer and direction goes together.
     """
@@ -20,7 +20,6 @@ def _network(gates: int, states: int) -> Callable[[Call], str]:
     def pattern(call: Call) -> str:
         directions = 2 if call["bidirectional"] else 1
         wide, mixed = ("(!d {0})", "(!d [{0}])") if directions == 2 else ("{0}", "[{0}]")
-        given = iter(call.operands[1 + states :])
         params: list[str] = []
         projected = states == 2 and call.operand(1).shape[-1] != call.operand(2).shape[-1]
         out = "r" if projected else "h"
@@ -29,7 +28,7 @@ def _network(gates: int, states: int) -> Callable[[Call], str]:
                 params += ["(!g h) [i]" if layer == 0 else f"(!g h) {mixed.format(out)}", f"(!g h) [{out}]"]
                 params += ["(!g h)", "(!g h)"] if call["has_biases"] else []
                 params += ["r [h]"] if projected else []
-        assert len(list(given)) == len(params)
+        assert len(call.operands) == 1 + states + len(params)
         state = [f"!l b {out}", "!l b h"][:states]
         inputs = "b !t [i]" if call["batch_first"] else "!t b [i]"
         result = f"b !t {wide.format(out)}" if call["batch_first"] else f"!t b {wide.format(out)}"
@@ -43,7 +42,7 @@ def _sizes(gates: int) -> Callable[[Call], dict[str, int]]:
 
 
 def _all_but_input(call: Call) -> str:
-    """Gates of zeros keep a zero state at zero."""
+    """Return how zeros travel: where a unit's weights, biases and state are zero its gates keep the state at zero."""
     return "+".join(str(i) for i in range(1, len(call.operands)))
 
 
@@ -57,7 +56,7 @@ def _cell(states: int) -> Callable[[Call], str]:
 
 
 def _work(call: Call) -> list[Work]:
-    """Every weight is one matrix product at each step."""
+    """Return the work: each weight takes part in one matrix product per time step."""
     steps = math.prod(call.shapes[0][:-1])
     weights = [label for label in call.operands[2:] if label is not None and len(label) == 2]
     return [Work.of_products(weight.axes, steps) for weight in weights]

@@ -11,36 +11,34 @@ from fxprune.functional.over_kept import var_mean_of_kept, var_of_kept
 from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, OverKept
 from fxprune.rules.notation import Pattern
+from fxprune.rules.parsing import broadcasting, marked
 from fxprune.rules.registry import op_card, overloads, register
 
 
-def _mark(call: Call, token: str) -> tuple[list[str], list[int]]:
-    """Return a token for each dimension of operand 0, and the dimensions that the call works along."""
-    dims = call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
-    names = [token.format(k) if k in dims else f"x{k}" for k in range(len(call.operand(0)))]
-    return names, dims
+def _dims(call: Call) -> list[int]:
+    """Return the dimensions that a call works along."""
+    return call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
 
 
 def _reduced(token: str) -> Callable[[Call], str]:
     def pattern(call: Call) -> str:
-        names, dims = _mark(call, token)
-        rank = len(call.shapes[0])
-        kept = [("1" if k in dims else name) for k, name in enumerate(names) if rank == len(names) or k not in dims]
-        return f"{' '.join(names)} -> " + ", ".join([" ".join(kept)] * len(call.shapes))
+        rank, dims = len(call.operand(0)), _dims(call)
+        kept = [name for k, name in enumerate(marked(rank, dims, "1")) if rank == len(call.shapes[0]) or k not in dims]
+        return f"{' '.join(marked(rank, dims, token))} -> " + ", ".join([" ".join(kept)] * len(call.shapes))
 
     return pattern
 
 
 def _along(token: str) -> Callable[[Call], str]:
     def pattern(call: Call) -> str:
-        names, _ = _mark(call, token)
-        return f"{' '.join(names)} -> {' '.join(names)}"
+        names = " ".join(marked(len(call.operand(0)), _dims(call), token))
+        return f"{names} -> {names}"
 
     return pattern
 
 
 def _norm(call: Call) -> str:
-    """Return the pattern of a norm; one of negative order is that of its smallest elements, which zeros would be."""
+    """Return the pattern of a norm; a norm of negative order grows from its smallest elements, so zeros are not neutral."""
     order = call.arguments.get("ord", call.arguments.get("p"))
     return _reduced("[x{}]" if order is None or order >= 0 else "!x{}")(call)
 
@@ -56,18 +54,16 @@ def _correction(call: Call) -> float:
 
 
 def degrees_lost(call: Call) -> int:
-    """Return how many degrees of freedom a call of a variance takes off: so many numbers have none.
+    """Return the correction of a call of ``var``, ``std``, ``var_mean`` or ``std_mean``; 0 for other operators.
 
-    Args:
-        call: a call of ``var``, ``std``, ``var_mean`` or ``std_mean``; 0 for any other.
+    So few numbers have no variance: with a correction of 1 a single number divides by zero.
     """
     return math.floor(_correction(call)) if op_card(call.op).rule is _VARIANCE else 0
 
 
 def _moments(call: Call, root: bool) -> dict[str, Any]:
-    dims = call.dims() if "dim" in call.arguments else list(range(len(call.operand(0))))
     keepdim = bool(call.arguments.get("keepdim", False))
-    return {"dims": dims, "correction": _correction(call), "keepdim": keepdim, "root": root}
+    return {"dims": _dims(call), "correction": _correction(call), "keepdim": keepdim, "root": root}
 
 
 register(overloads("sum sum.dim_IntList nansum"), reduction("sum"))
@@ -86,7 +82,7 @@ register(overloads("amax"), OpCard(reduction("max"), keeps_numbers=True))
 register(overloads("max"), reduction("max"))
 register(overloads("amin"), OpCard(reduction("min"), keeps_numbers=True))
 register(overloads("min"), reduction("min"))
-# They also say at which position, which counts those before it.
+# The second result is the position, a number that counts the positions before it.
 register(overloads("max.dim min.dim"), Pattern(_reduced("!x{}"), "x !n -> x, x", zeros="0, n"))
 register(overloads("aminmax"), Pattern(_reduced("!x{}"), "x !n -> x, x", zeros="0"))
 register(overloads("prod prod.dim_int"), reduction("prod"))
@@ -99,47 +95,42 @@ register(overloads("any any.dim any.dims count_nonzero count_nonzero.dim_IntList
 register(overloads("all all.dim all.dims"), reduction("prod"))
 register(overloads("argmax argmin"), Pattern(_reduced("!x{}"), "x !n -> x", zeros="n"))
 register(overloads("median.dim mode kthvalue nanmedian.dim median"), Pattern(_reduced("!x{}"), "x !n -> x, x", zeros="0, n"))
-# The removed positions are filled before, and come out as zero.
+# The correction fills removed positions with minus infinity, so that their softmax is zero ...
 register(
     overloads("softmax.int _softmax _safe_softmax"),
     Pattern(_along("[x{}]"), "x [n] -> x [n]", zeros="n", mixed_zeros="z", mixes="softmax"),
 )
 register(
     overloads("log_softmax.int _log_softmax"),
-    # The removed positions are filled before, and come out as minus infinity.
+    # ... and their log-softmax minus infinity.
     Pattern(_along("[x{}]"), "x [n] -> x [n]", zeros="n", mixed_zeros="u", mixes="softmax"),
 )
 
 
 def _glu(call: Call) -> str:
     d = call.dim()
-    names = [f"x{k}" for k in range(len(call.operand(0)))]
-    halves = [f"(!h x{k})" if k == d else name for k, name in enumerate(names)]
-    return f"{' '.join(halves)} -> {' '.join(names)}"
+    rank = len(call.operand(0))
+    return f"{' '.join(marked(rank, [d], '(!h x{})'))} -> {' '.join(marked(rank, [], ''))}"
 
 
 def _transformed(call: Call) -> str:
     """Return the pattern of a Fourier transform: every position along the transformed dimensions counts."""
     dims = [d % len(call.operand(0)) for d in call["dim"]]
-    before, after = ([f"!{n}{k}" if k in dims else f"x{k}" for k in range(len(call.operand(0)))] for n in "nm")
+    before, after = (marked(len(call.operand(0)), dims, token) for token in ("!n{}", "!m{}"))
     return f"{' '.join(before)} -> {' '.join(after)}"
 
 
 def _top(call: Call) -> str:
-    d = call.dim()
-    before, after = ([f"!{n}" if k == d else f"x{k}" for k in range(len(call.operand(0)))] for n in ("n", "t"))
+    before, after = (marked(len(call.operand(0)), [call.dim()], token) for token in ("!n", "!t"))
     return f"{' '.join(before)} -> {', '.join([' '.join(after)] * len(call.shapes))}"
 
 
 def _cosine(call: Call) -> str:
     rank = max(len(call.operand(0)), len(call.operand(1)))
     d = call["dim"] % rank
-    operands = []
-    for i in range(2):
-        shape = call.operand(i).shape
-        names = [f"[x{k}]" if k == d else f"x{k}" for k in range(rank - len(shape), rank)]
-        operands.append(" ".join("1" if size == 1 else name for name, size in zip(names, shape, strict=True)))
-    return f"{', '.join(operands)} -> {' '.join('1' if n == 1 else f'x{k + (k >= d)}' for k, n in enumerate(call.shapes[0]))}"
+    names = marked(rank, [d], "[x{}]")
+    x, y = (broadcasting(names, call.operand(i).shape) for i in range(2))
+    return f"{x}, {y} -> {broadcasting([*names[:d], *names[d + 1 :]], call.shapes[0])}"
 
 
 register(overloads("glu"), Pattern(_glu, "(!h x) -> x", zeros="0", sizes=lambda call: {"h": 2}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,45 +19,42 @@ def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
     axes: list[Axis] = []
     states: list[Zero] = []
     for old, new in _blocks(label.shape, shape):
-        if old == [*range(len(axes), len(axes) + len(new))] and [label.shape[d] for d in old] == [shape[d] for d in new]:
+        if old == new and [label.shape[d] for d in old] == [shape[d] for d in new]:
             axes += [label.axes[d] for d in old]
             states += [label.zeros[d] for d in old]
             continue
         axis, state = Axis.whole(1), Zero.ZERO
-        for k, d in enumerate(old):
-            axis = label.axes[d] if k == 0 else axis.merge(label.axes[d])
-            if not label.axes[d].is_whole:  # what cannot go says nothing about what stands where something went
+        for d in old:
+            axis = label.axes[d] if d == old[0] else axis.merge(label.axes[d])
+            if not label.axes[d].is_whole:  # a whole axis has no removed positions, so its state says nothing
                 state = min(state, label.zeros[d])
-        for k, d in enumerate(new):
-            part = axis
-            if k + 1 < len(new):
-                part, axis = call.units.split(axis, shape[d], call.why("has to keep the layout of this view"))
+        for d in new[:-1]:
+            part, axis = call.units.split(axis, shape[d], call.why("has to keep the layout of this view"))
             axes.append(part)
+        axes += [axis] * (len(new) > 0)
         states += [state] * len(new)
     return Label(tuple(axes), tuple(states))
 
 
-def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Return the smallest runs of dimensions that hold the same elements in both shapes."""
-    blocks: list[tuple[list[int], list[int]]] = []
+def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Yield the smallest runs of dimensions that hold the same elements in both shapes.
+
+    Example: for (6, 5) and (2, 3, 5) they are (0) and (0, 1), then (1) and (2).
+    """
     i = j = 0
     if 0 in old:
-        return [(list(range(len(old))), list(range(len(new))))]
+        i, j = len(old), len(new)
+        yield range(i), range(j)
     while i < len(old) or j < len(new):
-        a, b = list[int](), list[int]()
-        size_a = size_b = 1
-        # A size of one stands alone where the other side has one as well.
-        if i < len(old) and j < len(new) and old[i] == new[j]:
-            a, b, i, j = [i], [j], i + 1, j + 1
-            blocks.append((a, b))
-            continue
-        while not (a or b) or size_a != size_b:
+        a, b, size_a, size_b = i, j, 1, 1
+        if i < len(old) and j < len(new) and old[i] == new[j]:  # two sizes of one are a run of their own
+            i, j = i + 1, j + 1
+        while (i, j) == (a, b) or size_a != size_b:
             if (size_a <= size_b and i < len(old)) or j >= len(new):
-                a, size_a, i = [*a, i], size_a * old[i], i + 1
+                size_a, i = size_a * old[i], i + 1
             else:
-                b, size_b, j = [*b, j], size_b * new[j], j + 1
-        blocks.append((a, b))
-    return blocks
+                size_b, j = size_b * new[j], j + 1
+        yield range(a, i), range(b, j)
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class View:
 
 
 def _like_other(call: Call, label: Label) -> Label:
-    """Couple a result with the second operand where there is one, which gave the shape (``view_as``, ``expand_as``)."""
+    """Couple a result with operand 1, if there is one, which gave the shape (``view_as``, ``expand_as``)."""
     for one, other in zip(label.axes, call.operand(1).axes if len(call.operands) > 1 else (), strict=False):
         call.couple(one, other)
     return label
@@ -87,7 +84,7 @@ class Move:
 
     Attributes:
         notation: the rule as text.
-        order: what gives the old dimension of every new one, from the call.
+        order: gives, from the call, the old dimension of each new dimension.
     """
 
     notation: str
@@ -117,13 +114,9 @@ def _swap_last(call: Call) -> list[int]:
 
 def _move(call: Call) -> list[int]:
     rank = len(call.operand(0))
-    moved = {t % rank: s % rank for s, t in zip(_list(call["source"]), _list(call["destination"]), strict=True)}
+    moved = dict(zip(call.dims("destination"), call.dims("source"), strict=True))
     rest = iter(d for d in range(rank) if d not in moved.values())
     return [moved[d] if d in moved else next(rest) for d in range(rank)]
-
-
-def _list(value: int | list[int]) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ def _kept_or_whole(call: Call) -> str:
 def sizes_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
     """Return the shape that is left of the result, by the argument that names it, if there is one."""
     shape = list(left.shape(results[0]))
-    if "sizes" in call.arguments:  # of the dimensions that another is split into
+    if "sizes" in call.arguments:  # those of the dimensions that ``unflatten`` makes of a single dimension
         d = call.dim()
         return {"sizes": shape[d : d + len(call["sizes"])]}
     return {name: shape for name in ("size", "shape") if name in call.arguments}
@@ -166,8 +159,7 @@ register(
     overloads(
         "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten.using_ints unflatten.int ravel squeeze "
         "squeeze.dim squeeze.dims unsqueeze view_copy squeeze_copy squeeze_copy.dim squeeze_copy.dims unsqueeze_copy "
-        "atleast_1d atleast_2d "
-        "_reshape_copy"
+        "atleast_1d atleast_2d _reshape_copy"
     ),
     OpCard(View(), sizes_left),
 )
@@ -177,7 +169,7 @@ register(overloads("transpose.int transpose_copy.int swapdims"), Move("a b -> b 
 register(overloads("swapaxes"), Move("a b -> b a", _swap("axis0", "axis1")))
 register(overloads("movedim.int movedim.intlist moveaxis.int moveaxis.intlist"), Move("a b c -> b c a", _move))
 register(overloads("t numpy_T t_copy"), Move("a b -> b a", lambda call: range(len(call.operand(0)))[::-1]))
-# Only the dtype or the device of the other operand counts.
+# Operand 1 gives its dtype or its device alone.
 register(overloads("type_as to.other"), Move("x, _ -> x", lambda call: range(len(call.operand(0)))))
 register(overloads("mT adjoint mH"), Move("...x a b -> ...x b a", _swap_last))
 register(overloads("view.dtype"), Pattern(_kept_or_whole, "...x !a -> ...x !b", zeros="0"))

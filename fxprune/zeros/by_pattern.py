@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from fxprune.rules.call import Call
-from fxprune.rules.notation import Dim, Layout, Pattern
+from fxprune.rules.notation import Dim, Pattern
 from fxprune.rules.registry import op_card
 from fxprune.torch_internals.operators import arguments_of
 from fxprune.zeros.slice_states import Slices, SliceState, added, multiplied
 
 Known = tuple[Slices | None, ...]
-"""What is known of a tensor, for each dimension; None where there are just numbers."""
+"""What is known of a tensor, for each dimension; None where the values are just numbers."""
 
 
 def nothing_of(shape: Sequence[int]) -> Known:
@@ -22,63 +23,66 @@ def nothing_of(shape: Sequence[int]) -> Known:
 
 
 class Reading:
-    """Reads the text that says how zeros travel, slice by slice."""
+    """Evaluates the zeros text of a pattern on the slices of a call's operands.
+
+    For ``linear`` the text ``"0*1+2"`` holds of output 3: if slice 3 of the weight is zero and slice 3 of the bias is 0.5
+    throughout, slice 3 of the result is 0.5 throughout.
+    """
 
     def __init__(self, rule: Pattern, call: Call, operands: Sequence[Known]) -> None:
         self.call, self.operands = call, list(operands)
-        self.layout: Layout = rule.layout(call)
-        dims = [dim for dims in (*self.layout.operands.values(), *self.layout.results) for dim in dims or ()]
-        # Where every position counts a zero may turn up at another one.
+        self.layout = rule.lay(call)
+        dims = [dim for dims in (*self.layout.operands.values(), *self.layout.results) for dim, _ in dims or ()]
+        # Along a whole axis the operator may move values, as ``sort`` does: position 2 of the result need not come from
+        # position 2 of the operand, so that what is known of the operand there says nothing of the result.
         self.whole = {name for dim in dims for name in dim.whole}
         self.mixed = {name for dim in dims for name in dim.mixed}
-        self.zeros, self.mixed_zeros = self.layout.zeros, rule.mixed_zeros
+        self.zeros, self.mixed_zeros = rule.zeros_of(call), rule.mixed_zeros
         if self.mixed_zeros is not None:
-            # Where the rule counts on masks to make zeros, norms need them in what they divide.
+            # "z" relies on the correction that a masked graph has, and this graph has none. A softmax then makes some number
+            # of a zero; a norm divides by a number, so that zeros of operand 0 stay.
             self.mixed_zeros = self.mixed_zeros.replace("z", "0" if rule.mixes == "norm" else "n")
         self._read_running_mean()
 
     def _read_running_mean(self) -> None:
-        """Let zeros pass a batch norm whose running mean is zero there, too; otherwise the modes differ."""
+        """Let zeros pass a batch norm where its running mean is zero as well; elsewhere train and eval mode differ."""
         is_ours = self.call.op.namespace == "aten" and op_card(self.call.op).batch_norm_scale is not None
         if not is_ours or self.call.arguments.get("running_mean") is None:
             return
-        index = _number_of(self.call, "running_mean")
-        inputs, means = (self.operands[i][d] if len(self.operands[i]) > d else None for i, d in ((0, 1), (index, 0)))
+        mean = self.operands[_number_of(self.call, "running_mean")]
         still = None
-        if inputs is not None and means is not None:
-            zero = (inputs.states == SliceState.ZERO) & (means.states == SliceState.ZERO)
-            still = Slices(
-                np.where(zero, SliceState.ZERO, np.minimum(inputs.states, SliceState.FINITE)).astype(np.int8),
-                0.0 * inputs.values,
-            )
+        if len(self.operands[0]) > 1 and (inputs := self.operands[0][1]) is not None and mean and mean[0] is not None:
+            zero = (inputs.states == SliceState.ZERO) & (mean[0].states == SliceState.ZERO)
+            states = np.where(zero, SliceState.ZERO, np.minimum(inputs.states, SliceState.FINITE)).astype(np.int8)
+            still = Slices(states, np.zeros_like(inputs.values))
         self.operands[0] = tuple(still if d == 1 else s for d, s in enumerate(self.operands[0]))
         self.zeros = "0*1+2"
 
     def result(self, index: int) -> Known:
-        """Return what is known of one of the results."""
+        """Return what is known of a result."""
         dims = self.layout.results[index]
         if dims is None:
             return nothing_of(self.call.shapes[index])
         parts = self.zeros.split(",")
         zeros = parts[min(index, len(parts) - 1)].strip()
-        return tuple(self._along(dim, zeros, index) for dim in dims)
+        return tuple(self._along(dim, zeros, index) for dim, _ in dims)
 
     def _along(self, dim: Dim, zeros: str, index: int) -> Slices | None:
+        """Return what is known along a dimension, which several names may share, as in ``(g c)``."""
         names = [name for name in dim.names if name not in self.whole]
-        found = None
-        if self.mixed_zeros is None:
-            forms = [(names, zeros)]
-        else:
+        forms = [(names, zeros)]
+        if self.mixed_zeros is not None:
             apart = [name for name in names if name not in self.mixed]
             forms = [(apart, zeros), (names if len(apart) < len(names) else [], self.mixed_zeros)]
+        grids = []
         for some, text in forms:
             if some:
-                grid = self._sum(text, some, index).expand([self.layout.sizes[name] for name in some])
-                grid = grid.reshape([self.layout.sizes[name] if name in some else 1 for name in dim.names])
-                found = grid if found is None else found.join(grid)
-        if found is None:
-            return None
-        return found.expand([self.layout.sizes[name] for name in dim.names]).reshape([-1])
+                grid = self._sum(text, some, index).expand(self._sizes(some))
+                grids.append(grid.reshape([self.layout.sizes[name] if name in some else 1 for name in dim.names]))
+        return functools.reduce(Slices.join, grids).expand(self._sizes(dim.names)).reshape([-1]) if grids else None
+
+    def _sizes(self, names: Sequence[str]) -> list[int]:
+        return [self.layout.sizes[name] for name in names]
 
     def _sum(self, text: str, names: Sequence[str], index: int) -> Slices:
         terms = []
@@ -92,24 +96,19 @@ class Reading:
         return added(terms) if terms else Slices.all(SliceState.FINITE, [1] * len(names))
 
     def _factor(self, factor: str, names: Sequence[str]) -> Slices | None:
-        one = [1] * len(names)
-        if factor == "z":
-            return Slices.all(SliceState.ZERO, one)
-        if factor == "n":
-            return Slices.all(SliceState.FINITE, one)
-        if factor == "u":  # of zeros
-            zero = added([Slices.all(SliceState.FINITE, one)])
-            for i in range(len(self.operands)):
-                here = self.on(i, names)
-                zero = Slices(
-                    np.where(here.states == SliceState.ZERO, SliceState.UNKNOWN, zero.states).astype(np.int8), 0.0 * here.values
-                )
-            return zero
+        """Return what is known of a factor, such as "0" or "n"; None of an operand that was left out."""
+        if factor == "u":  # unknown wherever an operand is zero
+            zero = [self._on(i, names).states == SliceState.ZERO for i in range(len(self.operands))]
+            flags = np.logical_or.reduce(np.broadcast_arrays(np.zeros([1] * len(names), bool), *zero))
+            return Slices(np.where(flags, SliceState.UNKNOWN, SliceState.FINITE).astype(np.int8), np.zeros(flags.shape))
+        if not factor.isdecimal():
+            return Slices.all(SliceState.ZERO if factor == "z" else SliceState.FINITE, [1] * len(names))
         operand = int(factor)
-        return None if operand >= len(self.operands) or self.call.operands[operand] is None else self.on(operand, names)
+        left_out = operand >= len(self.operands) or self.call.operands[operand] is None
+        return None if left_out else self._on(operand, names)
 
     def _passes_numbers(self, factor: str, index: int) -> bool:
-        """Tell whether a term that is an operand alone is that operand, number by number."""
+        """Tell whether a term of this one factor is an operand whose numbers the result takes over as they are."""
         if not factor.isdecimal():
             return False
         arguments, operand = self.call.arguments, int(factor)
@@ -122,22 +121,19 @@ class Reading:
             return True
         return operand == 0 and bool(arguments.get("beta") == 1)
 
-    def on(self, operand: int, names: Sequence[str]) -> Slices:
-        """Return what is known of an operand on the grid of ``names``; of size one along those that it does not have."""
-        found = None
-        for slices, dim in zip(self.operands[operand], self.layout.operands.get(operand, ()), strict=False):
+    def _on(self, operand: int, names: Sequence[str]) -> Slices:
+        """Return what is known of an operand on the grid of ``names``; of size one along names that it does not have."""
+        grids = []
+        for slices, (dim, _) in zip(self.operands[operand], self.layout.operands.get(operand, ()), strict=False):
             shared = [name for name in dim.names if name in names]
-            if slices is None or not shared:
-                continue
-            grid = slices.reshape([self.layout.sizes[name] for name in dim.names])
-            grid = grid.meet([k for k, name in enumerate(dim.names) if name not in names])
-            grid = grid.transpose(sorted(range(len(shared)), key=lambda k: names.index(shared[k])))
-            grid = grid.reshape([self.layout.sizes[name] if name in shared else 1 for name in names])
-            found = grid if found is None else found.join(grid)
-        return Slices.all(SliceState.FINITE, [1] * len(names)) if found is None else found
+            if slices is not None and shared:
+                grid = slices.reshape(self._sizes(dim.names))
+                grid = grid.meet([k for k, name in enumerate(dim.names) if name not in names])
+                grid = grid.transpose(sorted(range(len(shared)), key=lambda k: names.index(shared[k])))
+                grids.append(grid.reshape([self.layout.sizes[name] if name in shared else 1 for name in names]))
+        return functools.reduce(Slices.join, grids) if grids else Slices.all(SliceState.FINITE, [1] * len(names))
 
 
 def _number_of(call: Call, argument: str) -> int:
     """Return which operand an argument is."""
-    tensors = [a.name for a in arguments_of(call.op) if "Tensor" in str(a.type)]
-    return tensors.index(argument)
+    return [a.name for a in arguments_of(call.op) if "Tensor" in str(a.type)].index(argument)

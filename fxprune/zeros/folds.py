@@ -1,4 +1,7 @@
-"""Folding: what a layer makes of channels that are one number throughout is a number, which its bias can take in."""
+"""Folding: a layer turns an input channel that is one number throughout into numbers, which its bias can take in.
+
+Example: input 2 of a linear layer is 0.5 for every sample, so ``weight[:, 2] * 0.5`` is added to the bias and input 2 goes.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.algebra.axes import NONE, Axis
+from fxprune.algebra.axes import Axis
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.remaining import Flags
+from fxprune.analysis.remaining import Flags, Remaining
 from fxprune.analysis.steps import Step
 from fxprune.functional.leaf_cards import card_of
 from fxprune.rules.call import Call
@@ -32,7 +35,7 @@ class Fold:
         bias: the name of its bias, None if it has none yet.
         outputs: the axis of its outputs.
         inputs_first: whether inputs are the first dimension of the weight.
-        numbers: for each input position that goes the number that stands there, 0 for the others.
+        numbers: for each input position the number that stands there, 0 where the position stays.
     """
 
     node: str
@@ -48,14 +51,16 @@ class Folding:
     """A call whose bias can take numbers in.
 
     Attributes:
-        step: the call.
-        places: which operands have the numbers, and what they are multiplied with.
+        step: the step of the call.
+        call: the call.
+        places: which operands are input, weight and bias.
         names: the names of weight and bias.
-        known: what is known of the input along the positions that are summed over.
-        dim: their dimension of the input.
+        known: what is known of the input along the dimension that is summed over.
+        dim: that dimension of the input.
     """
 
     step: Step
+    call: Call
     places: Places
     names: tuple[str, str | None]
     known: Slices | None = None
@@ -69,9 +74,9 @@ class Folding:
 
         Args:
             gm: the graph.
-            step: the call.
-            steps_at_node: how many calls its node makes.
-            readers: how many operands each step's tensor is.
+            step: the step of the call.
+            steps_at_node: how many steps its node makes.
+            readers: by producer, how many operands the tensors of a step are.
             deps: the analysis.
         """
         call = step.call
@@ -84,25 +89,23 @@ class Folding:
             return None
         label = call.operands[places.bias] if places.bias < len(call.operands) else None
         if label is None:
-            return Folding(step, places, (weight_name, None)) if _takes_bias(gm, step, steps_at_node) else None
+            return Folding(step, call, places, (weight_name, None)) if _takes_bias(gm, step, steps_at_node) else None
         bias_name = _parameter(call, places.bias, deps)
-        # A bias that others read as well would change for them, too.
+        # A bias that a second call reads would change for that call as well.
         if bias_name is None or readers[label.producer] > 1 or len(label) != 1:
             return None
-        return Folding(step, places, (weight_name, bias_name))
+        return Folding(step, call, places, (weight_name, bias_name))
 
     def of(self, known: Slices, dim: int) -> Folding:
         """Return the folding of these numbers along a dimension of the input."""
         return dataclasses.replace(self, known=known, dim=dim)
 
     def fold(self, units: Units, removed: Flags, gone: Flags) -> Fold | None:
-        """Return what the bias takes in when ``removed`` units go, those that are ``gone`` anyhow left out of account."""
-        call, known = self.step.call, self.known
-        assert call is not None
+        """Return the numbers that the bias takes in when ``removed`` units go; positions that are ``gone`` count as zero."""
+        call, known = self.call, self.known
         assert known is not None
-        rows = units.resolve(call.operand(self.places.input).axes[self.dim])
-        goes = np.append(removed, False)[rows].any(1) & ~np.append(gone, False)[rows].any(1)
-        assert NONE == -1
+        axis = call.operand(self.places.input).axes[self.dim]
+        goes = ~Remaining(units, removed)(axis) & Remaining(units, gone)(axis)
         numbers = np.where(goes & known.is_constant, known.values, 0.0)
         if not numbers.any():
             return None
@@ -122,7 +125,7 @@ def _is_plain(call: Call) -> bool:
 
 
 def _parameter(call: Call, operand: int, deps: Dependencies) -> str | None:
-    """Return the name of the parameter that an operand is, if it is one."""
+    """Return the name of the parameter that an operand is; None if it is no parameter."""
     label = call.operand(operand)
     tracked = deps.steps[label.producer].tracked if label.producer >= 0 else None
     return tracked.name if tracked is not None and tracked.is_parameter else None

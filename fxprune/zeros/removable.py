@@ -1,12 +1,14 @@
-"""Which units can go though no plan of ours masked them: nothing corrects the graph, so that it must not notice.
+"""Which units can go though no plan masked them. Nothing corrects such a graph, so its results have to stay as they are.
 
-A unit can go if everywhere that its positions are combined with others they change nothing: they are zero, or what they are
-multiplied with is. Where they are one number instead, behind a bias, a product with them is a number that a bias can take in.
-A mean, a softmax or a norm counts zeros as well, so that what such a thing runs over stays.
+A unit can go if its positions change nothing at every mixing point: either they are zero, or the positions of the other operand
+of the product are. Positions that are one number throughout, such as a channel with a masked weight and a bias, give a product
+that is a number, and the bias of the next layer can take this number in. Means, softmax and norms divide by how many positions
+there are, zeros included, so the units of an axis that they combine stay.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from fxprune.algebra.axes import NONE, Axis, Rows
+from fxprune.algebra.axes import NONE, Axis
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Flags, Remaining
 from fxprune.analysis.sources import Tracked
@@ -23,6 +25,7 @@ from fxprune.graph.masks import MASK, all_masked
 from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import value_at
 from fxprune.rules import POINTWISE, find_rule
+from fxprune.rules.call import Call
 from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import op_card
@@ -54,7 +57,7 @@ def zero_slices(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
 
 
 def _zero_slices(tensor: Tensor) -> Iterator[tuple[int, Flags]]:
-    """Yield each dimension along which some slices are zero, and which."""
+    """Yield each dimension along which some slices are zero, with one flag per slice."""
     elements = tensor != 0
     for d in range(tensor.dim() if tensor.numel() else 0):
         flags = ~elements.movedim(d, 0).reshape(tensor.shape[d], -1).any(1).cpu().numpy()
@@ -67,12 +70,12 @@ def removable(gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, gone: F
 
     Args:
         gm: the graph, without masks; its weights are read.
-        deps: its analysis, made in train mode: dropout shows in no other.
-        zeros: which slices of parameters count as zero; a unit goes only if it owns some.
-        gone: for every unit whether it goes anyhow.
+        deps: its analysis, made in train mode, the only mode in which dropout is seen.
+        zeros: which slices of parameters count as zero; a unit goes only if it owns such a slice.
+        gone: one flag per unit, whether a plan removes it already.
 
     Returns:
-        For every unit whether it can go besides, and what biases have to take in for it.
+        One flag per unit, whether it can go in addition, and the numbers that biases take in for these units.
     """
     gone = np.zeros(deps.units.count, bool) if gone is None else gone
     wanted = _owning_zeros(deps, zeros) & ~gone
@@ -87,7 +90,7 @@ def removable(gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, gone: F
 
 
 def _owning_zeros(deps: Dependencies, zeros: ZeroSlices) -> Flags:
-    """Return which units own some axis of a parameter at nothing but zero slices."""
+    """Return which units own positions of a parameter's dimension all of whose slices are zero."""
     found = np.zeros(deps.units.count, bool)
     for group in deps.groups:
         for member in group.members:
@@ -98,7 +101,7 @@ def _owning_zeros(deps: Dependencies, zeros: ZeroSlices) -> Flags:
 
 
 def _keep_one_of_each_axis(deps: Dependencies, removed: Flags, gone: Flags) -> None:
-    """Let units stay, in place, where all of an axis would go."""
+    """Take one unit out of ``removed``, in place, wherever all positions of an axis would go."""
     labels = [*(t.label for t in deps.tracked), *(label for step in deps.steps for label in step.results)]
     axes = {deps.units.content(axis): axis for label in labels for axis in label.axes if axis.size and not axis.is_whole}
     emptied = True
@@ -107,14 +110,9 @@ def _keep_one_of_each_axis(deps: Dependencies, removed: Flags, gone: Flags) -> N
         kept = Remaining(deps.units, removed | gone)
         for content, axis in axes.items():
             if not kept.size(axis):
-                spared = content.rows[~_has(content.rows, gone)][:1]
+                spared = content.rows[Remaining(deps.units, gone)(axis)][:1]
                 removed[spared[spared != NONE]] = False
                 kept, emptied = Remaining(deps.units, removed | gone), True
-
-
-def _has(rows: Rows, units: Flags) -> Flags:
-    """Return which positions have any of some units."""
-    return np.asarray(np.append(units, False)[rows].any(1), bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +124,7 @@ class _Sources:
     zeros: ZeroSlices
 
     def of(self, tracked: Tracked) -> Known:
-        """Return what is known of one."""
+        """Return what is known of a parameter or buffer."""
         shape = tracked.label.shape
         tensor = value_at(self.gm, tracked.name)
         if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.is_floating_point():
@@ -140,7 +138,7 @@ class _Sources:
             values = tensor.detach().double().cpu().reshape(-1).numpy().copy()
             if not tracked.is_parameter:
                 return Slices.of_numbers(values, np.ones(size, bool))
-            # A weight that was trained to be zero is a number like others, unless zeros count as well.
+            # A weight that training made zero is CONSTANT; only ``zeros`` tells which zeros count as pruned.
             states = np.where(np.isfinite(values), SliceState.CONSTANT, SliceState.UNKNOWN).astype(np.int8)
             found = Slices(states, np.where(np.isfinite(values), values, 0.0))
         flags = next((self.zeros[n, d] for n in tracked.names if (n, d) in self.zeros), None)
@@ -150,7 +148,16 @@ class _Sources:
 
 
 class _Decision:
-    """Goes through the calls in their order and takes out of ``wanted`` what has to stay."""
+    """Goes through the calls in their order and takes the units out of ``wanted`` that have to stay.
+
+    Attributes:
+        foldings: the calls whose bias can take constant positions in.
+        known: what is known of each tensor, by its key.
+        written: by memory, the number of the last step that wrote into it.
+        twins: by key, the tensors that stand for a tensor in the other mode.
+        readers: by producer, how many operands the tensors of a step are.
+        at_node: by node, how many steps it makes.
+    """
 
     def __init__(self, gm: fx.GraphModule, deps: Dependencies, wanted: Flags) -> None:
         self.gm, self.deps, self.wanted = gm, deps, wanted
@@ -158,32 +165,26 @@ class _Decision:
         self.known: dict[tuple[int, int], Known] = {}
         self.written: dict[int, int] = {}
         self.twins = _twins(gm, deps)
-        self.readers: dict[int, int] = {}
-        for label in (label for step in deps.steps for label in step.operands):
-            self.readers[label.producer] = self.readers.get(label.producer, 0) + 1
-        self.at_node: dict[str, int] = {}
-        for step in deps.steps:
-            self.at_node[step.node] = self.at_node.get(step.node, 0) + 1
+        self.readers = Counter(label.producer for step in deps.steps for label in step.operands)
+        self.at_node = Counter(step.node for step in deps.steps)
 
     def follow(self, sources: _Sources) -> bool:
-        """Follow what is known through the graph; tell whether it could be followed."""
+        """Follow what is known through the graph; return False if the graph writes into a parameter."""
         for number, step in enumerate(self.deps.steps):
             if step.tracked is not None:
                 self.known[_key(step.tracked.label)] = sources.of(step.tracked)
             if step.call is None:
                 continue
-            operands = self._operands(step)
-            self._mixed(step, operands)
-            if is_mutable(step.call.op) and not self._write(step, number):
+            operands = self._operands(step.call)
+            self._mixed(step, step.call, operands)
+            if is_mutable(step.call.op) and not self._write(step.call, number):
                 return False
             for label, known in zip(step.results, results_of(step.call, operands), strict=True):
                 key = (number, id(label.axes))
                 self.known[key] = nothing_of(label.shape) if key in self.known else known
         return True
 
-    def _operands(self, step: Step) -> list[Known]:
-        call = step.call
-        assert call is not None
+    def _operands(self, call: Call) -> list[Known]:
         given = iter(call.given())
         found: list[Known] = []
         for label in call.operands:
@@ -196,35 +197,36 @@ class _Decision:
         return found
 
     def _read(self, label: Label, is_running_mean: bool) -> Known:
-        """Return what is known of a tensor that a call reads; of results that differ by mode, what holds in both."""
-        maker = self.deps.steps[label.producer].tracked if label.producer >= 0 else None
+        """Return what is known of a tensor that a call reads; of a tensor that differs by mode, what holds in both modes.
+
+        The graph may write into a buffer, so nothing is known of one, but for a running mean that only its batch norm reads.
+        """
+        maker = self._tracked(label)
         if maker is not None and not maker.is_parameter and not (is_running_mean and self.readers[label.producer] == 1):
             return nothing_of(label.shape)
-        known = self.known.get(_key(label), nothing_of(label.shape))
-        others = [twin for twin in self.twins.get(_key(label), ()) if twin.producer < 0 or _key(twin) in self.known]
-        if any(twin.shape != label.shape for twin in others):
+        twins = [twin for twin in self.twins.get(_key(label), ()) if twin.producer < 0 or _key(twin) in self.known]
+        if any(twin.shape != label.shape for twin in twins):
             return nothing_of(label.shape)
-        sides = [known, *(self.known.get(_key(twin), nothing_of(label.shape)) for twin in others)]
+        sides = [self.known.get(_key(twin), nothing_of(label.shape)) for twin in (label, *twins)]
         return tuple(_met([side[d] for side in sides]) for d in range(len(label)))
 
-    def _write(self, step: Step, number: int) -> bool:
-        """Take note of the memory that a call writes into; tell whether that is not a parameter's."""
-        call = step.call
-        assert call is not None
+    def _tracked(self, label: Label) -> Tracked | None:
+        return self.deps.steps[label.producer].tracked if label.producer >= 0 else None
+
+    def _write(self, call: Call, number: int) -> bool:
+        """Note the memory that a call writes into; return False if it is that of a parameter."""
         written = {a.name for a in arguments_of(call.op) if a.alias_info is not None and a.alias_info.is_write}
         tensors = [t for name in written for t in pytree.tree_leaves(call.arguments[name]) if isinstance(t, Tensor)]
         for label, tensor in call.given():
             if any(tensor is t for t in tensors):
-                maker = self.deps.steps[label.producer].tracked if label.producer >= 0 else None
+                maker = self._tracked(label)
                 if maker is not None and maker.is_parameter:
                     return False
                 self.written[memory_of(tensor)] = number
         return True
 
-    def _mixed(self, step: Step, operands: Sequence[Known]) -> None:
-        """Let stay what the call combines to some effect."""
-        call = step.call
-        assert call is not None
+    def _mixed(self, step: Step, call: Call, operands: Sequence[Known]) -> None:
+        """Take units out of ``wanted`` whose positions change the results of the call's mixing points."""
         if not call.mixings:
             return
         rule = find_rule(call.op, lambda: POINTWISE)
@@ -233,27 +235,30 @@ class _Decision:
                 self._hold(mixing.axis, np.zeros(mixing.axis.size, bool))
             return
         layout = Reading(rule, call, operands).layout
-        for name in {name for dims in layout.operands.values() for dim in dims for name in dim.mixed}:
+        for name in {name for dims in layout.operands.values() for dim, _ in dims for name in dim.mixed}:
             axis = call.axes[name]
             rows = self.deps.units.resolve(axis)
-            if not rows.size or not _has(rows, self.wanted).any():
+            if not rows.size or not self.wanted[rows[rows != NONE]].any():
                 continue
-            places = [(i, d) for i, dims in layout.operands.items() for d, dim in enumerate(dims) if name in dim.mixed]
+            places = [(i, d) for i, dims in layout.operands.items() for d, (dim, _) in enumerate(dims) if name in dim.mixed]
             states = []
             for i, d in places:
-                names = layout.operands[i][d].names
+                names = layout.operands[i][d][0].names
                 slices = operands[i][d] or Slices.all(SliceState.FINITE, [call.operand(i).shape[d]])
                 grid = slices.states.reshape([layout.sizes[n] for n in names])
                 states.append(grid.min(tuple(k for k, n in enumerate(names) if n != name)))
             kind = rule.mixes if isinstance(rule.mixes, str) else rule.mixes[name]
+            if op_card(call.op).as_a_whole and 0 in (i for i, _ in places):
+                kind = "directions"  # the input of an LSTM meets a weight in each direction
             self._hold(axis, self._changes_nothing(step, kind, np.stack(states), places, operands))
 
     def _changes_nothing(
         self, step: Step, kind: str, states: NDArray[np.int8], places: Sequence[tuple[int, int]], operands: Sequence[Known]
     ) -> Flags:
+        """Return the positions of a mixing point that change nothing if they go; a row of ``states`` for each of ``places``."""
         zero = np.asarray(states == SliceState.ZERO, bool)
-        if step.call is not None and op_card(step.call.op).as_a_whole and 0 in (i for i, _ in places):
-            of_input = np.array([i == 0 for i, _ in places])  # against weights of several directions
+        if kind == "directions":
+            of_input = np.array([i == 0 for i, _ in places])
             through = zero[of_input].all(0) | zero[~of_input].all(0)
             return np.asarray(through & (states != SliceState.UNKNOWN).all(0), bool)
         if kind in ("sum", "norm"):
@@ -276,17 +281,18 @@ class _Decision:
         return neutral
 
     def _hold(self, axis: Axis, free: Flags) -> None:
-        """Let units stay that have positions which are not free to go."""
+        """Take the units out of ``wanted`` that have a position which is not ``free`` to go."""
         held = self.deps.units.resolve(axis)[~free]
         self.wanted[held[held != NONE]] = False
 
 
 def _key(label: Label) -> tuple[int, int]:
-    """Return what tells a tensor: where it was made, and which of the results there it is."""
+    """Return the key of a tensor: the step that made it, and its axes, which tell the results of a step apart."""
     return label.producer, id(label.axes)
 
 
 def _met(sides: Sequence[Slices | None]) -> Slices | None:
+    """Return what holds of a dimension in all modes; None where that is no more than FINITE."""
     present = [side for side in sides if side is not None]
     if not present or (len(present) < len(sides) and not any((s.states == SliceState.UNKNOWN).any() for s in present)):
         return None
@@ -296,7 +302,7 @@ def _met(sides: Sequence[Slices | None]) -> Slices | None:
 
 
 def _twins(gm: fx.GraphModule, deps: Dependencies) -> dict[tuple[int, int], list[Label]]:
-    """Return, for each result of a part that differs by mode, what the other mode has in its place."""
+    """Return, for each result of a part that differs by mode, the result of the other mode in its place."""
     found: dict[tuple[int, int], list[Label]] = {}
 
     def look(graph: fx.GraphModule, inside: str) -> None:
@@ -304,7 +310,8 @@ def _twins(gm: fx.GraphModule, deps: Dependencies) -> dict[tuple[int, int], list
             module = graph.get_submodule(str(node.target))
             if isinstance(module, ByMode):
                 branches = module.branches(inside + node.name)
-                results = [pytree.tree_leaves(deps.values[start + _output(branch)]) for start, branch in branches]
+                ends = [start + next(iter(branch.graph.find_nodes(op="output"))).name for start, branch in branches]
+                results = [pytree.tree_leaves(deps.values[end]) for end in ends]
                 for one, other in zip(*results, strict=True):
                     if isinstance(one, Label) and isinstance(other, Label):
                         found.setdefault(_key(one), []).append(other)
@@ -314,7 +321,3 @@ def _twins(gm: fx.GraphModule, deps: Dependencies) -> dict[tuple[int, int], list
 
     look(gm, "")
     return found
-
-
-def _output(graph: fx.GraphModule) -> str:
-    return str(next(iter(graph.graph.find_nodes(op="output"))).name)

@@ -14,24 +14,26 @@ from fxprune.analysis.remaining import Flags
 
 
 class SliceState(enum.IntEnum):
-    """What all elements of a slice are. Of two that meet the smaller is the safe one."""
+    """What is known of all elements of a slice. Where two states are possible the smaller one is the safe one."""
 
     UNKNOWN = 0
-    """Perhaps infinite or no number."""
+    """Nothing: elements may be infinite or not a number."""
     FINITE = 1
-    """Some numbers."""
+    """Every element is a finite number."""
     CONSTANT = 2
-    """One and the same number, whatever the graph is given, in train and in eval mode."""
+    """All elements are the same number, for all inputs of the graph, in train and in eval mode."""
     ZERO = 3
-    """Zero, likewise."""
+    """All elements are zero, for all inputs of the graph, in train and in eval mode."""
 
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """The states of the slices of a tensor along one dimension, or along several that form a grid.
+    """The states of the slices of a tensor along one dimension, or along several dimensions that form a grid.
+
+    A tensor [[0, 0], [5, 5], [1, 2]] has along dimension 0 the states ZERO, CONSTANT, FINITE and the values 0, 5, 0.
 
     Attributes:
-        states: an int8 array of :class:`State`.
+        states: an int8 array of :class:`SliceState`.
         values: of the same shape, the number where the state is CONSTANT; zero elsewhere.
     """
 
@@ -45,7 +47,7 @@ class Slices:
 
     @staticmethod
     def of_numbers(values: NDArray[np.float64], known: Flags) -> Slices:
-        """Return slices that hold these numbers where they are ``known``, and some numbers elsewhere."""
+        """Return slices that are CONSTANT or ZERO where ``known``, FINITE elsewhere."""
         states = np.where(values == 0, SliceState.ZERO, SliceState.CONSTANT)
         states = np.where(np.isfinite(values), states, SliceState.UNKNOWN)
         states = np.where(known, states, SliceState.FINITE).astype(np.int8)
@@ -54,18 +56,17 @@ class Slices:
     @property
     def is_constant(self) -> Flags:
         """Which slices hold one number, zero included."""
-        flags: Flags = self.states >= SliceState.CONSTANT
-        return flags
+        return np.asarray(self.states >= SliceState.CONSTANT, bool)
 
     @property
     def tells(self) -> bool:
-        """Whether anything else is known than that there are numbers."""
+        """Whether any slice is in another state than FINITE."""
         return bool((self.states != SliceState.FINITE).any())
 
     # The same slices in another order or shape.
 
     def take(self, index: Index) -> Slices:
-        """Return the slices along a dimension of which position i was position ``index[i]``."""
+        """Return slice ``index[i]`` at each position i."""
         return Slices(self.states[index], self.values[index])
 
     def reshape(self, shape: Sequence[int]) -> Slices:
@@ -80,45 +81,49 @@ class Slices:
         """Return the slices repeated along the dimensions of size one."""
         return Slices(np.broadcast_to(self.states, shape), np.broadcast_to(self.values, shape))
 
-    # Several in one.
+    # Several slices in one.
 
     def meet(self, dims: Sequence[int]) -> Slices:
         """Return what holds of all slices along some dimensions of the grid together."""
         if not dims:
             return self
-        over = tuple(dims)
-        states: NDArray[np.int8] = self.states.min(over)
-        low, high = self.values.min(over), self.values.max(over)
-        constant = states == SliceState.CONSTANT
-        states = np.where(constant & (low != high), SliceState.FINITE, states).astype(np.int8)
+        states, low, high = self.states.min(tuple(dims)), self.values.min(tuple(dims)), self.values.max(tuple(dims))
+        states = np.where((states == SliceState.CONSTANT) & (low != high), SliceState.FINITE, states).astype(np.int8)
         return Slices(states, np.where(states == SliceState.CONSTANT, low, 0.0))
 
     def join(self, other: Slices) -> Slices:
-        """Return what is known of the places where slices along different dimensions cross; broadcasts."""
+        """Return what is known where slices along different dimensions cross: the larger state; broadcasts."""
         mine = self.states >= other.states
         return Slices(np.where(mine, self.states, other.states), np.where(mine, self.values, other.values))
 
 
-def met(parts: Sequence[Slices]) -> Slices:
-    """Return what holds of equally many slices of several tensors alike."""
+def concatenated(parts: Sequence[Slices]) -> Slices:
+    """Return the slices of several tensors one behind the other."""
+    return Slices(np.concatenate([part.states for part in parts]), np.concatenate([part.values for part in parts]))
+
+
+def _stacked(parts: Sequence[Slices]) -> Slices:
+    """Return a grid with one more dimension in front, along which the parts stand; they broadcast."""
     shape = np.broadcast_shapes(*(part.states.shape for part in parts))
-    wide = [part.expand(shape) for part in parts]
-    return Slices(np.stack([p.states for p in wide]), np.stack([p.values for p in wide])).meet([0])
+    return concatenated([part.expand(shape).reshape([1, *shape]) for part in parts])
+
+
+def met(parts: Sequence[Slices]) -> Slices:
+    """Return what holds of every one of several tensors, slice by slice."""
+    return _stacked(parts).meet([0])
 
 
 def added(terms: Sequence[Slices]) -> Slices:
-    """Return what the sum of tensors holds, slice by slice; broadcasts."""
-    shape = np.broadcast_shapes(*(term.states.shape for term in terms))
-    wide = [term.expand(shape) for term in terms]
-    states = np.stack([term.states for term in wide]).min(0)
-    total = np.stack([term.values for term in wide]).sum(0)
+    """Return what is known of the sum of tensors, slice by slice; broadcasts."""
+    grid = _stacked(terms)
+    states, total = grid.states.min(0), grid.values.sum(0)
     constant = states >= SliceState.CONSTANT
     return Slices(np.where(constant, Slices.of_numbers(total, constant).states, states), np.where(constant, total, 0.0))
 
 
 def multiplied(factors: Sequence[Slices]) -> Slices:
-    """Return what the product of tensors holds, slice by slice, in which only zeros tell something; broadcasts."""
-    shape = np.broadcast_shapes(*(factor.states.shape for factor in factors))
-    states = np.stack([factor.expand(shape).states for factor in factors])
+    """Return what is known of the product of tensors, slice by slice: it is FINITE, UNKNOWN or ZERO; broadcasts."""
+    states = _stacked(factors).states
     found = np.where((states == SliceState.ZERO).any(0), SliceState.ZERO, SliceState.FINITE)
-    return Slices(np.where((states == SliceState.UNKNOWN).any(0), SliceState.UNKNOWN, found).astype(np.int8), np.zeros(shape))
+    found = np.where((states == SliceState.UNKNOWN).any(0), SliceState.UNKNOWN, found).astype(np.int8)
+    return Slices(found, np.zeros(found.shape))
