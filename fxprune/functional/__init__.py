@@ -3,8 +3,8 @@
 In: tensors and plain numbers. Out: tensors. Each function is annotated for TorchScript, and stored graphs call it by its name,
 so names and arguments are a promise.
 
-Read ``layers.py`` first, then ``attention.py`` (what multi-head attention is made of), ``over_kept.py`` (norms, statistics and
-softmax over the kept positions alone) and ``leaf_cards.py`` (what is known of each standard layer: add one there).
+Read ``layers.py`` first, then ``attention.py`` (the steps of multi-head attention), ``over_kept.py`` (norms, statistics and
+softmax over the kept positions alone) and ``leaf_cards.py`` (the card of each standard layer: add a layer there).
 Tests: ``tests/functional``.
 """
 

@@ -1,6 +1,6 @@
-"""The steps of multi-head attention that :func:`fxprune.functional.layers.multi_head_attention` is made of.
+"""The steps of :func:`fxprune.functional.layers.multi_head_attention`.
 
-Plain annotated functions like those there, which TorchScript compiles; no graph calls them itself.
+They are plain annotated functions, which TorchScript compiles. No graph calls them itself.
 """
 
 import math
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 
 def as_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Make a batch of one of all; what was one tensor stays one, since self-attention is projected in one product."""
+    """Add a batch dimension of one; a tensor given twice stays one tensor, so that self-attention projects in one product."""
     new_query = query.unsqueeze(0)
     new_key = new_query if key is query else key.unsqueeze(0)
     return new_query, new_key, new_key if value is key else value.unsqueeze(0)
 
 
 def additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """Turn flags that say where not to look into minus infinity."""
+    """Return a mask of flags, True where attention is forbidden, as numbers to add: 0 and minus infinity."""
     if mask is None or mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
@@ -27,7 +27,7 @@ def additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
 def project_packed(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None, values: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Project by weights packed in the order q, k, v, where those of v have ``values`` rows."""
+    """Project by weights packed in the order q, k, v, of which the last ``values`` rows are those of v."""
     rows = (weight.size(0) - values) // 2
     if key is value and query is key:
         q, k, v = F.linear(query, weight, bias).split([rows, rows, values], dim=-1)
@@ -47,7 +47,7 @@ def project_packed(
 def project(
     query: Tensor, key: Tensor, value: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Project by weights apart, with a bias packed in the order q, k, v."""
+    """Project by three weights, with a bias packed in the order q, k, v."""
     b_q: Tensor | None = None
     b_k: Tensor | None = None
     b_v: Tensor | None = None
@@ -57,7 +57,7 @@ def project(
 
 
 def behind(x: Tensor, bias: Tensor, batch_first: bool) -> Tensor:
-    """Put one more position behind those of every sequence."""
+    """Append one position to every sequence."""
     if batch_first:
         return torch.cat([x, bias.repeat(x.size(0), 1, 1)], dim=1)
     return torch.cat([x, bias.repeat(1, x.size(1), 1)])
@@ -70,7 +70,7 @@ def by_head(x: Tensor, num_heads: int, batch_first: bool) -> Tensor:
 
 
 def attention_mask(mask: Tensor | None, padding: Tensor | None, added: int, batch: int, num_heads: int) -> Tensor | None:
-    """Join both masks to one that broadcasts to ``(N, heads, L, S)``; ``added`` keys behind the others are seen by all."""
+    """Return the sum of both masks, which broadcasts to ``(N, heads, L, S)``; the last ``added`` keys are never masked."""
     if mask is not None:
         mask = mask.unsqueeze(0).unsqueeze(0) if mask.dim() == 2 else mask.unflatten(0, [batch, num_heads])
         mask = F.pad(mask, [0, added])
@@ -90,7 +90,7 @@ def attend(
     need_weights: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend with ``(N, heads, L, e)``; returns the same, with the width of the values, and weights if they are needed."""
+    """Return attention of tensors ``(N, heads, L, e)``, with the width of the values, and the weights if they are needed."""
     if not need_weights:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale), None
     factor = math.sqrt(1.0 / float(q.size(3))) if scale is None else scale

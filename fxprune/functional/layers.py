@@ -1,7 +1,7 @@
 """The functions that fxprune's graphs call besides torch's own.
 
-Each is a plain annotated function that TorchScript compiles, ``torch.export`` traces through and ``torch.compile``
-inlines. Those with an effect (a check, a counter) are registered as such, so that dead-code elimination keeps them.
+Each is a plain annotated function that TorchScript compiles, ``torch.export`` traces through and ``torch.compile`` inlines.
+Functions with an effect (a check, a counter) are registered as such, so that dead-code elimination keeps them.
 """
 
 import torch
@@ -36,9 +36,9 @@ def invert(training: bool) -> bool:
 
 @has_side_effect
 def add_if_(input: Tensor, number: int | float, condition: bool) -> None:
-    """Add ``number`` to ``input`` in place if ``condition`` holds, and write nothing else.
+    """Add ``number`` to ``input`` in place if ``condition`` holds; else write nothing.
 
-    For counters that the model moves on in one mode only: ``add_if_(num_batches_tracked, 1, self.bn.training)``.
+    For counters that a model increases in one mode only: ``add_if_(num_batches_tracked, 1, self.bn.training)``.
     """
     if condition:
         input.add_(number)
@@ -46,17 +46,16 @@ def add_if_(input: Tensor, number: int | float, condition: bool) -> None:
 
 @has_side_effect
 def check_none(value: Tensor | None, message: str) -> None:
-    """Raise RuntimeError with ``message`` unless ``value`` is None; the graph was captured with None there."""
+    """Raise RuntimeError with ``message`` unless ``value`` is None, as it was when the graph was captured."""
     if value is not None:
         raise RuntimeError(message)
 
 
 @has_side_effect
 def check_shape(value: Tensor, shape: list[int], name: str) -> None:
-    """Raise RuntimeError unless ``value`` has the captured ``shape``; -1 stands for a dimension that is free.
+    """Raise RuntimeError unless ``value`` has the captured ``shape``, in which -1 stands for any size.
 
-    Graphs of the export front end hold the example's other sizes as constants, so a different size could give a wrong
-    result without this check.
+    Graphs of the export front end hold all other sizes as constants, so that another size would give a wrong result.
     """
     if value.dim() != len(shape):
         raise RuntimeError("input '" + name + "' has the wrong number of dimensions for the captured graph")
@@ -89,9 +88,9 @@ def output_padding(
 
 @has_side_effect
 def batch_norm_momentum(num_batches_tracked: Tensor | None, momentum: float | None, training: bool) -> float:
-    """Count one batch while ``training`` and return the weight of its statistics in the running ones.
+    """Count a batch while ``training``, and return the weight of its statistics in the running statistics.
 
-    ``momentum=None`` asks for the plain average over all batches, as ``torch.nn.BatchNorm2d`` documents.
+    ``momentum=None`` is the plain average over all batches, as ``torch.nn.BatchNorm2d`` documents.
     """
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
@@ -150,8 +149,8 @@ def multi_head_attention(
 
     Shapes and results are those of the module: with ``batch_first`` inputs are ``(N, L, E)``, else ``(L, N, E)``, and a
     two-dimensional query is one sequence without a batch. The eval-mode fast path of the module is left out on purpose:
-    it reads parameters directly and gives the same result. Unlike the module the heads may have any width, that of the
-    values may differ from that of queries and keys, and ``scale`` may differ from the inverse root of the width.
+    it reads parameters directly and gives the same result. Unlike in the module heads may have any width, values another
+    width than queries and keys, and ``scale`` may differ from the inverse root of the width.
     """
     batched = query.dim() == 3
     first = batch_first or not batched  # whether the batch comes first
@@ -310,7 +309,7 @@ def rnn_cell(
     return h if batched else h.squeeze(0)
 
 
-# All of the above, for tracers that have to keep them as they are.
+# The functions above, which tracers keep as calls.
 ALL = (
     select_float,
     select_int,

@@ -1,18 +1,18 @@
-"""The card of each standard layer: what passes have to know of a class of ``torch.nn``, all in one place.
+"""The card of each standard layer: all that passes need to know of a class of ``torch.nn``.
 
-How to add a standard layer (no other file of the package lists classes of layers; a layer that writes into its own parameters
-when it is called is named in ``graph/side_effects.py`` besides):
+How to add a standard layer (no other file lists classes of layers, but a layer whose call writes into its own parameters is
+named in ``graph/side_effects.py`` as well):
 
-1. Register its class below with a :class:`LeafCard`; a class that is alike shares the card of the others.
+1. Register its class below with a :class:`LeafCard`; classes with the same facts share a card.
 2. ``form``: ``own_forward`` if ``forward`` has no branch on a tensor's rank, on the mode or on another argument's presence;
    else write a function of the layer and its arguments, whose branches stand in a function of ``functional/layers.py``.
-3. ``shapes``: which attributes the shapes of its tensors give; ``arguments``: which attributes its operator is given.
+3. ``shapes``: which attributes follow from the shapes of its tensors; ``arguments``: which attributes its operator takes.
 4. Add a sample to ``SAMPLES`` of ``tests/functional/test_leaf_cards.py``, a kind to ``tests/kinds.py`` if it can be masked,
    and print the cards anew (the command stands at the top of that test).
 5. An operator that has no rule yet gets one in ``rules/``.
 
-Without a card on purpose: composite modules (``nn.Transformer*``, ``nn.AdaptiveLogSoftmaxWithLoss``), which capture traces
-through, and what has neither parameters nor arguments that change.
+Composite modules (``nn.Transformer*``, ``nn.AdaptiveLogSoftmaxWithLoss``), which capture traces through, need no card, nor do
+layers that have neither parameters nor arguments that change.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ _SIZE = re.compile(r"(?:(\d+)\*)?(\w+)(?:/(\w+))?")
 
 @dataclasses.dataclass(frozen=True)
 class LeafCard:
-    """What is known of a class of layers.
+    """The facts of a class of layers.
 
     ``LeafCard(shapes={"weight": "out_channels in_channels/groups"})`` says that a convolution's weight is of shape
     (out_channels, in_channels / groups, ...), so that ``out_channels`` is ``weight.shape[0]`` and ``in_channels`` is
     ``weight.shape[1] * groups``; dimensions that are not named give nothing. ``"*normalized_shape"`` is the whole shape.
 
     Attributes:
-        form: computes what the layer does; its first argument looks like the layer, but parameters, buffers and the
+        form: a function that computes the layer. Its first argument looks like the layer, but parameters, buffers and the
             ``training`` flag are graph proxies, and ``call`` makes a node of a function. None if there is no such form.
         shapes: the shapes of its parameters and buffers, by name, in terms of its attributes.
-        arguments: its attributes that are arguments of its operator and change with sizes, by the names of the arguments.
-        takes_bias: whether it adds its bias, or none, to sums over all its weights, so that it can be given one.
-        shrinks_written_out: whether it has to be written out before it loses anything, since it cannot say what is left.
+        arguments: by argument of its operator, the attribute that holds it, where the argument changes with sizes.
+        takes_bias: whether a layer without a bias can be given one, as it adds the bias to sums over all its weights.
+        shrinks_written_out: whether it has to be written out before it shrinks, since its attributes cannot say the sizes
+            that are left.
     """
 
     form: LeafForm | None = None
@@ -107,7 +108,7 @@ def _register(*classes: type[nn.Module], card: LeafCard) -> None:
 
 
 def own_forward(m: Any, *args: Any, **kwargs: Any) -> Any:
-    """The form of layers whose ``forward`` runs straight through."""
+    """The form of layers whose ``forward`` has no branches."""
     return type(m._module).forward(m, *args, **kwargs)
 
 
@@ -245,7 +246,7 @@ _register(nn.GRUCell, card=LeafCard(_gru_cell, {"weight_ih": "3*hidden_size inpu
 _register(nn.RNNCell, card=LeafCard(_rnn_cell, {"weight_ih": "hidden_size input_size"}))
 
 
-# Layers without parameters that are given sizes.
+# Layers without parameters that have sizes as arguments.
 
 _register(nn.ChannelShuffle, card=LeafCard(arguments={"groups": "groups"}))
 _register(nn.Unflatten, card=LeafCard(arguments={"sizes": "unflattened_size"}))

@@ -1,7 +1,7 @@
-"""Functions of a masked graph that combine positions: over those that a mask keeps, as the smaller network will.
+"""Functions of a masked graph that combine the kept positions of an axis alone, as the smaller network will.
 
 Like those of :mod:`fxprune.functional.layers` they are plain annotated functions for TorchScript, ``torch.export`` and
-``torch.compile``. ``keeps`` are vectors of flags and ``keep_dims`` the dimensions along which they say which positions stay.
+``torch.compile``. ``keeps`` are keep vectors and ``keep_dims`` their dimensions: ``[k]`` and ``[1]`` keep ``x[:, k]``.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def _spread(keeps: list[Tensor], dims: list[int], rank: int) -> Tensor:
-    """Return flags that broadcast to a tensor of ``rank`` dimensions, from one vector of flags for each of ``dims``."""
+    """Return flags that broadcast to a tensor of ``rank`` dimensions, from the keep vector of each of ``dims``."""
     found = torch.ones([1] * rank, dtype=torch.bool, device=keeps[0].device)
     for keep, dim in zip(keeps, dims, strict=True):
         shape = [1] * rank
@@ -26,7 +26,7 @@ def keep_only(x: Tensor, keep: Tensor, dim: int, fill: float) -> Tensor:
 
 
 def mean_of_kept(mean: Tensor, keep: Tensor) -> Tensor:
-    """Turn a mean over an axis with zeros where ``keep`` is False into the mean over the rest."""
+    """Return the mean over the kept positions, from the mean over an axis that is zero where ``keep`` is False."""
     return mean * keep.numel() / keep.sum().clamp(min=1)
 
 
@@ -130,7 +130,7 @@ def attention_to_kept(
         attn_mask = attn_mask & kept
     else:
         attn_mask = attn_mask.masked_fill(kept.logical_not(), -math.inf)
-    # Of nothing something infinite may have been made, which no score of minus infinity takes out.
+    # A removed key or value may be infinite, and its weight of zero would make it nan: 0 * inf.
     gone = kept.logical_not().view(-1, 1)
     key, value = key.masked_fill(gone, 0.0), value.masked_fill(gone, 0.0)
     return torch.nn.functional.scaled_dot_product_attention(

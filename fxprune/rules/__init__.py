@@ -69,20 +69,20 @@ def register_rule(
         op: the operator, or several, such as ``torch.ops.mylib.scale.default``.
         pattern: the rule, in the notation of :mod:`fxprune.rules.notation`: operands in the order of the operator's tensor
             arguments, results in the order in which it returns them.
-        zeros: what the results hold where positions were removed, such as ``"0*1+2"``; the default ``"n"`` is always safe.
-        mixes: how mixing points, those in brackets, combine: "contract", "sum", "mean", "normalize", "softmax", "max",
+        zeros: the values of results where positions were removed, such as ``"0*1+2"``; the default ``"n"`` is always safe.
+        mixes: how mixing points, the names in brackets, combine: "contract", "sum", "mean", "normalize", "softmax", "max",
             "min", "prod", "norm", "var" or "logsumexp".
-        mixed_zeros: as ``zeros``, along mixing points that the result keeps; the same where it is left out.
-        sizes: what gives the sizes of names that shapes alone do not tell, as in ``(g c)``, from the call.
-        size_arguments: what gives the arguments that name sizes, such as a number of groups, as they have to be for what is
-            left, by name. This and the other options are fields of :class:`fxprune.rules.OpCard`.
-        over_kept: the operator's form over kept positions; "normalize" and "var" cannot be pruned along without one.
-        work: its floating-point operations; none where it is left out.
+        mixed_zeros: as ``zeros``, for mixing points that the result keeps; ``zeros`` itself by default.
+        sizes: gives, from a call, the sizes of names that shapes alone do not tell, as in ``(g c)``.
+        size_arguments: gives the arguments that name sizes, such as a number of groups, for the smaller call, by name. This
+            and the other options are fields of :class:`fxprune.rules.OpCard`.
+        over_kept: the operator's function over kept positions; "normalize" and "var" cannot be pruned along without it.
+        work: gives the floating-point operations of a call; none by default.
         keeps_numbers: whether a plane that is one number throughout gives a plane of the same number.
-        as_a_whole: whether ``zeros`` is true only where all that a unit owns is zero.
+        as_a_whole: whether ``zeros`` holds only where all tensors of a unit are zero.
         places: which operands are input, weight and bias of a layer, whose bias can then take in constant channels.
         batch_norm_scale: which operand is the scale of a batch norm, which :class:`fxprune.BatchNormScale` scores by.
-        is_uninitialised: whether results are whatever is in memory.
+        is_uninitialised: whether results are uninitialised memory.
 
     Raises:
         RuleError: the operator has a rule already, or the pattern cannot be read.

@@ -19,14 +19,14 @@ class Mixing:
     """An operand dimension along which a call combines positions.
 
     Attributes:
-        kind: how: "contract", "sum", "mean", "normalize", "softmax", "max", "min", "prod", "norm" or "logsumexp".
-        operand: which tensor argument, counted over all of them.
-        dim: which dimension of it.
-        axis: the positions that are combined: all of the dimension, or its part inside a group.
+        kind: how they are combined, a word of ``KINDS`` in ``parsing.py``.
+        operand: the number of the tensor argument.
+        dim: the dimension.
+        axis: the axis whose positions are combined: that of the dimension, or its part within each group.
         zero: what the operand holds at removed positions.
-        neutral: whether removed positions change nothing, so that the masked call needs no correction. Of the operands that
-            meet at a "contract" it is enough to correct one; with any other kind each is corrected that is not neutral.
-        name: the name that the rule gives the positions; operands meet at a "contract" under one name.
+        neutral: whether removed positions change nothing, so that the masked call needs no correction. At a "contract" it is
+            enough to correct a single operand; with any other kind every operand that is not neutral is corrected.
+        name: the name of the axis in the pattern; operands of a "contract" meet under the same name.
     """
 
     kind: str
@@ -45,11 +45,12 @@ class Call:
     Attributes:
         op: the operator.
         arguments: all arguments by name, defaults included; tensors are fake tensors.
-        operands: the labels of all tensor arguments in the order of the schema, lists laid out; None where one was left out.
+        operands: the labels of all tensor arguments in the order of the schema, with the tensors of lists one by one; None for
+            a tensor that was left out.
         shapes: the shapes of the tensors that the call returned.
-        units: where what is learnt goes.
-        at: a reason without text, which says where the call stands.
-        mixings: what the rule found that the call combines.
+        units: the units, which the rule couples and keeps whole.
+        at: a reason without text, which names operator, node and source line.
+        mixings: the mixing points that the rule found.
         axes: the axes of a pattern by name; the work of most operators is a product over them.
     """
 
@@ -66,13 +67,13 @@ class Call:
         return self.arguments[argument]
 
     def operand(self, index: int) -> Label:
-        """Return the label of a tensor argument that is there."""
+        """Return the label of a tensor argument that was not left out."""
         label = self.operands[index]
         assert label is not None, f"{self.op} was called without its tensor argument {index}"
         return label
 
     def given(self) -> Iterator[tuple[Label, Tensor]]:
-        """Yield each tensor argument that is there, with its label."""
+        """Yield each tensor argument that was not left out, with its label."""
         tensors = [t for a in arguments_of(self.op) for t in _slots(a, self.arguments[a.name])]
         for label, tensor in zip(self.operands, tensors, strict=True):
             if label is not None and tensor is not None:
@@ -90,7 +91,7 @@ class Call:
         return [d % max(rank, 1) for d in (given if isinstance(given, Sequence) else [given])]
 
     def why(self, text: str) -> Reason:
-        """Return a reason that says where this call stands."""
+        """Return a reason with this text that names operator, node and source line of the call."""
         return Reason(text, self.at.op, self.at.node, self.at.source)
 
     def couple(self, one: Axis, other: Axis) -> None:
@@ -109,12 +110,12 @@ class Call:
 
 
 def _slots(argument: Any, value: Any) -> list[Tensor | None]:
-    """Return the tensors that one argument of a schema takes in ``Call.operands``."""
+    """Return the tensors of an argument as they stand in ``Call.operands``."""
     return [None] if value is None and "Tensor" in str(argument.type) else tensors_in(value)
 
 
 def tensors_in(value: Any) -> list[Tensor | None]:
-    """Return the tensors of one argument value, with None for those left out of a list."""
+    """Return the tensors of an argument value, with None for each element of a list that is no tensor."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
@@ -124,9 +125,5 @@ def tensors_in(value: Any) -> list[Tensor | None]:
 
 def bound_arguments(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by name, defaults included."""
-    arguments: dict[str, Any] = {}
-    for argument, value in zip(arguments_of(op), args, strict=False):
-        arguments[argument.name] = value
-    for argument in arguments_of(op)[len(args) :]:
-        arguments[argument.name] = kwargs.get(argument.name, argument.default_value)
-    return arguments
+    by_name = dict(zip((argument.name for argument in arguments_of(op)), args, strict=False), **kwargs)
+    return {argument.name: by_name.get(argument.name, argument.default_value) for argument in arguments_of(op)}

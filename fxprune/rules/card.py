@@ -1,4 +1,4 @@
-"""The card of an operator: all that is known of it, written once, in the file of its family."""
+"""The card of an operator: all facts of it, written once, in the file of its family."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Rule(Protocol):
         """The rule as text."""
 
     def apply(self, call: Call) -> list[Label]:
-        """Couple what meets in the call, and return the label of each tensor that it returned."""
+        """Couple the axes that meet in the call, and return the label of each of its results."""
 
 
 class PositionsLeft(Protocol):
@@ -41,7 +41,7 @@ class PositionsLeft(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A number of operations, and the axes over which they repeat: half of an axis takes half of the work.
+    """A number of operations and the axes over which they repeat: without half of the positions of an axis it is half of that.
 
     Attributes:
         flops: the operations, two for each multiplication with its addition.
@@ -53,19 +53,19 @@ class Work:
 
     @staticmethod
     def of_products(axes: Iterable[Axis], times: int = 1) -> Work:
-        """Return the work of one multiplication and addition at each place of a grid of axes, ``times`` over."""
+        """Return the work of ``times`` multiplications and additions at each place of a grid of axes."""
         axes = tuple(axes)
         return Work(2 * times * math.prod(axis.size for axis in axes), axes)
 
 
 class OverKept(NamedTuple):
-    """The form of an operator that combines kept positions only, called in its place in a masked graph.
+    """The function that combines kept positions only, which a masked graph calls in place of an operator.
 
     Attributes:
-        function: the function; besides the arguments below it takes ``keeps``, a list of vectors of flags, and ``keep_dims``,
-            the dimensions of the first of ``given`` along which they say which positions stay.
-        given: the operator's arguments that the function takes as they are.
-        plain: the plain arguments that the function takes as analysed; or what makes them from the call, by name.
+        function: the function. Besides the arguments below it takes ``keeps``, a list of keep vectors, and ``keep_dims``, the
+            dimension of the first of ``given`` that each of them is for.
+        given: the operator's arguments that the function takes as they stand in the graph.
+        plain: the plain arguments that the function takes as analysed; or a function that gives them, by name, for a call.
     """
 
     function: Callable[..., Any]
@@ -83,14 +83,14 @@ class OverKept(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Which tensor arguments of an operator are input, weight and bias, the bias added to sums of input times weight.
+    """Which tensor arguments are input, weight and bias of an operator that adds its bias to sums of input times weight.
 
     Attributes:
         input: the number of the input.
         weight: the number of the weight.
         bias: the number of the bias.
-        inputs_first: whether the weight has its inputs along its first dimension, and not along its second.
-        function: torch's function of the same arguments in the same order, if it is not the operator itself.
+        inputs_first: whether the inputs are the first dimension of the weight, and not the second.
+        function: torch's function with the same arguments in the same order, unless the operator is the function itself.
     """
 
     input: int
@@ -110,19 +110,19 @@ class OpCard:
     Whether it draws random numbers torch itself says, by the tag ``torch.Tag.nondeterministic_seeded``.
 
     Attributes:
-        rule: how it carries axes from its operands to its results; None if that is not known.
-        size_arguments: what makes, from a call as analysed, the labels of its results and the positions that are left, the
-            plain arguments that name sizes or places - shapes, bounds, counts, shifts - as a call on what is left needs
-            them, by name, those that stay the same included; raises :class:`~fxprune.RuleError` where no arguments say
-            it. None if no argument names what can shrink.
-        over_kept: its form over kept positions; None if filling the removed ones makes up for them.
-        work: what makes the work of a call, in parts whose axes multiply; None for what torch counts.
-        keeps_numbers: whether a plane of operand 0 that is one number throughout gives a plane of the same number; or what
-            tells that of a call.
-        as_a_whole: whether how zeros travel is true only where all that a unit owns is zero, not operand by operand.
+        rule: how it carries axes from its operands to its results; None for an operator without a rule.
+        size_arguments: gives the plain arguments that name sizes or places (shapes, bounds, counts, shifts) for the smaller
+            call, by name, those that stay the same included. It takes the analysed call, the labels of its results and the
+            positions that are left, and raises :class:`~fxprune.RuleError` where no arguments make the smaller call. None
+            if no argument names a size that can shrink.
+        over_kept: its function over kept positions; None if a masked graph fills removed positions instead.
+        work: gives the work of a call, in parts; None for the number that torch counts.
+        keeps_numbers: whether a plane of operand 0 that is one number throughout gives a plane of the same number; or a
+            function that tells this of a call.
+        as_a_whole: whether the zeros text holds only where all tensors of a unit are zero, and not for a single operand.
         places: which operands are input, weight and bias of a layer; None if it is no such layer.
-        batch_norm_scale: which operand scales the channels that a batch norm has normalised; None if it is no batch norm.
-        is_uninitialised: whether its results are whatever is in memory.
+        batch_norm_scale: the number of the operand that scales the channels of a batch norm; None if it is no batch norm.
+        is_uninitialised: whether its results are uninitialised memory.
     """
 
     rule: Rule | None = None
@@ -136,5 +136,5 @@ class OpCard:
     is_uninitialised: bool = False
 
     def arguments_left(self, call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
-        """Return the plain arguments that name sizes or places as a call on what is left needs them, by name."""
+        """Return the plain arguments that name sizes or places for the call on the positions left, by name."""
         return {} if self.size_arguments is None else self.size_arguments(call, results, left)

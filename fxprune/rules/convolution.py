@@ -24,7 +24,7 @@ def _is_transposed(call: Call) -> bool:
 
 def _convolution(call: Call) -> str:
     text = _TRANSPOSED if _is_transposed(call) else _GROUPED if call["groups"] > 1 else _UNGROUPED
-    # Below autograd there always is a batch; the functions above take a single sample, too.
+    # ``conv2d`` takes a sample without a batch as well.
     return text.format(b="b " if len(call.operand(0)) == len(call.operand(1)) else "")
 
 
@@ -37,7 +37,7 @@ def _groups_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) ->
 
 
 def _work(call: Call) -> list[Work]:
-    """Return the work: that of the whole kernel at each place of the smaller plane."""
+    """Return the work: a product with the whole kernel at each place of the output, or of the input if transposed."""
     weight = call.operand(1)
     plane = call.operand(0).shape if _is_transposed(call) else call.shapes[0]
     channels = plane[1 - len(weight)]

@@ -1,4 +1,4 @@
-"""Operators that make tensors: of one value, whose axes go as they like, or of counted or random values."""
+"""Operators that make tensors: of one value, any of whose positions may go, or of counted or random values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxprune.rules.views import sizes_left
 
 @dataclass(frozen=True)
 class Factory:
-    """A new tensor all of whose elements are alike, so that any of its positions may go."""
+    """A new tensor whose elements are all alike, so that any of its positions may go."""
 
     notation: str
     zero: Zero

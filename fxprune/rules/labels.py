@@ -1,4 +1,4 @@
-"""What the analysis knows of one tensor: its axes, and what its values are where positions were removed."""
+"""Labels: the axes of a tensor, and its values where positions were removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxprune.algebra.axes import Axis, Reason
 
 
 class Zero(enum.IntEnum):
-    """What a masked graph holds at the removed positions of an axis. Of two that meet the smaller is the safe one."""
+    """The values at the removed positions of an axis in a masked graph. Where two are possible the smaller is the safe one."""
 
     UNKNOWN = 0
     """Perhaps infinite or not a number, such as 1 / 0."""
@@ -25,7 +25,7 @@ class Zero(enum.IntEnum):
 
 
 def product(states: Iterable[Zero]) -> Zero:
-    """Return what the product of values in these states is."""
+    """Return the state of a product: 0 * inf is UNKNOWN, 0 * 0.5 is ZERO."""
     states = list(states)
     if Zero.UNKNOWN in states:
         return Zero.UNKNOWN
@@ -36,11 +36,13 @@ def product(states: Iterable[Zero]) -> Zero:
 class Label:
     """The label of a tensor.
 
+    Behind a ReLU of shape (8, 64) the label has a whole axis of 8, an axis of 64 units, and the states FINITE, ZERO.
+
     Attributes:
-        axes: one for each dimension.
-        zeros: for each dimension, what stands at its removed positions.
-        constant: the tensor's values, where they are integers or flags that depend on no input and no weight.
-        producer: a number for the place where the tensor was made: of an operation, a parameter or an input.
+        axes: the axis of each dimension.
+        zeros: the state of each dimension at its removed positions.
+        constant: the tensor's values, if they are integers or flags that depend on no input and no weight.
+        producer: the number of the step that made the tensor; -1 if no step did.
         shape: the tensor's shape.
     """
 

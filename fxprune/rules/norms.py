@@ -1,4 +1,4 @@
-"""Normalisations, in the spellings that ATen has for them."""
+"""Normalisations: batch, instance, group, layer, RMS and weight norm, under all their ATen names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fxprune.rules.registry import overloads, register
 
 
 def _results(first: str, call: Call) -> str:
-    """Return the results of a norm: its output, and statistics or reserves that carry nothing."""
+    """Return the results of a norm: its output, then statistics, whose axes carry no units."""
     return ", ".join([first] + ["_"] * (len(call.shapes) - 1))
 
 
 def _batch_norm(call: Call) -> str:
     """Return the pattern of a batch norm: statistics run over the batch and all places, in train mode at least.
 
-    Without running statistics they do so in both modes, as where weights are standardised by a batch norm.
+    Without running statistics they do so in both modes, as where a batch norm standardises weights.
     """
     if call.arguments.get("running_mean") is None:
         places = " ".join(f"[s{k}]" for k in range(len(call.operand(0)) - 2))
@@ -76,7 +76,7 @@ def _weight_norm(call: Call) -> str:
 
 
 def _unless_running(call: Call) -> str:
-    """Return how zeros travel: of itself zero has mean zero, but running statistics make a number of it."""
+    """Return how zeros travel: a zero channel has mean zero, but a running mean of 0.3 turns it into -0.3."""
     return "0*1+2" if call.operands[3:4] in ([], [None]) else "n*1+2"
 
 
@@ -126,6 +126,6 @@ register(
 register(overloads("_fused_rms_norm"), OpCard(_RMS_NORM, _normalized_left))
 register(
     overloads("_weight_norm _weight_norm_interface"),
-    # Where all that a norm is taken of is zero, zero is divided by zero.
+    # A row of zeros has norm zero, so that zero is divided by zero.
     Pattern(_weight_norm, "o [i], o 1 -> o [i]", zeros="u", mixed_zeros="z", mixes="norm"),
 )

@@ -31,11 +31,11 @@ def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by
 
     Args:
         ops: one operator or several.
-        given: their card; or their rule, if there is no more to say.
-        by_user: whether it is none of ours, so that a call that it does not fit is an error of the user's.
+        given: their card, or their rule if the rest of the card is blank.
+        by_user: whether a user registers it, so that the analysis raises for a call that the rule does not fit.
 
     Raises:
-        RuleError: an operator has one already; names both places. Or the form over kept positions takes other arguments.
+        RuleError: an operator has a card already, or the function over kept positions takes an argument that it lacks.
     """
     place = _caller()
     card = given if isinstance(given, OpCard) else OpCard(given)
@@ -62,17 +62,13 @@ def _caller() -> str:
 
 
 def overloads(names: str) -> list[OpOverload]:
-    """Return the ATen operators of these names, those that this version of torch has.
+    """Return the ATen operators of names such as ``"add.Tensor relu"``, as far as this version of torch has them.
 
-    Args:
-        names: names such as ``"add.Tensor relu"``, apart by blanks; without a dot the overload is ``default``.
+    A name without a dot is that of the overload ``default``.
     """
-    found = []
-    for name in names.split():
-        packet, _, overload = name.partition(".")
-        if hasattr(torch.ops.aten, packet) and hasattr(getattr(torch.ops.aten, packet), overload or "default"):
-            found.append(getattr(getattr(torch.ops.aten, packet), overload or "default"))
-    return found
+    parts = [name.partition(".") for name in names.split()]
+    found = [getattr(getattr(torch.ops.aten, packet, None), overload or "default", None) for packet, _, overload in parts]
+    return [op for op in found if op is not None]
 
 
 def registered() -> dict[OpOverload, Rule]:
@@ -81,20 +77,18 @@ def registered() -> dict[OpOverload, Rule]:
 
 
 def op_card(op: OpOverload) -> OpCard:
-    """Return the card of an operator, or of the operator that it is the in-place form of; a blank one if neither has one."""
+    """Return the card of an operator, else that of the operator whose in-place form it is, else a blank card."""
     if op in _ENTRIES:
         return _ENTRIES[op].card
     name = base_name(op)
-    if name.endswith("_") and not name.endswith("__"):
-        packet = getattr(getattr(torch.ops, op.namespace), name[:-1], None)
-        functional = getattr(packet, overload_name(op), None)
-        if functional in _ENTRIES:
-            return _ENTRIES[functional].card
-    return _BLANK
+    if not name.endswith("_") or name.endswith("__"):
+        return _BLANK
+    functional = getattr(getattr(getattr(torch.ops, op.namespace), name[:-1], None), overload_name(op), None)
+    return _ENTRIES[functional].card if functional in _ENTRIES else _BLANK
 
 
 def find_rule(op: OpOverload, pointwise: Callable[[], Rule] | None = None) -> Rule | None:
-    """Return the rule of an operator, or of the operator that it is the in-place form of; None if neither has one."""
+    """Return the rule on the card of an operator; without one, ``pointwise()`` if torch tags the operator as pointwise."""
     rule = op_card(op).rule
     return pointwise() if rule is None and pointwise is not None and torch.Tag.pointwise in op.tags else rule
 
@@ -105,11 +99,11 @@ def is_by_user(op: OpOverload) -> bool:
 
 
 def unregister(op: OpOverload) -> None:
-    """Take the card of an operator back, so that another can be registered."""
+    """Remove the card of an operator, so that a new one can be registered."""
     _ENTRIES.pop(op, None)
     _CHANGES[0] += 1
 
 
 def version() -> int:
-    """Return a number that is another one after every change of the cards."""
+    """Return a number that grows with every change of the cards."""
     return _CHANGES[0]
