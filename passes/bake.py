@@ -35,7 +35,7 @@ class Bake(GraphPass):
             with torch.inference_mode(False):
                 old = masked.orig.detach()
                 fresh = nn.Parameter(old.clone() if old.is_inference() else old, requires_grad=masked.orig.requires_grad)
-            for owner, attribute in held[id(masked.orig)]:
+            for owner, attribute in held[masked.orig]:
                 owner._parameters[attribute] = fresh
         modified = EraseCorrections().rewrite(gm)
         modified |= remove_masks(gm, all_masked(gm))

@@ -40,10 +40,10 @@ class Lower(GraphPass):
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if a module that the graph calls holds one of the parameters."""
-        wanted = {id(find_parameter(gm, name)) for name in self.names}
+        wanted = {find_parameter(gm, name) for name in self.names}
         for node in gm.graph.find_nodes(op="call_module"):
             held = gm.get_submodule(str(node.target)).parameters()
-            check(wanted.isdisjoint(map(id, held)), f"node {node.name!r} calls a module with one of the parameters")
+            check(wanted.isdisjoint(held), f"node {node.name!r} calls a module with one of the parameters")
 
 
 def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collection[str] = ()) -> bool:
@@ -60,9 +60,9 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
     Raises:
         LoweringError: if one of the modules has no functional form; names node, module and class.
     """
-    wanted = {id(parameter) for parameter in parameters}
+    wanted = set(parameters)
     called = [(node, gm.get_submodule(str(node.target))) for node in gm.graph.find_nodes(op="call_module")]
-    leaves = {leaf for node, leaf in called if node.name in names or any(id(p) in wanted for p in leaf.parameters())}
+    leaves = {leaf for node, leaf in called if node.name in names or not wanted.isdisjoint(leaf.parameters())}
     calls = [(node, leaf) for node, leaf in called if leaf in leaves]
     written = []
     try:
@@ -71,7 +71,7 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
     except LoweringError as error:
         for nodes in written:
             _erase(nodes)
-        names = [n for n, p in gm.named_parameters(remove_duplicate=False) if id(p) in wanted]
+        names = [n for n, p in gm.named_parameters(remove_duplicate=False) if p in wanted]
         raise LoweringError(
             f"node {node.name!r} calls {node.target!r} ({type(leaf).__name__}), which holds {', '.join(names)}: {error}. "
             'Capture the model with frontend="export" to mask this parameter.'

@@ -46,12 +46,12 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool =
     held = holders(as_graph_module(gm))
     parameters = {name: _maskable(gm, name, mask, held) for name, mask in masks.items()}
     _check_aliases(parameters, masks)
-    already = {id(masked.orig) for masked in all_masked(gm)}
+    already = {masked.orig for masked in all_masked(gm)}
     compact = {
         name: masks[name] if own and masks[name].dtype == torch.uint8 else compact_mask(masks[name], parameter)
         for name, parameter in parameters.items()
     }
-    modified = lower(gm, [p for p in parameters.values() if id(p) not in already])
+    modified = lower(gm, [p for p in parameters.values() if p not in already])
     return put_masks(gm, {name: {MASK: mask} for name, mask in compact.items()}) or modified
 
 
@@ -69,17 +69,17 @@ def put_masks(gm: fx.GraphModule, masks: Mapping[str, Mapping[str, Tensor]]) -> 
     for name, given in masks.items():
         masked = present.get(name)
         parameter, old = (names[name], {}) if masked is None else (masked.orig, masked.masks)
-        if id(parameter) in seen:
+        if parameter in seen:
             continue
-        seen.add(id(parameter))
+        seen.add(parameter)
         for ending in given.keys() & old.keys():
             if not _equal(old[ending], given[ending]):
-                replace_mask(held[id(parameter)], given[ending], ending)
+                replace_mask(held[parameter], given[ending], ending)
                 modified = True
         fresh = {ending: mask for ending, mask in given.items() if ending not in old}
         if fresh:
             every = [n for n, p in names.items() if p is parameter] if masked is None else masked.names
-            register_masks(held[id(parameter)], fresh)
+            register_masks(held[parameter], fresh)
             _multiply(gm.graph, reads, every, list(fresh), masked is not None)
             modified = True
     return modified
@@ -94,9 +94,9 @@ def _reads(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def _check_aliases(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-    first: dict[int, str] = {}
+    first: dict[nn.Parameter, str] = {}
     for name, parameter in parameters.items():
-        other = first.setdefault(id(parameter), name)
+        other = first.setdefault(parameter, name)
         if other != name and not masks[name].is_meta and not bool((masks[name] == masks[other]).all()):
             raise PruningValueError(f"{name!r} and {other!r} are one tied parameter, but their masks differ")
 
@@ -114,7 +114,7 @@ def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[int, He
         raise PruningAssertionError(
             f"the mask of {name!r} must have the parameter's shape {tuple(parameter.shape)}, got {tuple(mask.shape)}"
         )
-    for owner, attribute in held[id(parameter)]:
+    for owner, attribute in held[parameter]:
         base = attribute.removesuffix(ORIG)
         taken = [n for n in (base + ORIG, base + MASK) if hasattr(owner, n)] if base == attribute else []
         if taken:
@@ -199,7 +199,7 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
             # leaves another one alone that shows the same memory.
             entry.orig.data = entry.orig.detach() * entry.mask.to(entry.orig.dtype)
     for entry in masked:
-        unregister_masks(held[id(entry.orig)])
+        unregister_masks(held[entry.orig])
         for name in entry.names:
             moved += _erase_product(gm.graph, reads, name)
     if masked:
@@ -219,7 +219,7 @@ def drop_masks(gm: fx.GraphModule, dropped: Callable[[str], bool]) -> None:
     for entry in all_masked(gm):
         if not any(dropped(ending) for ending in entry.masks):
             continue
-        unregister_masks(held[id(entry.orig)])
+        unregister_masks(held[entry.orig])
         for name in entry.names:
             _put_back(_erase_product(gm.graph, reads, name))
         left[entry.name] = {ending: mask for ending, mask in entry.masks.items() if not dropped(ending)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -193,21 +192,3 @@ def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
             if ending != MASK and not mask.is_meta:
                 found[masked.name, int(ending.removeprefix(MASK))] = (mask == 0).reshape(-1).cpu().numpy()
     return found
-
-
-def removed_units(deps: Dependencies, dead: dict[tuple[str, int], Flags]) -> Flags:
-    """Return which units go: those all of whose positions on parameters are dead.
-
-    Args:
-        deps: the analysis.
-        dead: flags of dead positions by parameter and dimension; axes that are not named have none.
-    """
-    removed = np.zeros(deps.units.count, bool)
-    for group in deps.groups:
-        gone = np.ones(group.size, bool)
-        for member in group.members:
-            if not member.is_buffer:
-                flags = dead.get((member.parameter, member.dim))
-                gone &= False if flags is None else flags[member.positions].all(1)
-        removed[group.units] = gone
-    return removed

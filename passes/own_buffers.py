@@ -33,7 +33,7 @@ class OwnBuffers(GraphPass):
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Replace the buffers, in place."""
         found = self._foreign(gm)
-        users = Counter(map(memory_of, {id(buffer): buffer for _, _, buffer in found}.values()))
+        users = Counter(map(memory_of, {buffer for _, _, buffer in found}))
         copies: dict[int, Any] = {}
         with torch.inference_mode(False), torch.no_grad():
             for module, attribute, buffer in found:
@@ -48,9 +48,9 @@ class OwnBuffers(GraphPass):
         check(not self._foreign(gm), "a buffer is shared")
 
     def _foreign(self, gm: fx.GraphModule) -> list[tuple[nn.Module, str, Tensor]]:
-        modules, foreign = [module for _, module in all_modules(gm)], {id(tensor) for tensor in self.shared}
+        modules, foreign = [module for _, module in all_modules(gm)], set(self.shared)
         taken = {
             memory_of(parameter) for module in modules for parameter in module._parameters.values() if parameter is not None
         }
-        held = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and id(b) in foreign]
+        held = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and b in foreign]
         return [(module, name, buffer) for module, name, buffer in held if memory_of(buffer) not in taken]

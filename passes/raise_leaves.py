@@ -36,8 +36,8 @@ class RaiseLeaves(GraphPass):
         """Put the modules back, in place."""
         every = [(path, module) for path, module in all_modules(gm) if isinstance(module, Lowered)]
         tops = [(path, module) for path, module in every if not any(path.startswith(p + ".") for p, _ in every)]
-        masked = {id(entry.orig) for entry in all_masked(gm)} if tops else set()
-        ready = [(path, module) for path, module in tops if not any(id(p) in masked for p in module.parameters())]
+        masked = {entry.orig for entry in all_masked(gm)} if tops else set()
+        ready = [(path, module) for path, module in tops if masked.isdisjoint(module.parameters())]
         readers = _readers(gm) if ready else {}
         tensor_of = {node: key for key, nodes in readers.items() for node in nodes}
         restored: dict[nn.Module, nn.Module] = {}
@@ -58,13 +58,13 @@ class _Match:
     slots: dict[str, fx.Node]
 
 
-def _readers(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
-    """Map the identity of each tensor of the graph to the get_attr nodes that read it."""
+def _readers(gm: fx.GraphModule) -> dict[Tensor, list[fx.Node]]:
+    """Map each tensor of the graph to the get_attr nodes that read it."""
     tensors = dict(gm.named_parameters(remove_duplicate=False)) | dict(gm.named_buffers(remove_duplicate=False))
-    readers: dict[int, list[fx.Node]] = collections.defaultdict(list)
+    readers: dict[Tensor, list[fx.Node]] = collections.defaultdict(list)
     for node in gm.graph.find_nodes(op="get_attr"):
         if node.target in tensors:
-            readers[id(tensors[node.target])].append(node)
+            readers[tensors[node.target]].append(node)
     return readers
 
 
@@ -73,11 +73,11 @@ def _raise(
     path: str,
     lowered: Lowered,
     module: nn.Module,
-    readers: dict[int, list[fx.Node]],
-    tensor_of: dict[fx.Node, int],
+    readers: dict[Tensor, list[fx.Node]],
+    tensor_of: dict[fx.Node, Tensor],
 ) -> bool:
     """Put calls of ``module`` in place of its nodes; tell whether there were any."""
-    reads = [node for p in module.parameters() for node in readers.get(id(p), ()) if not is_erased(node)]
+    reads = [node for p in module.parameters() for node in readers.get(p, ()) if not is_erased(node)]
     users = list(dict.fromkeys(user for node in reads for user in node.users))
     if next(module.parameters(), None) is None:
         users = [node for node in gm.graph.nodes if CALL.get(node) is not None]
@@ -130,9 +130,9 @@ def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, match: _Match)
 class _Matcher:
     """Compares nodes of the graph with a pattern, from a root back to the slots."""
 
-    def __init__(self, module: nn.Module, path: str, tensor_of: dict[fx.Node, int]) -> None:
+    def __init__(self, module: nn.Module, path: str, tensor_of: dict[fx.Node, Tensor]) -> None:
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        self.targets = {join(path, name): id(tensor) for name, tensor in named if isinstance(tensor, Tensor)}
+        self.targets = {join(path, name): tensor for name, tensor in named if isinstance(tensor, Tensor)}
         self.tensor_of = tensor_of
 
     def run(self, pattern: fx.Node, site: fx.Node) -> _Match | None:
@@ -150,7 +150,7 @@ class _Matcher:
             # A tied parameter may be read under another of its names.
             same = node.op == "get_attr" and (
                 node.target == pattern.target
-                or (node in self.tensor_of and self.tensor_of[node] == self.targets.get(str(pattern.target)))
+                or (node in self.tensor_of and self.tensor_of[node] is self.targets.get(str(pattern.target)))
             )
         else:
             same = pattern.op == "placeholder" or (

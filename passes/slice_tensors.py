@@ -46,12 +46,12 @@ class SliceTensors(GraphPass):
                     continue
                 index = self.kept.places_of(tracked.label)
                 left |= dict.fromkeys(tracked.names, index)
-                tensors = {id(old): old for old in map(partial(value_at, gm), tracked.names)}
-                small = _slice(tensors[next(iter(tensors))].detach(), index)
-                for old in tensors.values():  # which share their memory
+                tensors = list(dict.fromkeys(map(partial(value_at, gm), tracked.names)))  # which share their memory
+                small = _slice(tensors[0].detach(), index)
+                for old in tensors:
                     is_parameter = isinstance(old, nn.Parameter)
                     new = nn.Parameter(small, requires_grad=old.requires_grad) if is_parameter else small.detach()
-                    for module, attribute in held[id(old)]:
+                    for module, attribute in held[old]:
                         setattr(module, attribute, new)
                         sliced[module] = None
         for module in sliced:

@@ -48,29 +48,16 @@ class Census:
         """Return the place of an axis in ``rows``, ``sizes`` and what :meth:`kept` returns."""
         return self._slots[self._units.content(axis)]
 
-    def gone(self, removed: Flags) -> list[Flags]:
-        """Return for every axis which of its positions go with the units flagged in ``removed``."""
-        found = [np.zeros(len(rows), bool) for rows in self.rows]
-        for at, starts, gone in self._gone(removed):
-            for slot, start in zip(at.tolist(), starts.tolist(), strict=True):
-                found[slot] = gone[start : start + len(self.rows[slot])]
-        return found
-
     def kept(self, removed: Flags) -> Index:
         """Return how many positions of every axis are left when the units flagged in ``removed`` go."""
-        left = self.sizes.copy()
-        for at, starts, gone in self._gone(removed):
-            left[at] -= np.add.reduceat(gone, starts, dtype=np.intp)
-        return left
-
-    def _gone(self, removed: Flags) -> Iterator[tuple[Index, Index, Flags]]:
-        flags = np.append(removed, False)
+        left, flags = self.sizes.copy(), np.append(removed, False)
         assert NONE == -1, "the filler of rows finds the flag at the end"
         for at, starts, rows in self.blocks:
             gone = flags[rows[:, 0]]
             for column in rows.T[1:]:
                 gone |= flags[column]
-            yield at, starts, gone
+            left[at] -= np.add.reduceat(gone, starts, dtype=np.intp)
+        return left
 
 
 class Costs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.algebra.axes import NONE, Axis
+from fxprune.algebra.axes import NONE, Axis, Index
 from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
+from fxprune.analysis.dependencies import Dependencies
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.tensors import pytree
 
@@ -24,10 +26,10 @@ PLAIN = (int, float, bool, str, type(None))
 
 
 class _Left(NamedTuple):
-    """What is left of an axis: flags, their number, and the positions; None if they are all there are."""
+    """What is left of an axis: one flag for each position, the positions left, and these as a tensor, None if all are."""
 
     flags: Flags
-    size: int
+    positions: Index
     places: Tensor | None
 
 
@@ -53,9 +55,8 @@ class Remaining:
         if left is None:
             assert NONE == -1
             flags = ~np.asarray(self._removed[content.rows].any(1), bool)
-            positions = np.flatnonzero(flags)
-            places = None if len(positions) == len(flags) else torch.from_numpy(positions)
-            left = self._known[content] = _Left(flags, len(positions), places)
+            index = np.flatnonzero(flags)
+            left = self._known[content] = _Left(flags, index, None if flags.all() else torch.from_numpy(index))
         return left
 
     def __call__(self, axis: Axis) -> Flags:
@@ -66,13 +67,13 @@ class Remaining:
         """Return the positions that are left, int64 of shape (size,); None if they all are."""
         return None if axis.is_whole else self._left(axis).places
 
-    def index(self, axis: Axis) -> NDArray[np.intp]:
-        """Return the positions that are left, as an array."""
-        return np.flatnonzero(self(axis))
+    def index(self, axis: Axis) -> Index:
+        """Return the positions that are left, one array for all axes with the same units at the same positions."""
+        return self._left(axis).positions
 
     def size(self, axis: Axis) -> int:
         """Return how many positions are left."""
-        return axis.size if axis.is_whole else self._left(axis).size
+        return axis.size if axis.is_whole else len(self._left(axis).positions)
 
     def shape(self, label: Label) -> tuple[int, ...]:
         """Return the shape that is left of a tensor."""
@@ -106,3 +107,21 @@ def leaves(value: Any) -> list[Any]:
     """Return the leaves of a value that has some besides itself."""
     found = pytree.tree_leaves(value)
     return [] if len(found) == 1 and found[0] is value else found
+
+
+def removed_units(deps: Dependencies, dead: Mapping[tuple[str, int], Flags]) -> Flags:
+    """Return which units go: those all of whose positions on parameters are dead.
+
+    Args:
+        deps: the analysis.
+        dead: flags of dead positions by parameter and dimension; axes that are not named have none.
+    """
+    removed = np.zeros(deps.units.count, bool)
+    for group in deps.groups:
+        gone = np.ones(group.size, bool)
+        for member in group.members:
+            if not member.is_buffer:
+                flags = dead.get((member.parameter, member.dim))
+                gone &= False if flags is None else flags[member.positions].all(1)
+        removed[group.units] = gone
+    return removed

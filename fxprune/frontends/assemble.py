@@ -10,6 +10,8 @@ from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.parts import Container, clone
 from fxprune.graph.paths import all_modules, join, split, value_at
 
+_Modules = set[nn.Module]
+
 
 def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> CapturedModule:
     """Return a GraphModule of ``graph`` that shares the tensors of ``model`` but none of its modules.
@@ -28,8 +30,8 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     by_path = dict(all_modules(model))
     targets = {str(node.target) for node in graph.find_nodes(op="call_module")}
     # A module under its second name is not among them.
-    called = {id(by_path[path] if path in by_path else model.get_submodule(path)) for path in targets}
-    needed: set[int] = set()
+    called = {by_path[path] if path in by_path else model.get_submodule(path) for path in targets}
+    needed: _Modules = set()
     _mark_needed(model, called, needed, set())
     _copy_tree(model, gm, called, needed, {})
     for node in graph.find_nodes(op="get_attr"):
@@ -39,36 +41,38 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     return gm
 
 
-def _mark_needed(module: nn.Module, called: set[int], needed: set[int], seen: set[int]) -> None:
+def _mark_needed(module: nn.Module, called: _Modules, needed: _Modules, seen: _Modules) -> None:
     """Add the modules with tensors, those that are called, and all around them to ``needed``."""
-    seen.add(id(module))
+    seen.add(module)
     for child in module._modules.values():
-        if child is not None and id(child) not in seen:
+        if child is not None and child not in seen:
             _mark_needed(child, called, needed, seen)
-    if module._parameters or module._buffers or id(module) in called or any(id(c) in needed for c in module._modules.values()):
-        needed.add(id(module))
+    if module._parameters or module._buffers or module in called or not needed.isdisjoint(module._modules.values()):
+        needed.add(module)
 
 
-def _copy_tree(source: nn.Module, target: nn.Module, called: set[int], needed: set[int], done: dict[int, nn.Module]) -> None:
+def _copy_tree(
+    source: nn.Module, target: nn.Module, called: _Modules, needed: _Modules, done: dict[nn.Module, nn.Module]
+) -> None:
     """Fill ``target`` with the tensors of ``source`` and its submodules; a module met twice stays one."""
     for name, parameter in source._parameters.items():
         target.register_parameter(name, parameter)
     for name, buffer in source._buffers.items():
         target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
     for name, child in source._modules.items():
-        if child is None or id(child) not in needed:
+        if child is None or child not in needed:
             continue
-        if id(child) not in done:
-            if id(child) in called:
-                done[id(child)] = clone(child)
+        if child not in done:
+            if child in called:
+                done[child] = clone(child)
             else:
-                done[id(child)] = container = Container()
+                done[child] = container = Container()
                 container.training = child.training
                 _copy_tree(child, container, called, needed, done)
         if isinstance(target, Container):
-            target._modules[name] = done[id(child)]
+            target._modules[name] = done[child]
         else:  # a graph, whose own attributes are in the way of some names
-            target.add_module(name, done[id(child)])
+            target.add_module(name, done[child])
 
 
 def ensure_module(gm: fx.GraphModule, model: nn.Module, path: str) -> nn.Module:

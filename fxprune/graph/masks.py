@@ -116,15 +116,14 @@ def _bases(names: Iterable[str]) -> tuple[str, ...]:
 
 def all_masked(root: nn.Module) -> list[Masked]:
     """Return every masked parameter of the graph, each tied one once, in the order of ``named_parameters``."""
-    names: dict[int, list[str]] = {}
-    parameters = parameters_by_name(root)
-    for name, parameter in parameters.items():
-        names.setdefault(id(parameter), []).append(name)
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in parameters_by_name(root).items():
+        names.setdefault(parameter, []).append(name)
     found = []
-    for every in names.values():
+    for parameter, every in names.items():
         path, last = split(every[0])
         if last.endswith(ORIG) and (masks := _masks_of(root.get_submodule(path), last.removesuffix(ORIG))):
-            found.append(Masked(_bases(every), parameters[every[0]], masks))
+            found.append(Masked(_bases(every), parameter, masks))
     return found
 
 

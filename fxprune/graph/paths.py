@@ -12,30 +12,29 @@ Modules = list[tuple[str, nn.Module]]
 
 def all_modules(root: nn.Module) -> Modules:
     """Return a module and all inside it with their paths, each once: as ``named_modules`` does, in a fraction of the time."""
-    found: dict[int, tuple[str, nn.Module]] = {id(root): ("", root)}
+    found = {root: ""}
     _visit(root, "", found)
-    return list(found.values())
+    return [(path, module) for module, path in found.items()]
 
 
-def _visit(module: nn.Module, start: str, found: dict[int, tuple[str, nn.Module]]) -> None:
+def _visit(module: nn.Module, start: str, found: dict[nn.Module, str]) -> None:
     # No closure: one that calls itself is a cycle, which would hold all that was found until the collector comes.
     for name, child in module._modules.items():
-        if child is not None and id(child) not in found:
-            path = start + name
-            found[id(child)] = path, child
+        if child is not None and child not in found:
+            found[child] = start + name
             if child._modules:  # most have none
-                _visit(child, f"{path}.", found)
+                _visit(child, f"{start}{name}.", found)
 
 
 def all_tensors(modules: Modules) -> dict[str, Tensor]:
     """Return the parameters of modules, then the buffers, by their names, each under its first alone."""
-    found: dict[int, tuple[str, Tensor]] = {}
+    found: dict[Tensor, str] = {}
     for registry in ("_parameters", "_buffers"):
         for path, module in modules:
             for name, tensor in vars(module)[registry].items():
-                if tensor is not None and id(tensor) not in found:
-                    found[id(tensor)] = f"{path}.{name}" if path else name, tensor
-    return dict(found.values())
+                if tensor is not None:
+                    found.setdefault(tensor, f"{path}.{name}" if path else name)
+    return {name: tensor for tensor, name in found.items()}
 
 
 def join(path: str, name: str) -> str:
@@ -93,12 +92,12 @@ def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module
                 yield module, attribute
 
 
-def holders(root: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Return each (module, attribute) that holds a parameter or buffer, by the tensor's ``id``."""
-    found: dict[int, list[tuple[nn.Module, str]]] = {}
+def holders(root: nn.Module) -> dict[Tensor | None, list[tuple[nn.Module, str]]]:
+    """Return each (module, attribute) that holds a parameter or buffer, by the tensor; those that hold none by None."""
+    found: dict[Tensor | None, list[tuple[nn.Module, str]]] = {}
     for _, module in all_modules(root):
         for attribute, value in (*module._parameters.items(), *module._buffers.items()):
-            found.setdefault(id(value), []).append((module, attribute))
+            found.setdefault(value, []).append((module, attribute))
     return found
 
 

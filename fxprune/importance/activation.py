@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from fxprune.algebra.axes import NONE, Index
+from fxprune.algebra.axes import Index
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError
@@ -127,10 +127,9 @@ def _live_axes(deps: Dependencies, value: Any) -> list[tuple[int, int, Index, In
     found = []
     for leaf, label in enumerate(pytree.tree_leaves(value)):
         for dim, axis in enumerate(label.axes if isinstance(label, Label) else ()):
-            rows = deps.units.resolve(axis) if axis.size > 1 and not axis.is_whole else np.empty((0, 0), np.int32)
-            if rows.size:
-                positions, _ = np.nonzero(rows != NONE)
-                found.append((leaf, dim, rows[rows != NONE].astype(np.intp), positions, axis.size))
+            if axis.size > 1 and (content := deps.units.content(axis)).is_live:
+                units, counts, positions, _ = content.owned
+                found.append((leaf, dim, np.repeat(units, counts), positions, axis.size))
     return found
 
 

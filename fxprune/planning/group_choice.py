@@ -59,8 +59,8 @@ class Names:
         return {index for name in found for index in self._groups.get(name, ())}
 
     def _of_module(self, module: nn.Module, argument: str) -> list[str]:
-        theirs, ours = {id(p) for p in module.parameters()}, parameters_by_name(self._gm)
-        found = [t.name for t in self._parameters if any(id(ours.get(n)) in theirs for n in t.names)]
+        theirs, ours = set(module.parameters()), parameters_by_name(self._gm)
+        found = [t.name for t in self._parameters if any(ours.get(n) in theirs for n in t.names)]
         if not found:
             raise PlanError(
                 f"{argument} has a {type(module).__name__} that shares no parameter with the graph: give a module of the model "

@@ -15,6 +15,7 @@ from fxprune.algebra.axes import Index
 from fxprune.analysis.costs import Costs, Flags
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
+from fxprune.analysis.remaining import Remaining, removed_units
 from fxprune.errors import PlanError
 from fxprune.planning.ranking import Ranking, Scores
 
@@ -73,20 +74,11 @@ class Plan:
     def of(deps: Dependencies, costs: Costs, ranking: Ranking, kept: Index) -> Plan:
         """Return the plan to keep ``kept[i]`` units of the i-th group of a ranking."""
         removed = ranking.removed(kept)
-        gone = costs.census.gone(removed)
-        axes = {t.name: t.label.axes for t in deps.tracked}
-        places = {(m.parameter, m.dim): None for group in ranking.groups for m in group.members}
-        left: dict[tuple[str, int], Index] = {}
-        by_slot: dict[int, Index] = {}
-        for name, dim in places:
-            slot = costs.census.slot(axes[name][dim])
-            if slot not in by_slot:
-                by_slot[slot] = np.flatnonzero(~gone[slot])
-            left[name, dim] = by_slot[slot]
+        left, axes = Remaining(deps.units, removed), {t.name: t.label.axes for t in deps.tracked}
         nothing, shapes = np.zeros_like(removed), {t.name: t.label.shape for t in deps.tracked}
         return Plan(
             fingerprint=deps.fingerprint,
-            kept=left,
+            kept={(m.parameter, m.dim): left.index(axes[m.parameter][m.dim]) for g in ranking.groups for m in g.members},
             choices=tuple(_choice(g, s, removed[g.units], shapes) for g, s in zip(ranking.groups, ranking.scores, strict=True)),
             shapes=shapes,
             aliases={name: t.name for t in deps.tracked for name in t.names[1:]},
@@ -137,46 +129,24 @@ class Plan:
                 "the plan was made for another graph, or the graph changed since, as it does when it is shrunk: make a new one "
                 "from fxprune.analyze(gm)"
             )
-        census = deps.costs.census
-        # What is missing of an axis, by what stands on it and the array that says what is kept: axes of one group share both.
-        missing: dict[tuple[int, int], Flags] = {}
-        at: dict[tuple[str, int], tuple[int, int]] = {}
-        for tracked in deps.tracked:
-            for dim, axis in enumerate(tracked.label.axes) if tracked.is_parameter else ():
-                place = tracked.name, dim
-                at[place] = census.slot(axis), id(self.kept.get(place))
-                if at[place] not in missing:
-                    missing[at[place]] = self._missing(place, axis.size)
-        removed = np.zeros(deps.units.count, bool)
-        for group in deps.groups:
-            gone = np.ones(group.size, bool)
-            seen: set[tuple[int, int]] = set()
-            for member in group.members:
-                if member.is_buffer:
-                    continue
-                flags = missing[at[member.parameter, member.dim]]
-                if (id(flags), id(member.positions)) not in seen:
-                    seen.add((id(flags), id(member.positions)))
-                    gone &= flags[member.positions].all(1)
-            removed[group.units] = gone
-        expected_gone = census.gone(removed)
-        wrong = {key for key, flags in missing.items() if not np.array_equal(expected_gone[key[0]], flags)}
-        for (name, dim), key in at.items():
-            if key in wrong:
-                places = np.flatnonzero(expected_gone[key[0]] != missing[key])[:5].tolist()
+        axes = {(t.name, dim): axis for t in deps.tracked if t.is_parameter for dim, axis in enumerate(t.label.axes)}
+        missing = {place: self._missing(place, axis.size) for place, axis in axes.items() if place in self.kept}
+        removed = removed_units(deps, missing)
+        left = Remaining(deps.units, removed)
+        for (name, dim), axis in axes.items():
+            flags = missing.get((name, dim), False)
+            if (wrong := left(axis) == flags).any():
                 raise PlanError(
-                    f"the plan keeps indices of {name}[{dim}] that are not those left by whole units, at {places}: make a "
-                    "new one"
+                    f"the plan keeps indices of {name}[{dim}] that are not those left by whole units, at "
+                    f"{np.flatnonzero(wrong)[:5].tolist()}: make a new one"
                 )
         return removed
 
     def _missing(self, place: tuple[str, int], size: int) -> Flags:
-        missing = np.zeros(size, bool)
-        if (kept := self.kept.get(place)) is not None:
-            if len(kept) and not 0 <= kept.min() <= kept.max() < size:
-                raise PlanError(f"the plan keeps indices of {place[0]}[{place[1]}] outside of its {size} positions")
-            missing[:] = True
-            missing[kept] = False
+        missing, kept = np.ones(size, bool), self.kept[place]
+        if len(kept) and not 0 <= kept.min() <= kept.max() < size:
+            raise PlanError(f"the plan keeps indices of {place[0]}[{place[1]}] outside of its {size} positions")
+        missing[kept] = False
         return missing
 
     def to_json(self) -> str:
@@ -250,15 +220,12 @@ def _choice(group: Group, scores: Scores, gone: Flags, shapes: Mapping[str, tupl
 def _alone(group: Group, gone: Flags, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return how many elements of parameters go with units of a group, were it the only one that is pruned."""
     left: dict[str, list[int]] = {}
-    counts: dict[int, int] = {}  # by the array of positions, which members share
+    count = int(np.count_nonzero(gone))
     for member in group.members:
-        if not member.is_buffer and gone.any():
-            count = counts.get(id(member.positions))
-            if count is None:
-                lost = member.positions[gone]
-                # Units may share positions.
-                count = counts[id(member.positions)] = lost.size if lost.shape[1] == 1 else len(np.unique(lost))
-            left.setdefault(member.parameter, list(shapes[member.parameter]))[member.dim] -= count
+        if not member.is_buffer and count:
+            # Units with several positions may share some.
+            lost = count if member.positions.shape[1] == 1 else len(np.unique(member.positions[gone]))
+            left.setdefault(member.parameter, list(shapes[member.parameter]))[member.dim] -= lost
     return sum(math.prod(shapes[name]) - math.prod(kept) for name, kept in left.items())
 
 

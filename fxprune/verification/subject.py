@@ -51,13 +51,13 @@ class Subject:
 
     def _copies(self, tensors: Iterable[tuple[str, Tensor]], *, copy: bool) -> dict[str, Tensor]:
         """Return detached tensors by name; several names of one tensor get one copy."""
-        copies: dict[int, Tensor] = {}
+        copies: dict[Tensor, Tensor] = {}
         named = {}
         for name, tensor in tensors:
-            if id(tensor) not in copies:
+            if tensor not in copies:
                 dtype = WIDER.get(tensor.dtype, tensor.dtype) if self.double else tensor.dtype
-                copies[id(tensor)] = tensor.detach().to(dtype, copy=copy)
-            named[name] = copies[id(tensor)]
+                copies[tensor] = tensor.detach().to(dtype, copy=copy)
+            named[name] = copies[tensor]
         return named
 
     def run(self, inputs: Inputs, *, training: bool) -> Result:
