@@ -65,7 +65,7 @@ def put_masks(gm: fx.GraphModule, masks: Mapping[str, Mapping[str, Tensor]]) -> 
     """
     held, reads, names = holders(gm), _reads(gm.graph), parameters_by_name(gm)
     present = {name: masked for masked in all_masked(gm) for name in masked.names}
-    modified, seen = False, set[int]()
+    modified, seen = False, set[nn.Parameter]()
     for name, given in masks.items():
         masked = present.get(name)
         parameter, old = (names[name], {}) if masked is None else (masked.orig, masked.masks)

@@ -6,7 +6,6 @@ units, and most units never get numbers.
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass
 
 from fxprune.algebra.axes import Rows
@@ -19,16 +18,16 @@ class Reading:
 
     Attributes:
         given: the rows.
-        content: what they resolve to.
+        content: what they resolve to; the rows themselves as long as nothing is known of them.
         blocks: the numbers of the blocks of the units in ``content``.
-        version: the version of the equations up to which ``content`` is known to be right.
+        version: the version of the equations up to which ``content`` is known to be right; -1 before the first look.
         is_shared: whether ``content`` is the one object that all axes with equal units at equal positions have.
     """
 
     given: Rows
     content: Content
-    blocks: Set[int]
-    version: int
+    blocks: frozenset[int] = frozenset()
+    version: int = -1
     is_shared: bool = False
 
 

@@ -122,21 +122,15 @@ class Units:
         equations, block = self._equations, self._block(axis)
         reading = self._readings.get(axis) if block is None else block.reading
         if reading is None:
-            rows = axis.rows if block is None else equations.numbered(block)
-            if block is not None and not block.learnt:
-                reading = Reading(rows, Content(rows), {block.number}, equations.version)
-            else:
-                resolved = equations.resolved(rows)
-                reading = Reading(rows, Content(resolved), equations.blocks_of(resolved), equations.version)
             if block is None:
-                self._readings[axis] = reading
+                reading = self._readings[axis] = Reading(axis.rows, Content(axis.rows))
             else:
-                block.reading = reading
-        if reading.version < equations.version:
-            if any(equations.blocks[number].learnt > reading.version for number in reading.blocks):
+                rows = equations.numbered(block)
+                reading = block.reading = Reading(rows, Content(rows))
+        if reading.version < equations.version and (block is None or block.learnt):
+            if reading.version < 0 or any(equations.blocks[number].learnt > reading.version for number in reading.blocks):
                 rows = equations.resolved(reading.given)
-                reading.content, reading.is_shared = Content(rows), False
-                reading.blocks = equations.blocks_of(rows)
+                reading.content, reading.is_shared, reading.blocks = Content(rows), False, equations.blocks_of(rows)
             reading.version = equations.version
         return reading
 
@@ -302,9 +296,8 @@ class Units:
         """Split a block of which nothing is known: its units stand for pairs of new ones."""
         first, second = (replace(self.fresh(size), why=why) for size in (outer, block.size // outer))
         pairs = first.merge(second).rows
-        pairs.flags.writeable = False
         self._equations.define(block, pairs)
-        block.reading = Reading(pairs, Content(pairs), {first.block, second.block}, self._equations.version)
+        block.reading = Reading(pairs, Content(pairs))
         return first, second
 
     def _axis_of(self, rows: Rows, why: Reason | None) -> Axis:

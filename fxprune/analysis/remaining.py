@@ -46,8 +46,6 @@ class Remaining:
         # The last flag is that of ``NONE``, which numpy takes for the last element.
         self._removed = np.append(removed, False)
         self._known: dict[Content, _Left] = {}
-        self._places: dict[Label, Places] = {}
-        self._shrinks: dict[Label, bool] = {}
 
     def _left(self, axis: Axis) -> _Left:
         content = self._units.content(axis)
@@ -81,11 +79,7 @@ class Remaining:
 
     def places_of(self, label: Label) -> Places:
         """Return for each dimension of a tensor the positions that are left; None if they all are."""
-        found = self._places.get(label)
-        if found is None:
-            found = tuple([None if axis.is_whole else self._left(axis).places for axis in label.axes])
-            self._places[label] = found
-        return found
+        return tuple(map(self.places, label.axes))
 
     def shrinks_any(self, value: Any) -> bool:
         """Tell whether any label in a value stands for a tensor that loses positions."""
@@ -97,10 +91,7 @@ class Remaining:
 
     def shrinks(self, label: Label) -> bool:
         """Tell whether any position of a tensor goes."""
-        known = self._shrinks.get(label)
-        if known is None:
-            known = self._shrinks[label] = any(places is not None for places in self.places_of(label))
-        return known
+        return any(self.places(axis) is not None for axis in label.axes)
 
 
 def leaves(value: Any) -> list[Any]:
