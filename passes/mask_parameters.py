@@ -105,7 +105,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and not a.is_meta and torch.equal(a, b)
 
 
-def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[int, Held]) -> nn.Parameter:
+def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[Tensor | None, Held]) -> nn.Parameter:
     parameter = find_parameter(gm, name)
     check_prunable(name, parameter)
     if not isinstance(mask, Tensor):
