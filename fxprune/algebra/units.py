@@ -30,14 +30,15 @@ _MAX_ROUNDS = 16  # splits and couplings that have not settled by then are held
 class _Unread(Axis):
     """An axis whose units have no numbers until somebody reads them."""
 
-    def __init__(self, units: Units, size: int, block: int) -> None:
-        vars(self).update(_units=units, _size=size, why=None, block=block)
+    def __init__(self, equations: Equations, block: Block) -> None:
+        vars(self).update(_equations=equations, _size=block.size, why=None, block=block.number)
 
     @cached_property
     def rows(self) -> Rows:
         """The units of each position: this axis's own, or those that they are the same as by now."""
-        units: Units = vars(self).pop("_units")
-        return units._reading(self).given
+        equations: Equations = vars(self).pop("_equations")
+        block = equations.blocks[self.block].same
+        return equations.numbered(block) if block.reading is None else block.reading.given
 
     @property
     def size(self) -> int:
@@ -83,7 +84,7 @@ class Units:
 
     def unread(self, size: int) -> Axis:
         """Return an axis as :meth:`fresh` does, whose units take up room only if they are read before they are others'."""
-        return _Unread(self, size, self._equations.block(size).number)
+        return _Unread(self._equations, self._equations.block(size))
 
     def resolve(self, axis: Axis) -> Rows:
         """Return the rows of an axis as sets of units that can still go, each once in a row.
