@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.parts import Container, clone
-from fxprune.graph.paths import all_modules, join, split, value_at
+from fxprune.graph.paths import join, split, value_at
 
 _Modules = set[nn.Module]
 
@@ -17,20 +17,13 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     """Return a GraphModule of ``graph`` that shares the tensors of ``model`` but none of its modules.
 
     Every parameter and buffer of the model is there under each of its names, whether the graph reads it or not, so the
-    state_dict keeps its keys. Modules that the graph calls are cloned; the others become containers.
-
-    Args:
-        model: the model; left as it was.
-        graph: the graph; becomes the result's own.
-        constants: what else the graph reads, by the name it reads it under.
+    state_dict keeps its keys. Modules that the graph calls are cloned; the others become containers. ``constants`` are the
+    values that the graph reads and the model does not hold, by the targets of their get_attr nodes.
     """
     with compiled_later():
         gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
     gm.training = model.training
-    by_path = dict(all_modules(model))
-    targets = {str(node.target) for node in graph.find_nodes(op="call_module")}
-    # A module under its second name is not among them.
-    called = {by_path[path] if path in by_path else model.get_submodule(path) for path in targets}
+    called = {model.get_submodule(str(node.target)) for node in graph.find_nodes(op="call_module")}
     needed: _Modules = set()
     _mark_needed(model, called, needed, set())
     _copy_tree(model, gm, called, needed, {})
@@ -42,7 +35,7 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
 
 
 def _mark_needed(module: nn.Module, called: _Modules, needed: _Modules, seen: _Modules) -> None:
-    """Add the modules with tensors, those that are called, and all around them to ``needed``."""
+    """Add to ``needed`` the modules with tensors, the called modules, and the modules around either."""
     seen.add(module)
     for child in module._modules.values():
         if child is not None and child not in seen:
@@ -54,7 +47,7 @@ def _mark_needed(module: nn.Module, called: _Modules, needed: _Modules, seen: _M
 def _copy_tree(
     source: nn.Module, target: nn.Module, called: _Modules, needed: _Modules, done: dict[nn.Module, nn.Module]
 ) -> None:
-    """Fill ``target`` with the tensors of ``source`` and its submodules; a module met twice stays one."""
+    """Fill ``target`` with the tensors and submodules of ``source``; a module with two names is copied once."""
     for name, parameter in source._parameters.items():
         target.register_parameter(name, parameter)
     for name, buffer in source._buffers.items():
@@ -71,33 +64,26 @@ def _copy_tree(
                 _copy_tree(child, container, called, needed, done)
         if isinstance(target, Container):
             target._modules[name] = done[child]
-        else:  # a graph, whose own attributes are in the way of some names
+        else:  # a graph module: refuses names that are attributes of its class
             target.add_module(name, done[child])
 
 
 def ensure_module(gm: fx.GraphModule, model: nn.Module, path: str) -> nn.Module:
-    """Return the module of ``gm`` at ``path``, making it with the mode of the model's module there if it is missing."""
+    """Return the module of ``gm`` at ``path``; a missing one is made, in the mode of the model's module at that path."""
     module: nn.Module = gm
     reached = ""
     for name in path.split(".") if path else ():
         reached = join(reached, name)
         if (child := module._modules.get(name)) is None:
-            child = Container()
-            child.training = _mode(model, reached)
+            child, original = Container(), value_at(model, reached)
+            child.training = original.training if isinstance(original, nn.Module) else model.training
             module.add_module(name, child)
         module = child
     return module
 
 
-def _mode(model: nn.Module, path: str) -> bool:
-    try:
-        return model.get_submodule(path).training
-    except AttributeError:
-        return model.training
-
-
 def _provide(gm: fx.GraphModule, model: nn.Module, target: str, constants: dict[str, Any]) -> None:
-    """Make sure that ``target`` can be read from ``gm``."""
+    """Register the value of a get_attr node on ``gm``, unless it is there."""
     path, name = split(target)
     owner = ensure_module(gm, model, path)
     if hasattr(owner, name):
@@ -106,7 +92,7 @@ def _provide(gm: fx.GraphModule, model: nn.Module, target: str, constants: dict[
     if isinstance(value, nn.Module):
         owner.add_module(name, value)
     elif isinstance(value, Tensor):
-        # Moves with the graph, and stays out of the state_dict as in the model.
+        # A buffer moves to other devices with the graph; a non-persistent one stays out of the state_dict, as in the model.
         owner.register_buffer(name, value.detach(), persistent=False)
     else:
         setattr(owner, name, value)

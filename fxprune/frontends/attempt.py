@@ -1,9 +1,10 @@
-"""One attempt of one front end: from a model to a checked graph that follows the mode."""
+"""One attempt of one front end: from a model to a checked graph that follows ``train()`` and ``eval()``."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -30,73 +31,67 @@ class Example:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    kept: ModelSnapshot  # the model as the capture has to leave it
-    programs: Programs  # comparisons with the model, which share what they find out
+    kept: ModelSnapshot  # undoes what the model's code changes
+    programs: Programs  # compares graphs with the model
 
     @property
     def training(self) -> bool:
-        """The mode of the model, asked for without being noticed as code of the model would be."""
+        """The mode of the model; the read is not noted as a read by the model's code."""
         return bool(vars(self.model)["training"])
 
     @property
     def is_meta(self) -> bool:
-        """Whether all tensors are on the meta device, so that the model can hardly run."""
+        """Whether all tensors are on the meta device, which has no values."""
         tensors = [*self.model.parameters(), *self.model.buffers(), *pytree.tree_leaves((self.args, self.kwargs))]
         return all(tensor.is_meta for tensor in tensors if isinstance(tensor, Tensor))
 
     def sample(self, first: int) -> Example:
-        """Return the example with only the ``first`` samples of its batch."""
+        """Return the example with the first samples of its batch alone."""
         ids = {id(t) for t in batched(self.args, self.kwargs)}
         args, kwargs = pytree.tree_map(lambda leaf: leaf[:first] if id(leaf) in ids else leaf, (self.args, self.kwargs))
         return dataclasses.replace(self, args=args, kwargs=kwargs)
 
     def doubled(self) -> Example:
-        """Return the example with a batch of one repeated; the same otherwise."""
+        """Return the example with a batch of one sample repeated; a larger batch stays."""
         args, kwargs = two_samples(self.args, self.kwargs)
         return dataclasses.replace(self, args=args, kwargs=kwargs)
 
 
 @dataclasses.dataclass
 class Attempt:
-    """A graph, and what it cannot keep of the model.
-
-    Attributes:
-        gm: the graph.
-        notes: what it cannot keep, in words.
-        follows_mode: whether it does in train and in eval mode what the model does.
-        could_follow: whether any graph could: a model that returns more in one mode needs two.
-    """
+    """A graph, with sentences on the behaviour of the model that the graph does not keep."""
 
     gm: CapturedModule
     notes: list[str] = dataclasses.field(default_factory=list)
-    follows_mode: bool = True
-    could_follow: bool = True
+    follows_mode: bool = True  # whether the graph does what the model does in both modes
+    could_follow: bool = True  # whether one graph can: a model that returns more results in one mode needs two graphs
 
 
 def by_trace(example: Example) -> Attempt:
-    """Capture by symbolic tracing; raises CaptureError with the reason if that does not give the model's graph."""
-    model, call = example.model, bind(example.model, example.args, example.kwargs)
+    """Capture by symbolic tracing.
+
+    Raises:
+        CaptureError: tracing fails, or gives a graph that differs from the model.
+    """
+    call = bind(example.model, example.args, example.kwargs)
     with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
         traced = trace(example.kept, call)
-    attempt = Attempt(assemble(model, traced.graph, traced.constants))
+    attempt = Attempt(assemble(example.model, traced.graph, traced.constants))
     changes = _check_first(example, attempt.gm, record=True)
     attempt.notes += _state_notes(changes)
     if reads:
-        try:
-            with in_mode(example.kept.modules, not model.training):
-                other = trace(example.kept, call, decides=traced.decides)
-        except CaptureError as error:
-            attempt.notes.append(_one_mode_only(model, error))
-            attempt.follows_mode = False
-        else:
-            _follow_mode(attempt, example, other, reads)
+        _follow_mode(attempt, example, reads, lambda: trace(example.kept, call, decides=traced.decides))
     if traced.for_several:
         _check_if_possible(example.sample(1), attempt.gm)
     return attempt
 
 
 def by_copy(example: Example) -> Attempt:
-    """Capture what is a graph already: a copy of it that shares its tensors; raises CaptureError if the inputs do not fit."""
+    """Copy a model that is a captured graph already; the copy shares its tensors.
+
+    Raises:
+        CaptureError: the graph fails on the example inputs.
+    """
     tensors = [*example.model.parameters(), *example.model.buffers()]
     copied = copy.deepcopy(example.model, {id(tensor): tensor for tensor in tensors})
     assert isinstance(copied, CapturedModule)
@@ -105,7 +100,11 @@ def by_copy(example: Example) -> Attempt:
 
 
 def by_export(example: Example) -> Attempt:
-    """Capture by ``torch.export``; raises CaptureError with the reason if that does not give the model's graph."""
+    """Capture by ``torch.export``.
+
+    Raises:
+        CaptureError: the export fails, or gives a graph that differs from the model.
+    """
     attempt, reason = _export(example.doubled(), free_batch=True)
     changes = Changes()
     if reason is None:
@@ -114,7 +113,7 @@ def by_export(example: Example) -> Attempt:
             _check_if_possible(example.sample(1), attempt.gm)
         except CaptureError as error:
             if isinstance(error, ModelError) and example.is_meta:
-                # Code may ask for values unless it is being exported; the meta device has none.
+                # Code that reads values outside of an export fails here, as the meta device has no values.
                 attempt.notes.append(f"the graph could not be compared with the model on the meta device: {error}")
             else:
                 reason = str(error)
@@ -127,30 +126,33 @@ def by_export(example: Example) -> Attempt:
 
 
 def _export(example: Example, free_batch: bool) -> tuple[Attempt, str | None]:
-    """Export in both modes; returns the attempt and, if the batch size did not stay free, why."""
+    """Export in both modes; return the attempt and, where the model fixes its batch size, the reason."""
     model, args, kwargs = example.model, example.args, example.kwargs
     with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
         exported = export(model, args, kwargs, free_batch=free_batch)
     attempt = Attempt(assemble(model, exported.graph, exported.constants))
-    if reads and (exported.fixed_batch is None or not free_batch):
+    if reads and exported.fixed_batch is None:
         try:
-            with in_mode(example.kept.modules, not model.training):
-                other = export(model, args, kwargs, free_batch=free_batch)
+            _follow_mode(attempt, example, reads, lambda: export(model, args, kwargs, free_batch=free_batch))
         except CaptureError as error:
-            attempt.notes.append(_one_mode_only(model, error))
+            attempt.notes.append(f"in {_name(not model.training)} mode {error}")
             attempt.follows_mode = False
-        else:
-            try:
-                _follow_mode(attempt, example, other, reads)
-            except CaptureError as error:
-                attempt.notes.append(f"in {_name(not model.training)} mode {error}")
-                attempt.follows_mode = False
     return attempt, exported.fixed_batch
 
 
-def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, reads: ModeReads) -> None:
-    """Merge the graph of the other mode into the attempt's, and check the result in every mode that the model runs in."""
+def _follow_mode(attempt: Attempt, example: Example, reads: ModeReads, capture: Callable[[], Traced | Exported]) -> None:
+    """Capture the other mode, merge its graph into the attempt's, and check the result in every mode that the model runs in."""
     model, gm = example.model, attempt.gm
+    try:
+        with in_mode(example.kept.modules, not model.training):
+            other = capture()
+    except CaptureError as error:
+        attempt.notes.append(
+            f"the graph does what the model does in {_name(model.training)} mode, whatever gm.train() or gm.eval() say: in "
+            f"{_name(not model.training)} mode the model could not be captured ({error})"
+        )
+        attempt.follows_mode = False
+        return
     ours, theirs = (_structure(graph.output_node()) for graph in (gm.graph, other.graph))
     attempt.could_follow = ours == theirs
     lost = merge_modes(gm, model, other.graph, other.constants, reads)
@@ -169,7 +171,7 @@ def _follow_mode(attempt: Attempt, example: Example, other: Traced | Exported, r
 
 
 def _structure(node: fx.Node) -> Any:
-    """Return what holds the values that a node is given, in comparable form; named tuples are nodes of their own."""
+    """Return the containers around the arguments of a node, comparable by ``==``; a named tuple is a node that makes it."""
     leaves, spec = flatten(node)
     return node.target, spec, [_structure(leaf) if _is_container(leaf) else None for leaf in leaves]
 
@@ -187,11 +189,11 @@ def _check_if_possible(example: Example, gm: CapturedModule) -> None:
     try:
         _check(example, gm)
     except ModelError:
-        return  # the model does not run like this either
+        return  # the model itself does not run on these inputs
 
 
 def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) -> Changes:
-    """Check a fresh graph in the mode of the capture, on the example or a batch of two, whichever the model takes."""
+    """Check a new graph in the mode of the capture, on the example, or on two samples if the model takes no other batch."""
     model, failure = example.model, None
     # Some layers need two samples to train on.
     for double in (example.training, not example.training):
@@ -225,13 +227,6 @@ def _results_note(training: bool) -> str:
     return (
         f"the model returns other results in {there} mode than in {here} mode, more of them or in another form; the graph "
         f"always returns those of {here} mode. Capture the model in each mode if both matter."
-    )
-
-
-def _one_mode_only(model: nn.Module, error: CaptureError) -> str:
-    return (
-        f"the graph does what the model does in {_name(model.training)} mode, whatever gm.train() or gm.eval() say: in "
-        f"{_name(not model.training)} mode the model could not be captured ({error})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which front end captures a model, and why another one did not."""
+"""Chooses the front end that captures a model, and says why the other front end does not."""
 
 from __future__ import annotations
 
@@ -27,51 +27,37 @@ Frontend = Literal["auto", "trace", "export"]
 
 @dataclasses.dataclass(frozen=True)
 class Captured:
-    """A graph before masks are inserted.
+    """A graph before masks are inserted."""
 
-    Attributes:
-        gm: the graph, with its example inputs; its code is not made yet within :func:`compiled_later`.
-        pruned: the parameters that ``torch.nn.utils.prune`` masks in the model.
-        notes: what the graph cannot keep of the model, each once, in words.
-    """
-
-    gm: CapturedModule
-    pruned: list[Pruned]
-    notes: list[str]
+    gm: CapturedModule  # with its example inputs
+    pruned: list[Pruned]  # the parameters that torch.nn.utils.prune masks in the model
+    notes: list[str]  # sentences on the behaviour of the model that the graph does not keep, without repetition
 
 
 def capture_graph(
     model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None, frontend: Frontend = "auto"
 ) -> Captured:
-    """Capture a model as :func:`fxprune.capture` does, without its masks and its warnings.
-
-    Args:
-        model: the model; left as it was.
-        example_inputs: positional inputs as a tuple or list, or the single one.
-        example_kwargs: keyword inputs.
-        frontend: "trace", "export", or "auto" for the first of these that works.
-
-    Raises:
-        InputError: the example inputs do not fit the model.
-        HookError: a module of the model has hooks.
-        CaptureError: no front end can capture the model; gives the reason of each.
-    """
+    """Capture a model as :func:`fxprune.capture` does, with the same errors, but without masks and warnings."""
     model = _as_written(model)
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
     modules = all_modules(model)
     check_hooks(modules)
     with alone(), torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
         with without_prune_hooks(modules) as pruned:
-            kept = ModelSnapshot(model, modules)
+            kept = ModelSnapshot(model)
             with own_random_numbers(kept.tensors.values()) as other_generators:
                 attempt = _first_that_works(Example(model, args, kwargs, kept, Programs(kept)), frontend)
         attempt.gm.example = (args, kwargs)
-        notes = [*attempt.notes, *map(_of_generator, other_generators), *switching_changes(modules), *_unsynchronised(modules)]
+        drawn = [
+            f"the model draws numbers from {name}; those drawn during the capture are constants of the graph"
+            for name in other_generators
+        ]
+        notes = [*attempt.notes, *drawn, *switching_changes(modules), *_unsynchronised(modules)]
     return Captured(attempt.gm, pruned, list(dict.fromkeys(notes)))
 
 
 def _as_written(model: Any) -> Any:
-    """Return the model that ``torch.compile`` was given, which holds the parameters under their own names."""
+    """Return the model inside the wrapper that ``torch.compile`` makes, which puts a prefix before all names."""
     compiled = type(model).__module__.startswith("torch._dynamo") and isinstance(model, nn.Module)
     return model._modules.get("_orig_mod", model) if compiled else model
 
@@ -81,10 +67,6 @@ def _unsynchronised(modules: Modules) -> list[str]:
     if not paths:
         return []
     return [f"{', '.join(paths)}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does"]
-
-
-def _of_generator(name: str) -> str:
-    return f"the model draws numbers from {name}; those drawn during the capture are constants of the graph"
 
 
 def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -130,14 +112,14 @@ def _blame_inputs(example: Example) -> None:
     """Raise InputError if the model itself cannot run on the example inputs."""
     try:
         model = copy.deepcopy(example.model)
-    except Exception:  # a model that cannot be copied is not run: that could change it
+    except Exception:  # a model that cannot be copied is not run, as a run could change it
         return
     try:
         with torch.no_grad(), in_mode(all_modules(model), training=False):
             model(*copy.deepcopy(example.args), **copy.deepcopy(example.kwargs))
     except Exception as error:
-        shapes = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, example.args)
-        keywords = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, example.kwargs)
+        inputs = example.args, example.kwargs
+        shapes, keywords = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, inputs)
         raise InputError(
             f"the example inputs do not fit the model: {type(example.model).__name__} itself fails on inputs of shapes "
             f"{shapes} {keywords or ''}: {type(error).__name__}: {error}"

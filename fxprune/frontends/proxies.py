@@ -1,4 +1,4 @@
-"""What a model's code gets in place of values while it is traced."""
+"""The symbolic values that a model's code computes with while it is traced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any]
 
 
 class _Asking(fx.Proxy):
-    """A symbolic value that leaves to its tracer what it does not know."""
+    """A symbolic value that asks its tracer when the code needs a number: a length, an index, a dtype."""
 
     def __getattr__(self, name: str) -> Any:
         tracer: Any = self.tracer
@@ -39,14 +39,14 @@ class _Asking(fx.Proxy):
 
 
 class _Attribute(_Asking, fx.proxy.Attribute):
-    """An attribute of a symbolic value, or a method of it."""
+    """An attribute or a method of a symbolic value."""
 
 
 class Proxy(_Asking):
-    """A symbolic value that notes where the model's code writes ``x += y``, which the graph has as ``x = x + y``.
+    """A symbolic value whose ``x += y`` becomes ``x = x + y`` in the graph, on a node marked as in-place.
 
-    Python falls back to the latter for an object without the former. Which of the two it is makes no difference to the
-    result, or the graph would not have passed its check, but the former needs less memory: see :mod:`fxprune.passes.in_place`.
+    Both give the same result, or the graph would fail its check. In place needs less memory, so the mark lets
+    :mod:`fxprune.passes.in_place` bring it back.
     """
 
     __iadd__ = _augmented(operator.add)
@@ -55,12 +55,9 @@ class Proxy(_Asking):
     __itruediv__ = _augmented(operator.truediv)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Write into the part that an index shows, which for anything but an index of tensors is a view."""
+        """Write into the view that an index gives; an index with tensors or masks gives a copy, and is refused."""
         parts = index if isinstance(index, tuple) else (index,)
         if not all(part is None or part is ... or (isinstance(part, int | slice) and type(part) is not bool) for part in parts):
             raise TraceError(f"the code assigns to {self.node.format_node()} by an index of tensors")
         part: Any = operator.getitem(self, index)
-        if isinstance(value, int | float):
-            part.fill_(value)
-        else:
-            part.copy_(value)
+        part.fill_(value) if isinstance(value, int | float) else part.copy_(value)

@@ -1,4 +1,4 @@
-"""Hooks of the model: those of ``torch.nn.utils.prune`` are understood, any other is refused."""
+"""Hooks of the model: hooks of ``torch.nn.utils.prune`` become masks, any other hook is refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from fxprune.errors import HookError
+from fxprune.frontends.model.snapshot import Changes, Snapshot
 from fxprune.graph.masks import MASK, ORIG, rename
 from fxprune.graph.paths import Modules, join
 from fxprune.torch_internals.pruning_methods import parameter_of
@@ -19,7 +20,7 @@ _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A parameter that the model holds pruned by ``torch.nn.utils.prune``: its name, mask and method."""
+    """A parameter that ``torch.nn.utils.prune`` masks in the model."""
 
     name: str
     mask: Tensor
@@ -27,13 +28,10 @@ class Pruned:
 
 
 def check_hooks(modules: Modules) -> None:
-    """Refuse a model whose modules run hooks that a graph would drop.
-
-    Raises:
-        HookError: names each module and hook.
-    """
+    """Raise HookError, which names each module and hook, if modules run hooks that a graph would drop."""
     found = [
-        f"{path or '(the model itself)'} ({type(module).__name__}): {kind.strip('_')[:-1].replace('_', ' ')} {_name(hook)}"
+        f"{path or '(the model itself)'} ({type(module).__name__}): {kind.strip('_')[:-1].replace('_', ' ')} "
+        f"{getattr(hook, '__qualname__', type(hook).__qualname__)}"
         for path, module in modules
         for kind in _KINDS
         for hook in getattr(module, kind).values()
@@ -47,24 +45,20 @@ def check_hooks(modules: Modules) -> None:
         )
 
 
-def _name(hook: object) -> str:
-    return getattr(hook, "__qualname__", type(hook).__qualname__)
-
-
 @contextlib.contextmanager
 def without_prune_hooks(modules: Modules) -> Iterator[list[Pruned]]:
-    """Within the context the model is dense: hooks of ``torch.nn.utils.prune`` are off and parameters have their own names.
+    """Make the model dense within the context: without hooks of ``torch.nn.utils.prune``, ``weight_orig`` is ``weight`` again.
 
-    Yields what was found. Afterwards the model is as before.
+    Yields the pruned parameters.
     """
     found: list[Pruned] = []
-    saved: list[tuple[nn.Module, dict[str, object]]] = []
+    snapshots: list[Snapshot] = []
     try:
         for path, module in modules:
             hooks = {k: h for k, h in module._forward_pre_hooks.items() if isinstance(h, torch_prune.BasePruningMethod)}
             if not hooks:
                 continue
-            saved.append((module, _snapshot(module)))
+            snapshots.append(Snapshot(path, module))
             for key, hook in hooks.items():
                 name = parameter_of(hook)
                 found.append(Pruned(join(path, name), module.get_buffer(name + MASK), hook))
@@ -72,23 +66,13 @@ def without_prune_hooks(modules: Modules) -> Iterator[list[Pruned]]:
                 _undress(module, name)
         yield found
     finally:
-        for module, before in saved:
-            for name, value in before.items():
-                held = module.__dict__.get(name)
-                if isinstance(value, list) and isinstance(held, list):
-                    held[:] = value
-                    before[name] = held
-            module.__dict__.clear()
-            module.__dict__.update(before)
-
-
-def _snapshot(module: nn.Module) -> dict[str, object]:
-    return {k: v.copy() if k.startswith("_") and isinstance(v, dict | list) else v for k, v in module.__dict__.items()}
+        for snapshot in snapshots:
+            snapshot.restore(Changes())
 
 
 def _undress(module: nn.Module, name: str) -> None:
     module.__dict__.pop(name, None)
     rename(module, name + ORIG, name)
     del module._buffers[name + MASK]
-    # Recurrent modules keep a second list of their weights, which follows assignments.
+    # The assignment also updates the list of weights that recurrent modules keep.
     setattr(module, name, module._parameters[name])

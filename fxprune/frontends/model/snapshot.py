@@ -1,4 +1,4 @@
-"""Keeps a model as it was while its code runs during a capture."""
+"""Undoes the changes that a model's code makes to the model during a capture."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.graph.captured import CapturedModule
-from fxprune.graph.paths import Modules, all_modules, all_tensors
+from fxprune.graph.paths import all_modules, all_tensors, join
 
 _REGISTRIES = frozenset(vars(nn.Module()))
 _IMMUTABLE = frozenset({bool, int, float, str, type(None), tuple})
-_CONTAINERS = (dict, list, set)  # a union would be made anew for each of the many questions
+_NUMBERS = (int, float, bool, str)
+_CONTAINERS = (dict, list, set)  # isinstance is faster with a tuple than with a union
 
 
 class Changes:
-    """What the model's code tried to change: the dotted names of attributes, filled when the context ends."""
+    """The dotted names of the attributes that the model's code changed; complete when the context ends."""
 
     def __init__(self) -> None:
         self.rebound_tensors: list[str] = []
         self.rebound_numbers: list[str] = []
 
 
-class _Snapshot:
+class Snapshot:
+    """The attributes of one module, with the contents of its dicts, lists and sets and the values of its plain tensors."""
+
     def __init__(self, path: str, module: nn.Module) -> None:
         self.path, self.module = path, module
         self.attributes = dict(module.__dict__)
         self.contents: dict[str, Any] = {}
-        self.empty: list[Any] = []  # as most registries are
-        self.tensors: list[tuple[Tensor, Tensor]] = []
+        self.empty: list[Any] = []  # the empty dicts, lists and sets: most registries
+        self.tensors: list[tuple[Tensor, Tensor]] = []  # each with a copy
         for name, value in self.attributes.items():
             if type(value) in _IMMUTABLE:
                 continue
@@ -45,36 +48,33 @@ class _Snapshot:
                 self.tensors.append((value, value.clone()))
 
     def begin(self) -> None:
-        """Take the module in the mode that it is in, with empty caches."""
+        """Note the current mode of the module, and empty its dicts of tensors."""
         self.attributes["training"] = self.module.__dict__["training"]
         for name, content in self.contents.items():
-            if name not in _REGISTRIES and _is_tensor_cache(content):
+            if name not in _REGISTRIES and isinstance(content, dict) and all(isinstance(v, Tensor) for v in content.values()):
                 self.attributes[name].clear()
 
     def restore(self, changes: Changes) -> None:
-        """Give the module its attributes back, and note which the code changed."""
+        """Give the module its attributes back, and note which of them the code changed."""
         plain = self.module.__dict__
-        is_same = _are_same(plain, self.attributes)
-        names: list[str] = []
         for registry in ("_buffers", "_parameters"):
-            before: Any = self.contents.get(registry, {})
-            held: Any = plain.get(registry, {})  # the code may have deleted the registry itself
-            names += [n for n in before if before[n] is not None and held.get(n) is not before[n]]
-        if not is_same:
-            names += [n for n, v in self.attributes.items() if isinstance(v, Tensor) and plain.get(n) is not v]
-            numbers = {n: v for n, v in self.attributes.items() if n != "training" and type(v) in (int, float, bool, str)}
-            changed = [n for n, v in numbers.items() if type(plain.get(n)) is not type(v) or plain[n] != v]
-            changes.rebound_numbers += [f"{self.path}.{n}" if self.path else n for n in changed]
+            before, now = self.contents.get(registry, {}), plain.get(registry, {})  # the code may delete a registry
+            changes.rebound_tensors += [join(self.path, n) for n, t in before.items() if t is not None and now.get(n) is not t]
+        if not _are_same(plain, self.attributes):
+            for name, value in self.attributes.items():
+                now = plain.get(name)
+                if isinstance(value, Tensor) and now is not value:
+                    changes.rebound_tensors.append(join(self.path, name))
+                elif name != "training" and type(value) in _NUMBERS and (type(now) is not type(value) or now != value):
+                    changes.rebound_numbers.append(join(self.path, name))
             plain.clear()
             plain.update(self.attributes)
-        changes.rebound_tensors += [f"{self.path}.{n}" if self.path else n for n in names]
         for name, content in self.contents.items():
             held = self.attributes[name]
             held.clear()
             held.extend(content) if isinstance(held, list) else held.update(content)
-        if any(self.empty):
-            for held in self.empty:
-                held.clear()
+        for held in self.empty:
+            held.clear()
         for tensor, value in self.tensors:
             if not torch.equal(tensor, value):
                 tensor.detach().copy_(value)
@@ -88,38 +88,26 @@ def _are_same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
 
 
 class ModelSnapshot:
-    """A model as it is now, but for its mode: its code may run within :meth:`untouched`, and nothing else changes it.
+    """The state of a model, except its mode: the model's code runs within :meth:`untouched`, and nothing else changes it."""
 
-    Args:
-        model: the model.
-        modules: all its modules, if they are known.
-
-    Attributes:
-        modules: all its modules by their paths.
-        tensors: its parameters, then its buffers, by their names.
-    """
-
-    def __init__(self, model: nn.Module, modules: Modules | None = None) -> None:
-        self.model, self.modules = model, all_modules(model) if modules is None else modules
-        self.tensors = all_tensors(self.modules)
-        self._snapshots: list[_Snapshot] | None = None
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.modules = model, all_modules(model)
+        self.tensors = all_tensors(self.modules)  # parameters, then buffers, by name
+        self._snapshots: list[Snapshot] | None = None
 
     @contextlib.contextmanager
     def untouched(self, changes: Changes | None = None) -> Iterator[Changes]:
-        """Give every module its attributes back after the context, however the model's code changed them.
+        """Give every module its attributes back after the context, and note in ``changes`` which of them the code changed.
 
         Within the context, plain dicts of tensors start empty: they are caches of what ``forward`` computed before, and a
-        cached tensor would enter the graph as a constant. Values of parameters and buffers are not covered.
-
-        Args:
-            changes: where to note what the code tried to change; a new one unless given.
+        cached tensor would enter the graph as a constant. The values of parameters and buffers are not restored.
         """
         changes = Changes() if changes is None else changes
         if self._snapshots is None:
             for _, module in self.modules:
                 if isinstance(module, CapturedModule):
-                    module.compile_put_off()  # what is made within would be taken away, but for what its class holds
-            self._snapshots = [_Snapshot(path, module) for path, module in self.modules]
+                    module.compile_put_off()  # compiled within the context, its code would be undone with the attributes
+            self._snapshots = [Snapshot(path, module) for path, module in self.modules]
         for snapshot in self._snapshots:
             snapshot.begin()
         try:
@@ -127,7 +115,3 @@ class ModelSnapshot:
         finally:
             for snapshot in self._snapshots:
                 snapshot.restore(changes)
-
-
-def _is_tensor_cache(content: object) -> bool:
-    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())

@@ -1,4 +1,4 @@
-"""Notices where a model's code depends on ``self.training`` while it is being captured, and switches modes for that."""
+"""Notes where a model's code reads ``self.training`` while the model is captured, and switches the mode of modules."""
 
 from __future__ import annotations
 
@@ -29,24 +29,21 @@ class Read:
 
 
 class ModeReads:
-    """The reads of ``module.training`` seen during a capture, in order, each once."""
+    """The reads of ``module.training`` during a capture, in order, without repetition."""
 
     def __init__(self, modules: Modules) -> None:
         self._paths = {id(module): path for path, module in modules}
         self._seen: dict[Read, None] = {}
-        self._asked: dict[str, set[str]] = {}  # by the module that reads flags those that it reads them of
 
     def note(self, module: nn.Module, frame: FrameType) -> None:
-        """Record that the code of ``frame`` asked ``module`` for its mode."""
+        """Record that the code of ``frame`` reads the flag of ``module``."""
         owner = self._paths.get(id(module))
         if owner is not None:
             line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            reader = self._reader(frame, owner)
-            self._seen.setdefault(Read(owner, reader, line))
-            self._asked.setdefault(reader, set()).add(owner)
+            self._seen.setdefault(Read(owner, self._reader(frame, owner), line))
 
     def _reader(self, frame: FrameType | None, default: str) -> str:
-        """Return the path of the module whose method the code belongs to, or was called from."""
+        """Return the path of the module of the innermost method that ``frame`` runs in, or ``default`` outside all methods."""
         while frame is not None:
             path: str | None = self._paths.get(id(frame.f_locals.get("self")))
             if path is not None:
@@ -58,26 +55,27 @@ class ModeReads:
         return bool(self._seen)
 
     def owner_for(self, path: str) -> str | None:
-        """Return the module whose flag decides on what the code of the module at ``path`` does; None if several may.
+        """Return the path of the module whose flag the code of the module at ``path`` depends on; None if several may be it.
 
-        A module that asks nobody goes by what the modules around it ask, which pass it their answer.
+        Code that reads no flag gets the mode as an argument from the innermost module around it that reads one: in
+        ``self.block(x, drop=self.training)`` the flag of the caller decides on the nodes of ``block``.
         """
         while True:
-            if owners := self._asked.get(path):
-                return path if path in owners else next(iter(owners)) if len(owners) == 1 else None
+            if owners := {read.owner for read in self._seen if read.reader == path}:
+                return path if path in owners else owners.pop() if len(owners) == 1 else None
             if not path:
                 return ""
             path = path.rpartition(".")[0]
 
     def inside(self, path: str) -> list[Read]:
-        """Return the reads by the module at ``path`` or one around it, the innermost first; all if there are none."""
+        """Return the reads of flags of the module at ``path`` and of modules around it, innermost first; without any, all reads."""
         around = [r for r in self._seen if not r.owner or path == r.owner or path.startswith(r.owner + ".")]
         return sorted(around, key=lambda read: -len(read.owner)) or list(self._seen)
 
 
 @contextlib.contextmanager
 def noting_mode_reads(modules: Modules) -> Iterator[ModeReads]:
-    """Record, within the context, every read of the ``training`` flag of one of ``modules``, all those of a model."""
+    """Record, within the context, every read of the ``training`` flag of one of ``modules``."""
     reads = ModeReads(modules)
     with watching_modes(reads.note):
         yield reads
@@ -103,7 +101,7 @@ def is_mixed(modules: Modules) -> bool:
 
 
 def switching_changes(modules: Modules) -> list[str]:
-    """Describe each module whose own ``train`` or ``eval`` does more than to set the flag, found out on a copy."""
+    """Describe each module whose own ``train`` or ``eval`` changes more than flags; both are tried on a copy."""
     notes = []
     for path, module in modules:
         if type(module).train is nn.Module.train and type(module).eval is nn.Module.eval:
@@ -121,13 +119,13 @@ def _changed_by_switching(module: nn.Module) -> list[str]:
     for copied in (_without_values, copy.deepcopy):
         try:
             return _changed_in(copied(module))
-        except Exception:  # one whose values are asked for needs them; one that cannot be copied is not switched
+        except Exception:  # its train() may need values, so the next copy has them; or the module cannot be copied
             continue
     return ["attributes that could not be compared"]
 
 
 def _without_values(module: nn.Module) -> nn.Module:
-    """Return a copy of a module on the meta device, which takes no memory."""
+    """Return a copy of a module on the meta device, where tensors take no memory."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         bare = tensor.detach().to("meta")
@@ -136,7 +134,7 @@ def _without_values(module: nn.Module) -> nn.Module:
 
 
 def _changed_in(copied: nn.Module) -> list[str]:
-    """Return what a module's own ``train`` and ``eval`` change beside the flag; the module is changed."""
+    """Switch a module to the other mode and back; return the names of the attributes that change, except the flag."""
     changed: dict[str, None] = {}
     for training in (not copied.training, copied.training):
         before = {path: dict(vars(m)) for path, m in copied.named_modules()}
@@ -146,7 +144,7 @@ def _changed_in(copied: nn.Module) -> list[str]:
             if part.training is not training:
                 changed[f"not the mode of {path!r}"] = None
             was, now = before.get(path, {}), vars(part)
-            # Emptied caches are fine: nothing in the graph comes from one.
+            # Emptied caches are fine: no value of the graph comes from a cache.
             names = [k for k in {**was, **now} if k != "training" and now.get(k) is not was.get(k) and now.get(k) != {}]
             changed.update(dict.fromkeys(join(path, name) for name in names))
         tensors = copied.state_dict(keep_vars=True)
