@@ -1,4 +1,4 @@
-"""The export front end: ``torch.export``, for what symbolic tracing cannot follow.
+"""The export front end: ``torch.export``, for models that symbolic tracing cannot follow.
 
 Gives an ATen-level graph whose parameters are read under their original names.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,24 +28,18 @@ from fxprune.torch_internals.tensors import pytree
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A graph, its constants by the names it reads them under, and why its batch size is fixed, if it is."""
+    """A graph, and the constants that it reads, by the targets of their get_attr nodes."""
 
     graph: fx.Graph
     constants: dict[str, Any]
-    fixed_batch: str | None
+    fixed_batch: str | None  # why the model fixes the batch size; None if every batch size fits
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, free_batch: bool) -> Exported:
-    """Export ``model`` in its current mode.
-
-    Args:
-        model: the model; left as it was.
-        args: positional example inputs.
-        kwargs: keyword example inputs.
-        free_batch: whether to leave the batch size free where the model allows it.
+    """Export ``model`` in its current mode; ``free_batch`` leaves the batch size free where the model allows it.
 
     Raises:
-        CaptureError: if ``torch.export`` refuses the model; the cause is chained.
+        CaptureError: ``torch.export`` refuses the model; the cause is chained.
     """
     try:
         with ModelSnapshot(model).untouched(), quiet(), unlogged(), no_fast_path(), masks_unseen():
@@ -52,14 +47,14 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             # The guards are written into the graph below, as nodes that script and pickle.
             unlifted = program.module(check_guards=False)
-    except Exception as error:  # torch.export raises many kinds of errors, and the model its own
+    except Exception as error:  # torch.export raises many kinds of errors, and the model may raise any
         raise CaptureError(in_short(error, 2)) from error
     graph = unlifted.graph
     graph.owning_module = None
     for node in graph.nodes:
         MODULE.set(node, _module_path(node))
     for node in graph.find_nodes(op="get_attr"):
-        if not node.users:  # the second name of a tied parameter, or a parameter out of use
+        if not node.users:  # the second name of a tied parameter, or a parameter that the code does not use
             graph.erase_node(node)
     _reshape_what_attention_gives(graph)
     fixed_batch = _why_batch_is_fixed(program, graph, batched(args, kwargs)) if free_batch else None
@@ -96,7 +91,7 @@ def _module_path(node: fx.Node) -> str:
 
 
 def _why_batch_is_fixed(program: ExportedProgram, graph: fx.Graph, inputs: list[Tensor]) -> str | None:
-    """Return why the graph is not right for every batch size, as far as ``torch.export`` knows; None if it is."""
+    """Return the reason of ``torch.export`` for which the graph does not fit every batch size; None without one."""
     if not inputs:
         return None
     values = [n.meta.get("val") for n in graph.find_nodes(op="placeholder")]
@@ -112,12 +107,12 @@ def _why_batch_is_fixed(program: ExportedProgram, graph: fx.Graph, inputs: list[
 
 
 def _holds_for_all_batches(guard: str) -> bool:
-    """Try a guard, Python code over input sizes, at several batch sizes; the same one for all inputs."""
+    """Evaluate a guard, such as ``L['x'].size()[0] <= 64``, at several batch sizes; all inputs have the same."""
     names = dict.fromkeys(re.findall(r"L((?:\[[^\]]+\])+)\.size\(\)\[0\]", guard))
     others = re.sub(r"L(?:\[[^\]]+\])+\.size\(\)\[0\]", "", guard)
     if re.search(r"L\[", others):
-        return False  # about something else than batch sizes
-    # The numbers that it names, too: it may be about one of them.
+        return False  # the guard is about another size than the batch's
+    # The numbers in the guard are tried as well, as the batch size may be compared with them.
     named = {int(n) + d for n in re.findall(r"\b\d+\b", others) for d in (-1, 0, 1)}
     for batch in sorted({2, 3, 4, 5, 7, 64, 1021} | {n for n in named if n > 1}):
         code = guard
@@ -126,13 +121,13 @@ def _holds_for_all_batches(guard: str) -> bool:
         try:
             if not eval(code, {"__builtins__": {}}, dict(SYMPY_INTERP)):
                 return False
-        except Exception:  # a function that only torch knows
+        except Exception:  # the guard calls a function that only torch knows
             return False
     return True
 
 
 def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the input tensors whose first dimension is the batch: as long as that of the first tensor."""
+    """Return the input tensors whose first dimension is the batch: all with the size of the first tensor there."""
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 0]
     return [t for t in tensors if t.shape[0] == tensors[0].shape[0]]
 
@@ -143,12 +138,8 @@ def two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[An
     if not tensors or tensors[0].shape[0] != 1:
         return args, kwargs
     ids = {id(t) for t in tensors}
-
-    def repeat(leaf: Any) -> Any:
-        return torch.cat([leaf, leaf]) if id(leaf) in ids else leaf
-
-    repeated: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(repeat, (args, kwargs))
-    return repeated
+    args, kwargs = pytree.tree_map(lambda leaf: torch.cat([leaf, leaf]) if id(leaf) in ids else leaf, (args, kwargs))
+    return args, kwargs
 
 
 def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -159,7 +150,7 @@ def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _write_guards(graph: fx.Graph) -> None:
-    """Check, at the head of the graph, each input of which the graph holds something as a constant."""
+    """Check, at the head of the graph, each input of which the graph holds a size or the value as a constant."""
     placeholders = graph.find_nodes(op="placeholder")
     if not placeholders:
         return
@@ -172,11 +163,12 @@ def _write_guards(graph: fx.Graph) -> None:
             if isinstance(value, Tensor):
                 _check_shape(graph, node, value, size, batch)
             elif value is None or isinstance(value, bool | int | float | str):
-                _check_value(graph, node, value)
+                node.type = node.type if value is None else type(value)
+                check_value(graph.call_function, node, str(node.target), value)
 
 
 def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, size: fx.Node | None, batch: list[fx.Node]) -> None:
-    """Check the constant dimensions, and that a batch is as long as that of the first input where the graph takes it so."""
+    """Check the constant sizes, and the batch size against the first input's where the export uses one symbol for both."""
     expected: list[Any] = [-1 if _is_free(s) else int(s) for s in value.shape]
     if node in batch[1:] and _symbol(node) == _symbol(batch[0]):
         expected[0] = size
@@ -190,15 +182,14 @@ def _symbol(node: fx.Node) -> Any:
 
 
 def _is_free(size: Any) -> bool:
-    """Tell whether a size is a symbol; torch.export keeps some constants in the same wrapping."""
+    """Tell whether a size is a symbol; torch.export wraps some constants as SymInt too."""
     return not isinstance(size, int) and not size.node.expr.is_number
 
 
-def _check_value(graph: fx.Graph, node: fx.Node, value: Any) -> None:
-    message = f"input {node.target!r} was {value!r} when the graph was captured; capture the model again for another value"
+def check_value(call: Callable[[Any, tuple[Any, ...]], Any], given: Any, name: str, value: Any) -> None:
+    """Check in a graph, which gets its nodes by ``call(function, args)``, that the input ``given`` is ``value``."""
+    message = f"input {name!r} was {value!r} when the graph was captured; capture the model again for another value"
     if value is None:
-        graph.call_function(layers.check_none, (node, message))
-        return
-    node.type = type(value)
-    same = graph.call_function(operator.eq, (node, value))
-    graph.call_function(graph_assert, (same, message))
+        call(layers.check_none, (given, message))
+    else:
+        call(graph_assert, (call(operator.eq, (given, value)), message))

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import operator
 import sys
 import threading
 import types
@@ -27,11 +26,11 @@ from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.proxies import Proxy
+from fxprune.frontends.torch_export import check_value
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK, STACK_TRACE
 from fxprune.graph.source_lines import calling_lines
-from fxprune.torch_internals.graphs import graph_assert
 from fxprune.torch_internals.operators import TorchDispatchMode
 from fxprune.torch_internals.tensors import pytree
 
@@ -43,7 +42,7 @@ class Tracer(fx.Tracer):
         call: the model's forward signature bound to the example inputs.
         tensors: the model's parameters and buffers by their names.
         fixed_numbers: fix ints and floats among the inputs and the shapes of parameters, for models that branch on them.
-        decisions: answers what symbolic values cannot; None to refuse.
+        decisions: answers questions about the number behind a symbolic value; None to raise TraceError instead.
     """
 
     # A buffer read as a constant would go stale when the model's buffer changes.
@@ -59,25 +58,27 @@ class Tracer(fx.Tracer):
         self._decisions = decisions
         self._deciding, self._thread = False, threading.get_ident()
         self._lines_around = ""
-        self._called: collections.OrderedDict[str, tuple[str, Any]] = collections.OrderedDict()  # that are being called
+        self._called: collections.OrderedDict[str, tuple[str, Any]] = (
+            collections.OrderedDict()
+        )  # the modules being called, outermost first
         self._names: dict[int, tuple[str, Any]] = {id(tensor): (name, tensor) for name, tensor in tensors.items()}
-        self._trainable: set[str] = set()  # parameters, modules and inputs that may ask for gradients
+        self._trainable: set[str] = set()  # names of parameters, modules and inputs that may require gradients
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return what the model's code gets for the value of a node."""
+        """Return the symbolic value of a node."""
         return Proxy(node, self)
 
     @property
     def decides(self) -> bool:
-        """Whether there are answers to what symbolic values cannot tell."""
+        """Whether questions about the number behind a symbolic value have answers."""
         return self._decisions is not None
 
     def forget_decisions(self) -> None:
-        """Let go of what was found out for them, since torch.fx leaves a tracer to the garbage collector."""
+        """Free the decisions: torch.fx leaves the tracer in a reference cycle."""
         self._decisions = None
 
     def decide(self, proxy: fx.Proxy, ask: Callable[[Any], Any]) -> Any:
-        """Return what the model's code asks of a value."""
+        """Return ``ask`` of the number behind a symbolic value."""
         if self._decisions is None:
             raise TraceError(f"the code needs the value of {proxy.node.format_node()}")
         self._deciding = True
@@ -87,20 +88,20 @@ class Tracer(fx.Tracer):
             self._deciding = False
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Return the truth of a value."""
+        """Return the truth of a symbolic value."""
         return bool(self.decide(obj, bool))
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
-        """Return the parts of a value."""
+        """Return the elements of a symbolic value."""
         parts: Any = obj
         return iter([parts[i] for i in range(self.decide(obj, len))])
 
     def _is_not_traced(self) -> bool:
-        """Tell whether the code that runs now is another one: torch.fx traces what any thread does with modules."""
+        """Tell whether a decision or another thread runs the current code; torch.fx hooks module calls of all threads."""
         return self._deciding or threading.get_ident() != self._thread
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Trace a call of a module, unless it is one of those that find a decision, or of another thread."""
+        """Trace a call of a module."""
         if self._is_not_traced():
             return forward(*args, **kwargs)
         path, kind = self.path_of_module(m), type(m)
@@ -108,7 +109,7 @@ class Tracer(fx.Tracer):
         self.num_calls[path] = calls + 1
         around = self.scope, self._called, self._lines_around
         self.scope = Scope(path, kind)
-        # Nodes share it, where torch.fx would copy it for each.
+        # One copy for each call of a module; torch.fx makes one for each node.
         self._called = collections.OrderedDict(self._called)
         self._called[f"{path}@{calls}" if calls else path] = path, kind
         try:
@@ -120,27 +121,27 @@ class Tracer(fx.Tracer):
             self.scope, self._called, self._lines_around = around
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return what the model's code gets for a parameter or buffer; torch.fx would look for its name among all of them."""
+        """Return the symbolic value of a parameter or buffer, found by its ``id``; torch.fx searches all parameters."""
         if self._is_not_traced() or not isinstance(attr_val, Tensor):
             return attr_val
         name, tensor = self._names.get(id(attr_val), ("", None))
-        # Only of parameters does torch.fx know how to have constant shapes.
+        # In torch.fx parameters can have constant shapes, buffers cannot.
         constant = self.param_shapes_constant and isinstance(attr_val, nn.Parameter)
         if tensor is not attr_val:  # registered since the trace began, or not at all
             with unittest.mock.patch.object(self, "param_shapes_constant", constant):
                 return super().getattr(attr, attr_val, parameter_proxy_cache)
         if name not in parameter_proxy_cache:
-            make = functools.partial(_of_known_shape, self, name, attr_val) if constant else None
+            make = (lambda node: ParameterProxy(self, node, name, attr_val)) if constant else None
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
         return parameter_proxy_cache[name]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Keep torch's own modules whole, unless they hide parameters that no pass could reach."""
+        """Keep torch's own modules as leaves, except modules that hide parameters from passes."""
         is_torchs = super().is_leaf_module(m, module_qualified_name)
         return is_torchs and not (nn.utils.parametrize.is_parametrized(m) or is_opaque(m))
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Create a node that remembers which module's ``forward`` made it."""
+        """Create a node that names the module whose ``forward`` makes it, and the source line."""
         context = _context()
         if context[1:] != self._context[1:] or (context[0] and not self._context[0]):
             raise CaptureError(_SWITCHES)
@@ -154,22 +155,22 @@ class Tracer(fx.Tracer):
         return node
 
     def _may_have_gradient(self, node: fx.Node) -> bool:
-        """Tell whether anything that a node is computed from may ask for gradients; of the form of a tensor nothing does."""
+        """Tell whether a node is computed from anything that may require gradients, other than by the form of a tensor."""
         waiting, seen = [node], set[fx.Node]()
         while waiting:
-            one = waiting.pop()
-            if one in seen or _is_form(one):
+            source = waiting.pop()
+            if source in seen or _is_form(source):
                 continue
-            seen.add(one)
-            if one.op in ("call_module", "get_attr", "placeholder") and one.target in self._trainable:
+            seen.add(source)
+            if source.op in ("call_module", "get_attr", "placeholder") and source.target in self._trainable:
                 return True
-            waiting += one.all_input_nodes
+            waiting += source.all_input_nodes
         return False
 
     def create_arg(self, a: Any) -> Any:
-        """Refuse a tensor that was computed from parameters before: in the graph it would be a constant."""
+        """Refuse a tensor that was computed from parameters before the call: in the graph it would be a constant."""
         kind = type(a)
-        # Most are of a few types, which torch.fx would come to at last.
+        # Most arguments are of these types, which torch.fx tests last.
         if kind is Proxy:
             return a.node
         if kind in _GRAPH_CONSTANTS:
@@ -204,45 +205,40 @@ class Tracer(fx.Tracer):
     def _input(self, name: str, value: Any) -> Any:
         type_expr = type(value) if isinstance(value, bool | int | float | str) else None
         placeholder = self.create_proxy("placeholder", name, (), {}, type_expr=type_expr)
-        if any(isinstance(leaf, Tensor) and not _is_integral(leaf) for leaf in _leaves(value)):
+        if any(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in _leaves(value)):
             self._trainable.add(str(placeholder.node.target))
         if self._decisions is not None:
             self._decisions.note_input(name, value)
         return self._unpack(placeholder, name, value)
 
     def _unpack(self, proxy: Any, name: str, value: Any) -> Any:
-        """Return what the model's code gets for ``value``: real containers, so that it can ask what they are."""
-        if isinstance(value, Tensor) or (type(value) in (int, float) and not self._fixed_numbers):
+        """Return the input that the model's code gets for ``value``: symbolic tensors inside real containers."""
+        kind: Any = type(value)
+        if isinstance(value, Tensor) or (kind in (int, float) and not self._fixed_numbers):
             if isinstance(value, Tensor) and self._decisions is not None:
                 self._decisions.inputs[proxy.node] = value
             return proxy
-        if not _has_tensor(value):
-            _check_fixed(self, proxy, name, value)
+        if not any(isinstance(leaf, Tensor) for leaf in _leaves(value)):
+            check_value(functools.partial(self.create_proxy, "call_function", kwargs={}), proxy, name, value)
             return value
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self._unpack(proxy[i], f"{name}[{i}]", v) for i, v in enumerate(value)))
-        if type(value) in (list, tuple):
-            return type(value)(self._unpack(proxy[i], f"{name}[{i}]", v) for i, v in enumerate(value))
+        if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
+            parts = [self._unpack(proxy[i], f"{name}[{i}]", part) for i, part in enumerate(value)]
+            return kind(parts) if kind in (list, tuple) else kind(*parts)
+        if kind in (dict, collections.OrderedDict):
+            return kind((key, self._unpack(proxy[key], f"{name}[{key!r}]", part)) for key, part in value.items())
         if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
             fields = [field.name for field in dataclasses.fields(value) if field.init]
-            make: Any = type(value)
-            return make(**{f: self._unpack(getattr(proxy, f), f"{name}.{f}", getattr(value, f)) for f in fields})
-        if type(value) in (dict, collections.OrderedDict):
-            return type(value)((k, self._unpack(proxy[k], f"{name}[{k!r}]", v)) for k, v in value.items())
+            return kind(**{f: self._unpack(getattr(proxy, f), f"{name}.{f}", getattr(value, f)) for f in fields})
         return proxy
 
 
 def inside_module(forward: Any, args: Any, kwargs: Any) -> Any:
-    """Call what is inside a module; the lines around this are known, see :func:`fxprune.graph.source_lines.calling_lines`."""
+    """Call the ``forward`` of a module; :func:`fxprune.graph.source_lines.calling_lines` knows this frame by its name."""
     return forward(*args, **kwargs)
 
 
-def _of_known_shape(tracer: fx.Tracer, name: str, parameter: Any, node: fx.Node) -> fx.Proxy:
-    return ParameterProxy(tracer, node, name, parameter)
-
-
 def _context() -> tuple[bool, ...]:
-    """Return what surrounds the code that runs now and would be lost in a graph."""
+    """Return the switches that are set around the current code, which a graph cannot keep."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -251,32 +247,15 @@ def _context() -> tuple[bool, ...]:
     )
 
 
-def _check_fixed(tracer: fx.Tracer, placeholder: fx.Proxy, name: str, value: Any) -> None:
-    message = f"input {name!r} was {value!r} when the graph was captured; capture the model again for another value"
-    if value is None:
-        tracer.create_proxy("call_function", layers.check_none, (placeholder, message), {})
-        return
-    same = tracer.create_proxy("call_function", operator.eq, (placeholder, value), {})
-    tracer.create_proxy("call_function", graph_assert, (same, message), {})
-
-
-def _has_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in _leaves(value))
-
-
 def _leaves(value: Any) -> list[Any]:
     if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
         return [leaf for field in dataclasses.fields(value) for leaf in _leaves(getattr(value, field.name))]
     return pytree.tree_leaves(value)
 
 
-def _is_integral(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex())
-
-
 _GRAPH_CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype})
 _SWITCHES = "the model switches gradients or autocast within forward, which a traced graph cannot keep"
-# What is asked of the form of a tensor; its values have no part in the answer.
+# Attributes and methods that depend on the form of a tensor alone, not on its values.
 _OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")
 
 
@@ -286,7 +265,7 @@ def _is_form(node: fx.Node) -> bool:
 
 
 class _NoRandomness(TorchDispatchMode):
-    """Refuses random draws on real tensors while tracing: they would become constants of the graph."""
+    """Refuses random draws on real tensors while tracing: the numbers would become constants of the graph."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
@@ -295,11 +274,7 @@ class _NoRandomness(TorchDispatchMode):
 
 
 def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    """Return the inputs bound to the model's ``forward``.
-
-    Raises:
-        InputError: if they do not fit the signature.
-    """
+    """Return the inputs bound to the signature of the model's ``forward``; raise InputError if they do not fit."""
     signature = inspect.signature(model.forward)
     try:
         return signature.bind(*args, **kwargs)
@@ -312,34 +287,25 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ins
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A graph, and the constants that tracing made by the names it reads them under.
-
-    ``decides`` says that symbolic values alone did not do, ``for_several`` that the model's code asked whether there is one
-    sample only, and the graph is of the other case.
-    """
+    """A graph, and the constants that it reads, by the targets of their get_attr nodes."""
 
     graph: fx.Graph
     constants: dict[str, Any]
-    decides: bool = False
-    for_several: bool = False
+    decides: bool  # whether tracing took decisions on the numbers behind symbolic values
+    for_several: bool  # whether the code asked if the batch is one sample, and the graph is for more samples
 
 
 def trace(kept: ModelSnapshot, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
-    """Trace a model in its current mode.
-
-    Args:
-        kept: the model; left as it was.
-        call: example inputs bound to its ``forward``.
-        decides: start with what the other mode needed.
+    """Trace a model in its current mode, with and without decisions; ``decides`` says which is tried first.
 
     Raises:
-        CaptureError: if the model's code needs more than symbolic values; the cause is chained.
+        CaptureError: both tries fail; the cause is chained.
     """
     if "forward" in vars(kept.model):
         raise CaptureError("forward was replaced on the instance, where symbolic tracing does not look")
     try:
         return _traced(kept, call, decides)
-    except Exception as first:  # the model's own code fails in any way it likes on symbolic values
+    except Exception as first:  # the model's code may raise any error on symbolic values
         try:
             return _traced(kept, call, not decides)
         except Exception as second:
@@ -365,7 +331,7 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
 
 
 def _check_names(graph: fx.Graph) -> None:
-    """Refuse functions that go by the name of one of torch's, which torch.fx writes by name: its code would call torch's."""
+    """Refuse a function that has the name of a function of torch: the graph's code would call torch's, as it calls by name."""
     functions: set[Any] = {node.target for node in graph.nodes if node.op == "call_function"}
     for function in functions:
         root, *names = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}".split(".")
@@ -383,13 +349,12 @@ def _check_names(graph: fx.Graph) -> None:
 
 @contextlib.contextmanager
 def _constants_of(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Take back the attributes that the tracer sets on the model for constants, and hand them out."""
-    before = set(vars(model)) | set(model._buffers)
+    """Move the attributes that the tracer sets on the model for constants from the model to the dict that is yielded."""
+    holders: list[dict[str, Any]] = [vars(model), model._buffers]
+    before = {name for holder in holders for name in holder}
     constants: dict[str, Any] = {}
     try:
         yield constants
     finally:
-        for name in [n for n in vars(model) if n not in before]:
-            constants[name] = vars(model).pop(name)
-        for name in [n for n in model._buffers if n not in before]:
-            constants[name] = model._buffers.pop(name)
+        for holder in holders:
+            constants |= {name: holder.pop(name) for name in [n for n in holder if n not in before]}

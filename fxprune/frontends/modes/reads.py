@@ -68,7 +68,7 @@ class ModeReads:
             path = path.rpartition(".")[0]
 
     def inside(self, path: str) -> list[Read]:
-        """Return the reads of flags of the module at ``path`` and of modules around it, innermost first; without any, all reads."""
+        """Return the reads of flags of the module at ``path`` and of modules around it, innermost first; if none, all reads."""
         around = [r for r in self._seen if not r.owner or path == r.owner or path.startswith(r.owner + ".")]
         return sorted(around, key=lambda read: -len(read.owner)) or list(self._seen)
 
