@@ -1,7 +1,12 @@
 """Aligns two graphs of one model, of train and of eval mode, node by node.
 
-The result says which nodes of the two are the same, where one graph has nodes that the other has not (hunks), and in which
-arguments nodes that are the same otherwise differ.
+The base graph is of the mode of the capture, the other graph of the other mode. The alignment pairs each node with its twin,
+collects nodes without twins in hunks, and lists the arguments in which twins differ::
+
+    base (eval)                    other (train)
+    y = linear(x, w, b)            y = linear(x, w, b)             twins
+                                   n = randn_like(y); z = y + n    a hunk
+    out = dropout(y, 0.5, False)   out = dropout(z, 0.5, True)     twins with two differences: y or z, False or True
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.graph.metadata import MODULE
-from fxprune.graph.paths import value_at
+from fxprune.graph.paths import split, value_at
 from fxprune.torch_internals.operators import OpOverload, arguments_of
 from fxprune.torch_internals.tensors import pytree
 
@@ -25,7 +30,7 @@ _BODY = ("call_function", "call_method", "call_module")
 
 @dataclasses.dataclass(eq=False)
 class Hunk:
-    """Nodes that only one of the modes has, at one place: before the node ``at`` of the base graph."""
+    """Nodes of either graph without twins that belong together, before the node ``at`` of the base graph."""
 
     base: list[fx.Node]
     other: list[fx.Node]
@@ -34,46 +39,43 @@ class Hunk:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """An argument of the base node ``user`` that is ``ours`` there and ``theirs`` else.
-
-    ``place`` leads to it: into ``(args, kwargs)``, then into one aggregate after the other.
-    """
+    """An argument of the base node ``user``, ``ours`` there and ``theirs`` on its twin: leaf ``place`` of all arguments."""
 
     user: fx.Node
-    place: tuple[Any, ...]
+    place: int
     ours: Any
     theirs: Any
 
     @property
     def is_value(self) -> bool:
-        """Whether both are nodes, so that what differs is a value computed by the graph."""
+        """Whether both are nodes: values that the graphs compute."""
         return isinstance(self.ours, fx.Node) and isinstance(self.theirs, fx.Node)
 
     @property
     def is_number(self) -> bool:
-        """Whether both are numbers that can be chosen by a flag: two bools, or two others."""
+        """Whether both are bools, or both other numbers, so that a flag can choose between them."""
         kinds = {type(self.ours), type(self.theirs)}
         return kinds == {bool} or kinds <= {int, float}
 
 
 class Alignment:
-    """What is the same in two graphs and what is not.
+    """The twins, hunks and differences of two graphs.
 
     Args:
-        gm: the module of the base graph. Sizes and reads that only the other graph has are added to its graph.
+        gm: the module of the base graph. Sizes and reads that only the other graph has are added to the base graph.
         other: the other graph.
         constants: the constants that ``other`` reads, by target.
     """
 
     def __init__(self, gm: fx.GraphModule, other: fx.Graph, constants: dict[str, Any]) -> None:
         self.gm, self.graph, self.constants = gm, gm.graph, constants
-        self.twin: dict[fx.Node, fx.Node] = {}  # node of the other graph -> the same node of the base graph
-        self.reads: dict[fx.Node, list[fx.Node]] = {}  # get_attr node of the base graph -> those of the other that are the same
+        self.twin: dict[fx.Node, fx.Node] = {}  # node of the other graph -> node of the base graph
+        self.reads: dict[fx.Node, list[fx.Node]] = {}  # get_attr node of the base graph -> its twins
         self.hunk_of: dict[fx.Node, Hunk] = {}
         self.hunks: list[Hunk] = []
-        self.sizes: set[fx.Node] = set()  # base nodes whose values are sizes, besides those with an example value
+        self.sizes: set[fx.Node] = set()  # base nodes without example values that compute sizes
         self._differing: dict[fx.Node, list[Difference] | None] = {}  # by base node; None where the structure differs
-        self._changed: dict[fx.Node, fx.Node] | None = None  # pairs to compare anew; at first all
+        self._changed: dict[fx.Node, fx.Node] | None = None  # twins to compare again; None for all
         end = self.graph.output_node()
         self.twin[other.output_node()] = end
         self.twin.update(zip(other.find_nodes(op="placeholder"), self.graph.find_nodes(op="placeholder"), strict=True))
@@ -85,16 +87,16 @@ class Alignment:
             pass
 
     def differences(self) -> list[Difference]:
-        """Return what differs between nodes that are the same otherwise, in the order of the base graph."""
+        """Return the arguments in which twins differ, in the order of the base graph."""
         self._compare_changed()
         return [d for _, found in sorted(self._differing.items()) for d in found or ()]
 
     def odd(self) -> list[fx.Node]:
-        """Return the base nodes whose arguments differ in structure, in order."""
+        """Return the base nodes whose arguments have another structure than those of their twins, in order."""
         self._compare_changed()
         return sorted(node for node, found in self._differing.items() if found is None)
 
-    # -- who is who --------------------------------------------------------------------------------------------------
+    # -- twins -------------------------------------------------------------------------------------------------------
 
     def _align_body(self, a: list[fx.Node], b: list[fx.Node], end: fx.Node) -> None:
         matcher = difflib.SequenceMatcher(None, [self._key(n) for n in a], [self._key(n) for n in b], autojunk=False)
@@ -105,7 +107,7 @@ class Alignment:
                 self._add(Hunk(a[a0:a1], b[b0:b1], a[a1] if a1 < len(a) else end), len(self.hunks))
 
     def _key(self, node: fx.Node) -> tuple[Any, ...]:
-        """Return what nodes that are the same share: what they call for which module, and if nobody uses that, on what."""
+        """Return the key that twins share: target and module; for a node without users also the tensor that it changes."""
         first = node.args[0] if node.args and not node.users else None
         read = self.twin.get(first, first) if isinstance(first, fx.Node) and first.op == "get_attr" else None
         return node.op, node.target, MODULE.get(node), read
@@ -123,20 +125,20 @@ class Alignment:
                 self.reads.setdefault(twin, []).append(node)
 
     def _read_like(self, reads: dict[str, fx.Node], target: str) -> fx.Node | None:
-        """Return the base node that reads what ``target`` is in the other graph, making it if there is none."""
+        """Return the base node that reads the same value as ``target`` of the other graph; a missing read is added."""
         constant = self.constants.get(target)
         if constant is None:  # a tensor of the model
             if target not in reads and value_at(self.gm, target) is not None:
                 reads[target] = self._new_read(target)
             return reads.get(target)
-        # Constants are numbered in order of appearance, which the mode may change; so they are compared by value.
+        # The name of a constant is its number in the trace, which depends on the mode; so constants are compared by value.
         for name in [target, *reads] if target in reads else reads:
             if _same_constant(value_at(self.gm, name), constant):
                 return reads[name]
         if not isinstance(constant, Tensor):
             return None
         name = f"{target}_by_mode"
-        owner, _, last = name.rpartition(".")
+        owner, last = split(name)
         self.gm.get_submodule(owner).register_buffer(last, constant, persistent=False)
         reads[name] = self._new_read(name)
         return reads[name]
@@ -151,7 +153,7 @@ class Alignment:
     # -- sizes -------------------------------------------------------------------------------------------------------
 
     def _share_sizes(self, hunk: Hunk) -> None:
-        """Take computations on sizes out of a hunk: they are the same in both modes, and other hunks may use them."""
+        """Move computations of sizes from a hunk to the base graph: both modes can share them, and other hunks may use them."""
         for node in [n for n in hunk.base if self._is_size(n, lambda n: n not in self.hunk_of)]:
             hunk.base.remove(node)
             del self.hunk_of[node]
@@ -176,24 +178,22 @@ class Alignment:
         )
         return (of_tensor or of_sizes) and all(is_common(n) for n in node.all_input_nodes)
 
-    # -- pairs that are not the same after all -----------------------------------------------------------------------
+    # -- pairs that are no twins after all ---------------------------------------------------------------------------
 
     def _part_unlike(self) -> bool:
-        """Make a hunk of each pair of nodes that share no form; returns whether there were such."""
+        """Make a hunk of each pair whose arguments no flag can choose between; return whether there is any."""
         unlike = [*self.odd(), *(d.user for d in self.differences() if not d.is_value and not d.is_number)]
         unlike = [node for node in unlike if node.op in _BODY]
         others = {ours: theirs for theirs, ours in self.twin.items()} if unlike else {}
         for ours in dict.fromkeys(unlike):
-            theirs = others[ours]
-            self._part(theirs)
-            at = ours.next
-            self._add(Hunk([ours], [theirs], at), sum(hunk.at <= ours for hunk in self.hunks))
+            self._part(others[ours])
+            self._add(Hunk([ours], [others[ours]], ours.next), sum(hunk.at <= ours for hunk in self.hunks))
         return bool(unlike)
 
     # -- hunks that belong together ----------------------------------------------------------------------------------
 
     def _join_hunks(self) -> bool:
-        """Make one of two hunks if one uses what the other makes; returns whether there were such."""
+        """Join two hunks where one uses a value of the other; return whether there are any."""
         uses = [(hunk, n) for hunk in self.hunks for node in [*hunk.base, *hunk.other] for n in node.all_input_nodes]
         together = [(hunk, self.hunk_of[n]) for hunk, n in uses if self.hunk_of.get(n, hunk) is not hunk]
         for d in self.differences():
@@ -207,12 +207,15 @@ class Alignment:
         return True
 
     def _join(self, first: int, last: int) -> None:
-        """Put the hunks from ``first`` to ``last`` and everything between them into one."""
+        """Put the hunks number ``first`` to ``last`` and all nodes between them into one hunk."""
         joined = self.hunks[first : last + 1]
         base, other = ([n for h in joined for n in h.base], [n for h in joined for n in h.other])
         start, end = joined[0].at, joined[-1].at
-        between = {ours: theirs for theirs, ours in self.twin.items() if start <= ours < end and ours.op in _BODY}
-        between = {ours: theirs for ours, theirs in between.items() if ours not in self.sizes}
+        between = {
+            ours: theirs
+            for theirs, ours in self.twin.items()
+            if start <= ours < end and ours.op in _BODY and ours not in self.sizes
+        }
         for theirs in between.values():
             self._part(theirs)
         del self.hunks[first : last + 1]
@@ -221,8 +224,8 @@ class Alignment:
     # -- differences -------------------------------------------------------------------------------------------------
 
     def _part(self, theirs: fx.Node) -> None:
-        """Let a node of the other graph have no twin any more; what uses it is compared anew."""
-        assert self._changed is not None  # only what was compared is found to be unlike
+        """Take its twin from a node of the other graph; the users of the node are compared again."""
+        assert self._changed is not None  # twins are parted only after a comparison
         self._differing.pop(self.twin.pop(theirs), None)
         self._changed.pop(theirs, None)
         self._changed.update((user, self.twin[user]) for user in theirs.users if user in self.twin)
@@ -236,56 +239,19 @@ class Alignment:
         self._changed = {}
 
     def _compare(self, ours: fx.Node, theirs: fx.Node) -> list[Difference] | None:
-        """Return the arguments in which two nodes differ; None if their structure does."""
-        if self._is_same(ours.args, theirs.args) and self._is_same(ours.kwargs, theirs.kwargs):
-            return []
+        """Return the arguments in which two nodes differ; None if the arguments have different structures."""
         _spell_out_defaults(ours, theirs)
         _spell_out_defaults(theirs, ours)
-        found: list[Difference] = []
-        alike = self._compare_parts(ours, (ours.args, ours.kwargs), (theirs.args, theirs.kwargs), (), found)
-        return found if alike else None
-
-    def _compare_parts(self, user: fx.Node, x: Any, y: Any, place: tuple[Any, ...], found: list[Difference]) -> bool:
-        """Add the differences between two arguments to ``found``; returns whether their structure is the same."""
-        keys = _keys(x)
-        if keys is None and _keys(y) is None:
-            if not self._is_same(x, y):
-                found.append(Difference(user, place, x, y))
-            return True
-        if keys is None or type(x) is not type(y) or keys != _keys(y):
-            return False
-        return all(self._compare_parts(user, x[key], y[key], (*place, key), found) for key in keys)
+        (leaves, spec), (their_leaves, their_spec) = flatten(ours), flatten(theirs)
+        if spec != their_spec:
+            return None
+        pairs = enumerate(zip(leaves, their_leaves, strict=True))
+        return [Difference(ours, place, x, y) for place, (x, y) in pairs if not self._is_same(x, y)]
 
     def _is_same(self, x: Any, y: Any) -> bool:
-        """Tell whether arguments of the base graph and of the other are the same, aggregates with all that is in them."""
         if isinstance(y, fx.Node):
             return isinstance(x, fx.Node) and self.twin.get(y) is x
-        if type(x) is not type(y):
-            return False
-        if isinstance(x, tuple | list):
-            return len(x) == len(y) and all(map(self._is_same, x, y))
-        if isinstance(x, dict):
-            return list(x) == list(y) and all(map(self._is_same, x.values(), y.values()))
-        return bool(x == y)
-
-
-def _keys(value: Any) -> list[Any] | None:
-    """Return what leads to the parts of an aggregate, None for any other value."""
-    if isinstance(value, dict):
-        return list(value)
-    return list(range(len(value))) if isinstance(value, tuple | list) else None
-
-
-def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
-    """Return arguments with another one at a place that a :class:`Difference` has."""
-    if not place:
-        return new
-    key, *rest = place
-    part = replaced(value[key], tuple(rest), new)
-    if isinstance(value, dict):
-        return {**value, key: part}
-    items = [*value[:key], part, *value[key + 1 :]]
-    return items if isinstance(value, list) else type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return type(x) is type(y) and bool(x == y)
 
 
 def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
@@ -294,8 +260,10 @@ def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
 
 
 def _spell_out_defaults(node: fx.Node, like: fx.Node) -> None:
-    """Give ``node`` the default arguments that ``like`` has and it leaves out; torch.export drops them."""
-    if not isinstance(node.target, OpOverload):
+    """Give ``node`` the default arguments that it leaves out, as torch.export does, and ``like`` has."""
+    if not isinstance(node.target, OpOverload) or (
+        len(node.args) >= len(like.args) and node.kwargs.keys() >= like.kwargs.keys()
+    ):
         return
     schema = arguments_of(node.target)
     missing = schema[len(node.args) : len(like.args)]

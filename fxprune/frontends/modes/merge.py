@@ -1,9 +1,9 @@
-"""Makes one graph of two: of a model captured in train mode and in eval mode.
+"""Merges the graphs of a model in train mode and in eval mode into one graph.
 
-Both graphs are aligned node by node. Where an aligned pair differs in a flag or a number, the graph reads the live
-``training`` flag of the module that made the node. Where one mode has nodes that the other has not, both versions go into a
-:class:`fxprune.graph.parts.ByMode`; what only counts needs no more than a flag. What fits neither stays as in the mode of the
-capture and is reported.
+Both graphs are aligned node by node. Where twins differ in a flag or a number, the merged graph reads the live ``training``
+flag of the module that made the node. Where one graph has nodes that the other does not have, both versions go into a
+:class:`fxprune.graph.parts.ByMode`; a counter or a dropout stays one node that takes the flag. Any other difference stays as in
+the mode of the capture and is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxprune.frontends.assemble import ensure_module
-from fxprune.frontends.modes.align import Alignment, Difference, Hunk, replaced
+from fxprune.frontends.modes.align import Alignment, Difference, Hunk, flatten
 from fxprune.frontends.modes.reads import ModeReads
 from fxprune.functional import layers
 from fxprune.graph.captured import CapturedModule, compiled_later
@@ -27,8 +27,9 @@ from fxprune.graph.metadata import MODULE
 from fxprune.graph.parts import ByMode, clone
 from fxprune.graph.paths import join, value_at
 from fxprune.graph.side_effects import body_of, may_write
+from fxprune.torch_internals.tensors import pytree
 
-# Each is the identity in eval mode, and takes its mode as the third argument or by the keyword "training".
+# Each is the identity in eval mode, and takes the mode as third argument or as keyword "training".
 _DROPOUTS = frozenset(
     {
         F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
@@ -36,46 +37,42 @@ _DROPOUTS = frozenset(
         torch.ops.aten.feature_dropout.default, torch.ops.aten.feature_alpha_dropout.default,
     }
 )  # fmt: skip
-# A counter moves on by a plain number.
+# Additions in place, by which a model counts its calls.
 _ADDITIONS = frozenset({"add_", operator.iadd, torch.ops.aten.add_.Tensor, torch.ops.aten.add_.Scalar})
 
 
 class _CannotMergeError(Exception):
-    """This difference between the modes has no form in one graph."""
+    """One graph cannot hold this difference between the modes."""
 
 
 def merge_modes(
     gm: CapturedModule, model: nn.Module, other: fx.Graph, constants: dict[str, Any], reads: ModeReads
 ) -> list[str]:
-    """Make ``gm`` follow ``train()`` and ``eval()`` where the graph of the other mode says that the model does.
+    """Make ``gm``, of the mode of the capture, follow ``train()`` and ``eval()`` as the graph ``other`` of the other mode says.
 
     Args:
-        gm: the graph of the mode of the capture, with example values on its nodes; changed in place, not recompiled.
-        model: the model that both graphs are of.
+        gm: the graph to change, with example values on its nodes; not recompiled.
+        model: the model of both graphs.
         other: the graph of the other mode.
         constants: the constants that ``other`` reads.
-        reads: who asked for the mode while the graphs were captured.
+        reads: the reads of modes while ``gm`` was captured.
 
     Returns:
-        The paths of the modules with a dependence on the mode that could not be kept, each once.
+        The paths of the modules whose dependence on the mode the graph does not keep, without repetition.
     """
     return _Merge(gm, model, Alignment(gm, other, constants), reads).run()
 
 
 @dataclasses.dataclass(eq=False)
 class _Choice:
-    """Values to choose by mode at one place: pairs of a base node and a node of the other graph, and what becomes of them."""
+    """The values of one hunk that the mode chooses between."""
 
     hunk: Hunk
     users: list[fx.Node] = dataclasses.field(default_factory=list)
-    pairs: list[tuple[fx.Node, fx.Node]] = dataclasses.field(default_factory=list)
+    # A value of the base graph and the value of the other graph at the same place, and the node that chooses between them.
+    pairs: dict[tuple[fx.Node, fx.Node], None] = dataclasses.field(default_factory=dict)
     results: dict[tuple[fx.Node, fx.Node], fx.Node] = dataclasses.field(default_factory=dict)
     failed: bool = False
-
-    def add(self, difference: Difference) -> None:
-        self.users.append(difference.user)
-        if (pair := (difference.ours, difference.theirs)) not in self.pairs:
-            self.pairs.append(pair)
 
 
 class _Merge:
@@ -84,7 +81,7 @@ class _Merge:
         self.reads = reads
         self.aligned = alignment
         self.lost: dict[str, None] = {}
-        self.flags: dict[str, fx.Node] = {}  # the last read of each mode that counters go by
+        self.flags: dict[str, fx.Node] = {}  # the last read of each flag for a counter
 
     def run(self) -> list[str]:
         differences = self.aligned.differences()
@@ -105,28 +102,29 @@ class _Merge:
                 self._lose(difference.user)
         for choice in choices.values():
             if not choice.failed:
-                self._erase_unused(choice.hunk.base)
+                _erase_unused(choice.hunk.base)
         return list(self.lost)
 
     def _choice(self, difference: Difference, choices: dict[Hunk, _Choice]) -> _Choice:
         made = [n for n in (difference.ours, difference.theirs) if n in self.aligned.hunk_of]
-        # Values that both modes compute can still be swapped: a hunk of no nodes, at the user.
+        # Two values that both graphs have can be swapped: the choice has a hunk without nodes, at the user.
         choice = choices[self.aligned.hunk_of[made[0]]] if made else _Choice(Hunk([], [], difference.user))
-        choice.add(difference)
+        choice.users.append(difference.user)
+        choice.pairs.setdefault((difference.ours, difference.theirs))
         return choice
 
     def _substitute(self, difference: Difference, choice: _Choice | None) -> None:
         user, ours, theirs = difference.user, difference.ours, difference.theirs
-        new: Any
+        if choice is not None and choice.failed:
+            return  # reported with the choice
+        leaves, spec = flatten(user)
         if choice is not None:
-            if choice.failed:
-                return  # reported with the choice
-            new = choice.results[(ours, theirs)]
+            leaves[difference.place] = choice.results[ours, theirs]
         else:
             in_train, in_eval = (ours, theirs) if self.training else (theirs, ours)
             with self.graph.inserting_before(user):
-                new = self._choose(user, in_train, in_eval)
-        user.args, user.kwargs = replaced((user.args, user.kwargs), difference.place, new)
+                leaves[difference.place] = self._choose(user, in_train, in_eval)
+        user.args, user.kwargs = pytree.tree_unflatten(leaves, spec)
 
     def _choose(self, user: fx.Node, in_train: Any, in_eval: Any) -> fx.Node:
         kinds = {type(in_train), type(in_eval)}
@@ -152,7 +150,7 @@ class _Merge:
         return self.graph.create_node("get_attr", target)
 
     def _owner(self, node: fx.Node) -> str | None:
-        """Return the module whose mode decides on ``node``; None if several may."""
+        """Return the path of the module whose mode ``node`` depends on; None if several may be it."""
         return self.reads.owner_for(MODULE.get(node) or "")
 
     def _lose(self, node: fx.Node) -> None:
@@ -161,12 +159,12 @@ class _Merge:
     def _settle(self, choice: _Choice) -> None:
         hunk = choice.hunk
         if not choice.pairs and not self._may_write(hunk):
-            return  # dead code of one mode
+            return  # unused nodes of one mode
         if not (self._settle_counters(choice) or self._settle_dropout(choice)):
             self._settle_by_mode(choice)
 
     def _settle_counters(self, choice: _Choice) -> bool:
-        """Let counters that move on in one mode only do so by a live flag, each in one node."""
+        """Turn each counter that counts in one mode only into one node that counts by a live flag."""
         hunk, twin = choice.hunk, self.aligned.twin
         counters: dict[fx.Node, fx.Node] = {}
         for node in (*hunk.base, *hunk.other):
@@ -175,7 +173,7 @@ class _Merge:
             counters[node] = counter
         if not counters:
             return False
-        for ours, theirs in choice.pairs:  # what is written in place is its own result
+        for ours, theirs in choice.pairs:  # the result of an addition in place is the counter itself
             if (same := counters.get(ours, ours)) is not counters.get(theirs, twin.get(theirs)):
                 return False
             choice.results[ours, theirs] = same
@@ -192,12 +190,12 @@ class _Merge:
         return True
 
     def _is_only_read_by(self, node: fx.Node, read: fx.Node) -> bool:
-        """Tell whether nothing but ``node``, of the other graph, uses what ``read`` reads in either."""
+        """Tell whether ``node``, of the other graph, is the only user of ``read`` and its twins."""
         users = [user for theirs in self.aligned.reads.get(read, ()) for user in theirs.users]
         return users == [node] and not read.users
 
     def _counter(self, node: fx.Node) -> fx.Node | None:
-        """Return the base node that reads the single number that ``node`` only adds a plain one to; None if it does more."""
+        """Return the base node that reads the counter if ``node`` is ``counter += 1``, or with another number."""
         if node.target not in _ADDITIONS or node.kwargs or len(node.args) != 2:
             return None
         counter, number = node.args
@@ -210,7 +208,7 @@ class _Merge:
         return counter if isinstance(value, Tensor) and value.dim() == 0 else None
 
     def _settle_dropout(self, choice: _Choice) -> bool:
-        """Keep a dropout that the model skips in eval mode as one node with a live flag."""
+        """Turn a dropout that the model skips in eval mode into one node that takes a live flag."""
         hunk, twin = choice.hunk, self.aligned.twin
         nodes = hunk.base if self.training else hunk.other
         if len(hunk.base) + len(hunk.other) != 1 or len(nodes) != 1 or nodes[0].target not in _DROPOUTS:
@@ -266,14 +264,14 @@ class _Merge:
         return any(may_write(n, self.gm) for n in hunk.base) or any(may_write(n, self.model) for n in hunk.other)
 
     def _body(self, node: fx.Node) -> fx.GraphModule | None:
-        """Return the body of a region, in either graph, that ``node`` reads."""
+        """Return the body of a region that ``node``, of either graph, reads; None if it reads no region."""
         if node.op != "get_attr":
             return None
         constant = self.aligned.constants.get(str(node.target)) if node.graph is not self.graph else None
         return constant if isinstance(constant, fx.GraphModule) else body_of(self.gm, node)
 
     def _place(self, choice: _Choice, inputs: list[fx.Node]) -> fx.Node:
-        """Return the node to choose before: after the hunk and all inputs, and before all users."""
+        """Return the node to insert the choice before: after the hunk and all inputs, and before all users."""
         hunk, late = choice.hunk, [n for n in inputs if not n < choice.hunk.at]
         if not late:
             return hunk.at
@@ -284,14 +282,14 @@ class _Merge:
     def _branch_inputs(
         self, nodes: list[fx.Node], results: list[fx.Node], to_base: Callable[[fx.Node], fx.Node | None]
     ) -> dict[fx.Node, fx.Node]:
-        """Map each node that a branch uses from outside to the node of the base graph that stands for it."""
+        """Map each node outside the branch that it uses to the same node of the base graph."""
         inputs: dict[fx.Node, fx.Node] = {}
         for node in dict.fromkeys([n for made in nodes for n in made.all_input_nodes] + results):
             if node in nodes or self._body(node) is not None:
                 continue
             outside = to_base(node)
             if outside is None or outside in self.aligned.hunk_of:
-                raise _CannotMergeError  # it exists in one of the modes only
+                raise _CannotMergeError  # only one of the modes has the value
             inputs[node] = outside
         return inputs
 
@@ -304,6 +302,7 @@ class _Merge:
         tensors: list[fx.Node],
         sizes: list[fx.Node],
     ) -> CapturedModule:
+        """Return a graph module of ``nodes``, of the graph on ``root``, as :class:`~fxprune.graph.parts.ByMode` calls it."""
         graph = fx.Graph()
         places: dict[fx.Node, fx.Node] = {}
         for name, kind, members in (("tensors", list[Tensor], tensors), ("sizes", list[int], sizes)):
@@ -313,33 +312,29 @@ class _Merge:
         copies = {node: places[outside] for node, outside in inputs.items()}
         with compiled_later():
             branch = CapturedModule(nn.Module(), fx.Graph(), "Branch")
-        for node in dict.fromkeys(n for made in nodes for n in made.all_input_nodes):
-            if node not in copies and (body := self._body(node)) is not None:
-                name = str(node.target).replace(".", "_")
-                branch.add_module(name, body)
-                copies[node] = graph.create_node("get_attr", name)
+        used = dict.fromkeys(n for made in nodes for n in made.all_input_nodes if n not in copies)
+        for node, body in [(node, body) for node in used if (body := self._body(node)) is not None]:
+            name = str(node.target).replace(".", "_")
+            branch.add_module(name, body)
+            copies[node] = graph.create_node("get_attr", name)
         for node in nodes:
-            target = str(node.target)
-            if node.op == "call_module":
-                module = root.get_submodule(target)
-                if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
-                    raise _CannotMergeError  # its tensors would change their names
-                target = target.replace(".", "_")
-                branch.add_module(target, clone(module))
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "call_module":
-                copies[node].target = target
+                module = root.get_submodule(str(node.target))
+                if [*module.parameters(), *module.buffers()]:
+                    raise _CannotMergeError  # its tensors would change their names
+                copies[node].target = name = str(node.target).replace(".", "_")
+                branch.add_module(name, clone(module))
         graph.output([copies[node] for node in results])
-        unused = [n for n in places.values() if not n.users]
-        for node in unused:
-            graph.erase_node(node)
+        _erase_unused(list(places.values()))
         branch.graph = graph
         return branch
 
-    def _erase_unused(self, nodes: list[fx.Node]) -> None:
-        for node in reversed(nodes):
-            if not node.users:
-                self.graph.erase_node(node)
+
+def _erase_unused(nodes: list[fx.Node]) -> None:
+    for node in reversed(nodes):
+        if not node.users:
+            node.graph.erase_node(node)
 
 
 def _is_tensor(node: fx.Node) -> bool:
