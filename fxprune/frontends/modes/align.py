@@ -240,6 +240,8 @@ class Alignment:
 
     def _compare(self, ours: fx.Node, theirs: fx.Node) -> list[Difference] | None:
         """Return the arguments in which two nodes differ; None if the arguments have different structures."""
+        if self._is_same(ours.args, theirs.args) and self._is_same(ours.kwargs, theirs.kwargs):
+            return []
         _spell_out_defaults(ours, theirs)
         _spell_out_defaults(theirs, ours)
         (leaves, spec), (their_leaves, their_spec) = flatten(ours), flatten(theirs)
@@ -249,9 +251,14 @@ class Alignment:
         return [Difference(ours, place, x, y) for place, (x, y) in pairs if not self._is_same(x, y)]
 
     def _is_same(self, x: Any, y: Any) -> bool:
+        """Tell whether an argument of the base graph is the argument ``y`` of the other graph, with all its parts."""
         if isinstance(y, fx.Node):
             return isinstance(x, fx.Node) and self.twin.get(y) is x
-        return type(x) is type(y) and bool(x == y)
+        if type(x) is not type(y) or not isinstance(x, tuple | list | dict):
+            return type(x) is type(y) and bool(x == y)
+        if isinstance(x, dict):
+            return list(x) == list(y) and all(map(self._is_same, x.values(), y.values()))
+        return len(x) == len(y) and all(map(self._is_same, x, y))
 
 
 def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
@@ -261,9 +268,7 @@ def flatten(node: fx.Node) -> tuple[list[Any], pytree.TreeSpec]:
 
 def _spell_out_defaults(node: fx.Node, like: fx.Node) -> None:
     """Give ``node`` the default arguments that it leaves out, as torch.export does, and ``like`` has."""
-    if not isinstance(node.target, OpOverload) or (
-        len(node.args) >= len(like.args) and node.kwargs.keys() >= like.kwargs.keys()
-    ):
+    if not isinstance(node.target, OpOverload):
         return
     schema = arguments_of(node.target)
     missing = schema[len(node.args) : len(like.args)]
