@@ -4,6 +4,8 @@ Each is a plain annotated function that TorchScript compiles, ``torch.export`` t
 Functions with an effect (a check, a counter) are registered as such, so that dead-code elimination keeps them.
 """
 
+import inspect
+
 import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
@@ -17,16 +19,12 @@ def select_float(training: bool, in_train: float, in_eval: float) -> float:
 
     Example: ``dropout_p = select_float(self.attn.training, 0.1, 0.0)``.
     """
-    if training:
-        return in_train
-    return in_eval
+    return in_train if training else in_eval
 
 
 def select_int(training: bool, in_train: int, in_eval: int) -> int:
     """Return ``in_train`` while ``training``, else ``in_eval``, for whole numbers."""
-    if training:
-        return in_train
-    return in_eval
+    return in_train if training else in_eval
 
 
 def invert(training: bool) -> bool:
@@ -96,9 +94,7 @@ def batch_norm_momentum(num_batches_tracked: Tensor | None, momentum: float | No
         num_batches_tracked.add_(1)
         if momentum is None:
             return 1.0 / float(num_batches_tracked.item())
-    if momentum is None:
-        return 0.0
-    return momentum
+    return 0.0 if momentum is None else momentum
 
 
 def instance_norm(
@@ -145,7 +141,7 @@ def multi_head_attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute what ``torch.nn.MultiheadAttention`` does, from explicit parameters.
+    """Compute ``torch.nn.MultiheadAttention`` from explicit parameters.
 
     Shapes and results are those of the module: with ``batch_first`` inputs are ``(N, L, E)``, else ``(L, N, E)``, and a
     two-dimensional query is one sequence without a batch. The eval-mode fast path of the module is left out on purpose:
@@ -209,7 +205,7 @@ def lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Compute what ``torch.nn.LSTM`` does, from an explicit list of ``weights``; shapes as documented there."""
+    """Compute ``torch.nn.LSTM`` from an explicit list of ``weights``; shapes as documented there."""
     batched = input.dim() == 3
     layers = num_layers * (2 if bidirectional else 1)
     if hx is None:
@@ -240,7 +236,7 @@ def gru(
     batch_first: bool,
     kind: str,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what ``torch.nn.GRU`` (``kind="gru"``) or ``torch.nn.RNN`` (``"rnn_tanh"``, ``"rnn_relu"``) does."""
+    """Compute ``torch.nn.GRU`` (``kind="gru"``) or ``torch.nn.RNN`` (``"rnn_tanh"``, ``"rnn_relu"``)."""
     batched = input.dim() == 3
     layers = num_layers * (2 if bidirectional else 1)
     if hx is None:
@@ -268,7 +264,7 @@ def lstm_cell(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what ``torch.nn.LSTMCell`` does, from explicit parameters."""
+    """Compute ``torch.nn.LSTMCell`` from explicit parameters."""
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
     if hx is None:
@@ -293,7 +289,7 @@ def rnn_cell(
     bias_hh: Tensor | None,
     kind: str,
 ) -> Tensor:
-    """Compute what ``torch.nn.GRUCell`` (``kind="gru"``) or ``torch.nn.RNNCell`` (``"rnn_tanh"``, ``"rnn_relu"``) does."""
+    """Compute ``torch.nn.GRUCell`` (``kind="gru"``) or ``torch.nn.RNNCell`` (``"rnn_tanh"``, ``"rnn_relu"``)."""
     batched = input.dim() == 2
     x = input if batched else input.unsqueeze(0)
     if hx is None:
@@ -309,20 +305,6 @@ def rnn_cell(
     return h if batched else h.squeeze(0)
 
 
-# The functions above, which tracers keep as calls.
-ALL = (
-    select_float,
-    select_int,
-    invert,
-    add_if_,
-    check_none,
-    check_shape,
-    output_padding,
-    batch_norm_momentum,
-    instance_norm,
-    multi_head_attention,
-    lstm,
-    gru,
-    lstm_cell,
-    rnn_cell,
-)
+_DEFINED = [value for value in list(globals().values()) if inspect.isfunction(value) and value.__module__ == __name__]
+ALL = tuple(function for function in _DEFINED if not function.__name__.startswith("_"))
+"""The public functions of this file, which tracers keep as calls."""

@@ -70,13 +70,6 @@ class LeafCard:
                     found[attribute] = size // int(times or 1) * (getattr(layer, parts) if parts else 1)
         return found
 
-    def __str__(self) -> str:
-        lines = [f"form: {'none' if self.form is None else self.form.__name__.strip('_')}"]
-        lines += [f"{name}: ({', '.join(shape.split())})" for name, shape in self.shapes.items()]
-        lines += [f"argument {name}: {attribute}" for name, attribute in self.arguments.items()]
-        lines += ["takes a bias"] * self.takes_bias + ["shrinks written out"] * self.shrinks_written_out
-        return "\n".join(lines)
-
 
 CARDS: dict[type[nn.Module], LeafCard] = {}
 _NO_CARD = LeafCard()

@@ -55,6 +55,11 @@ def _scaled(x: Tensor, like: Tensor, weight: Tensor | None, bias: Tensor | None)
     return x.to(like.dtype)
 
 
+def _by_channel(x: Tensor | None, rank: int) -> Tensor | None:
+    """Return one number per channel so that it broadcasts to a tensor of ``rank`` dimensions, the channels its second."""
+    return None if x is None else x.view([-1] + [1] * (rank - 2))
+
+
 def layer_norm_of_kept(
     input: Tensor,
     normalized_shape: list[int],
@@ -93,10 +98,7 @@ def group_norm_of_kept(
     kept = _spread(keeps, keep_dims, input.dim()).expand([1] + list(input.shape[1:]))
     shape = [input.size(0), num_groups, input.size(1) // num_groups, -1]
     x = _normalised(_wide(input).reshape(shape), [2, 3], kept.reshape([1] + shape[1:]), eps).reshape(input.shape)
-    spread = [1, input.size(1)] + [1] * (input.dim() - 2)
-    weight = weight.view(spread) if weight is not None else None
-    bias = bias.view(spread) if bias is not None else None
-    return _scaled(x, input, weight, bias)
+    return _scaled(x, input, _by_channel(weight, input.dim()), _by_channel(bias, input.dim()))
 
 
 def batch_norm_of_kept(
@@ -105,10 +107,7 @@ def batch_norm_of_kept(
     """``torch.nn.functional.batch_norm`` without running statistics, over the positions that ``keeps`` leave."""
     dims = [d for d in range(input.dim()) if d != 1]
     x = _normalised(_wide(input), dims, _spread(keeps, keep_dims, input.dim()), eps)
-    spread = [1, input.size(1)] + [1] * (input.dim() - 2)
-    weight = weight.view(spread) if weight is not None else None
-    bias = bias.view(spread) if bias is not None else None
-    return _scaled(x, input, weight, bias)
+    return _scaled(x, input, _by_channel(weight, input.dim()), _by_channel(bias, input.dim()))
 
 
 def attention_to_kept(

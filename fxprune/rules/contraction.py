@@ -16,36 +16,30 @@ from fxprune.rules.registry import overloads, register
 def _einsum(call: Call) -> str:
     """Return the pattern of an einsum equation; a letter that the result lacks is summed over."""
     equation = call["equation"].replace(" ", "")
-    ranks = [len(label) for label in call.operands if label is not None]
     inputs, _, output = equation.partition("->")
-    sides = inputs.split(",")
     if "->" not in equation:
         letters = inputs.replace(",", "").replace(".", "")
         output = ("..." if "..." in inputs else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    wide = max(
-        (rank - len(side.replace("...", "")) for side, rank in zip(sides, ranks, strict=True) if "..." in side), default=0
-    )
-    unused = [f"e{k}" for k in range(wide)]
+    kept = _names(output, len(call.shapes[0]))
+    given = [(_names(side, len(call.operand(i))), call.operand(i).shape) for i, side in enumerate(inputs.split(","))]
     sizes: dict[str, int] = {}
-    laid = []
-    for side, label in zip(sides, call.operands, strict=True):
-        assert label is not None
-        room = len(label) - len(side.replace("...", ""))
-        before, dots, after = side.partition("...")
-        names = [*before, *(unused[wide - room :] if dots else []), *after]
-        laid.append(names)
-        for name, size in zip(names, label.shape, strict=True):
+    for names, shape in given:
+        for name, size in zip(names, shape, strict=True):
             sizes[name] = max(sizes.get(name, 1), size)
-    before, dots, after = output.partition("...")
-    kept = [*before, *(unused if dots else []), *after]
 
     def token(name: str, size: int) -> str:
         if size == 1 and sizes[name] != 1:
             return "1"
         return _LETTER.get(name, name) if name in kept else f"[{_LETTER.get(name, name)}]"
 
-    operands = [" ".join(map(token, names, label.shape)) for names, label in zip(laid, call.operands, strict=True) if label]
-    return f"{', '.join(operands)} -> {' '.join(_LETTER.get(n, n) for n in kept)}"
+    operands = ", ".join(" ".join(map(token, names, shape)) for names, shape in given)
+    return f"{operands} -> {' '.join(_LETTER.get(n, n) for n in kept)}"
+
+
+def _names(side: str, rank: int) -> list[str]:
+    """Return the names of the dimensions of a tensor in an equation: ``"...ij"`` of rank 4 has e1, e0, i, j."""
+    before, _, after = side.partition("...")
+    return [*before, *(f"e{k}" for k in reversed(range(rank - len(before) - len(after)))), *after]
 
 
 # The names that the letters of an equation have in patterns.

@@ -82,7 +82,7 @@ class AdvancedIndex:
         return [spliced(label, d, d + 1, look_up(call, label.axes[d], label.zeros[d], given[0]))]
 
     def _whole(self, call: Call, label: Label, dims: list[int]) -> Label:
-        """Keep the indexed dimensions and the indices whole; the others pass."""
+        """Keep the indexed dimensions and the indices whole; the other dimensions pass."""
         for index in call.operands[1:]:
             for axis in index.axes if index is not None else ():
                 call.keep_whole(axis, "is an index together with others, or of flags")
@@ -117,7 +117,7 @@ class Gather:
     notation: str = "x !n, x i -> x i"
 
     def apply(self, call: Call) -> list[Label]:
-        """Couple the other dimensions; the picked one stays whole."""
+        """Keep the dimension that is picked from, and couple the other dimensions."""
         label, index = call.operand(0), call.operand(1)
         if call["dim"] is None:
             for axis in label.axes:
@@ -144,7 +144,7 @@ class Scatter:
     notation: str = "x !n, x !i, x !i -> x !n"
 
     def apply(self, call: Call) -> list[Label]:
-        """Couple the other dimensions; the written one stays whole."""
+        """Keep the dimension that is written along, and couple the other dimensions."""
         label, d = call.operand(0), call.dim()
         written = Zero.FINITE if call.arguments.get("value") else Zero.ZERO
         states = [Zero.FINITE if k == d else min(zero, written) for k, zero in enumerate(label.zeros)]

@@ -19,7 +19,7 @@ from fxprune.rules.registry import overloads, register
 
 @dataclass(frozen=True)
 class Concatenate:
-    """Joins operands along a dimension; the others are coupled."""
+    """Joins operands along a dimension; their other dimensions are coupled."""
 
     notation: str = "x a, x b -> x (a+b)"
 

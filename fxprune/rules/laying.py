@@ -33,14 +33,6 @@ class MixingPlace(NamedTuple):
     neutral: bool
 
 
-class Part(NamedTuple):
-    """A name in a dimension of a result: ``(g o)`` has the parts g and o."""
-
-    name: str
-    size: int
-    whole: bool
-
-
 class Zeros(NamedTuple):
     """The states of the results of a call, by result and dimension, and its mixing points."""
 
@@ -58,13 +50,14 @@ class Laid:
         results: the same of each result, None for ``_``.
         sizes: the sizes of all names.
         unread: the operands that are ``_``.
+        mixed: by name, operand and dimension of every place of a mixing point.
     """
 
     def __init__(
         self, operands: dict[int, _Dims], results: Sequence[_Dims | None], sizes: Mapping[str, int], unread: Sequence[int]
     ) -> None:
         self.operands, self.results, self.sizes, self.unread = operands, results, sizes, unread
-        self._mixed: dict[str, list[tuple[int, int]]] = {}  # operand and dimension of every mixing point
+        self.mixed: dict[str, list[tuple[int, int]]] = {}
         self._places: dict[tuple[int, str], int] = {}  # which dimension of an operand has a name
         self._zeros: dict[Any, Zeros] = {}
         for i, dims in operands.items():
@@ -72,12 +65,7 @@ class Laid:
                 for name in dim.names:
                     self._places[i, name] = d
                     if name in dim.mixed:
-                        self._mixed.setdefault(name, []).append((i, d))
-        self._parts = [None if dims is None else [self._parts_of(dim, size) for dim, size in dims] for dims in results]
-
-    def _parts_of(self, dim: Dim, size: int) -> list[Part]:
-        alone = len(dim.names) == 1
-        return [Part(name, size if alone else self.sizes[name], name in dim.whole) for name in dim.names]
+                        self.mixed.setdefault(name, []).append((i, d))
 
     def bind(self, call: Call) -> dict[str, Axis]:
         """Couple the axes that have the same name, and keep whole axes; return the axes by name."""
@@ -104,14 +92,15 @@ class Laid:
 
     def result(self, index: int, call: Call, axes: dict[str, Axis], zeros: tuple[Zero, ...]) -> Label:
         """Return the label of a result; a name that no operand has is a new axis, which is added to ``axes``."""
-        dims = self._parts[index]
+        dims = self.results[index]
         if dims is None:
             return Label.whole(call.shapes[index], call.why("carries no removable positions"))
         made = []
-        for parts in dims:
+        for dim, width in dims:
             axis: Axis | None = None
-            for name, size, whole in parts:
-                if whole:
+            for name in dim.names:
+                size = width if len(dim.names) == 1 else self.sizes[name]
+                if name in dim.whole:
                     part = call.whole(size, _WHOLE)
                 elif name in axes:
                     part = axes[name]
@@ -128,7 +117,7 @@ class Laid:
         if (known := self._zeros.get(key)) is None:
             known = self._zeros[key] = Zeros(
                 [self._result_zeros(i, text, rule.mixed_zeros, given) for i in range(len(self.results))],
-                [place for name, places in self._mixed.items() for place in self._mixings(name, places, rule.mixes, given)],
+                [place for name, places in self.mixed.items() for place in self._mixings(name, places, rule.mixes, given)],
             )
         return known
 
@@ -153,7 +142,7 @@ class Laid:
             state = Zero.ZERO if dim.names else Zero.FINITE
             for name in dim.names:
                 if name not in dim.whole or len(dim.names) == 1:  # of ``(!g h)`` only h has removed positions
-                    expression = mixed_text if mixed_text is not None and name in self._mixed else text
+                    expression = mixed_text if mixed_text is not None and name in self.mixed else text
                     state = min(state, self._zero(name, expression, given))
             found.append(state)
         return tuple(found)

@@ -97,7 +97,7 @@ class Roll(Take):
 
 @dataclass(frozen=True)
 class Select:
-    """Picks single positions, which can never go: ``select`` one, ``unbind`` all."""
+    """Picks positions one by one, so that they can never go: ``select`` picks one position, ``unbind`` all of them."""
 
     notation: str
 

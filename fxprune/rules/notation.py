@@ -62,7 +62,7 @@ class Pattern:
         return self.pattern if isinstance(self.pattern, str) else self.doc
 
     def apply(self, call: Call) -> list[Label]:
-        """Couple what meets in the call, and return the label of each tensor that it returned."""
+        """Couple the axes that meet in the call, and return the label of each of its results."""
         laid = self.lay(call)
         axes = laid.bind(call)
         zeros = laid.zeros(self, self.zeros_of(call), call)

@@ -45,7 +45,7 @@ class Pointwise:
         self._known: dict[tuple[OpOverload, str], dict[tuple[Zero | None, ...], Zero]] = {}
 
     def apply(self, call: Call) -> list[Label]:
-        """Couple what meets in the call, and return the label of each tensor that it returned."""
+        """Couple the axes that meet in the call, and return the label of each of its results."""
         results = self._pattern.apply(call)
         rank = len(results[0]) if results else 0
         known = self._known.setdefault((call.op, str([_plain(value) for value in call.arguments.values()])), {})

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN, whole or one step of them."""
+"""LSTM, GRU and RNN: the whole network, or a cell that makes a single step."""
 
 from __future__ import annotations
 

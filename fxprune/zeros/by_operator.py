@@ -1,4 +1,4 @@
-"""How operators carry what is known of the values of slices from their operands to their results.
+"""How operators carry the states of slices from their operands to their results.
 
 Along each dimension of a tensor a slice may be known to be zero throughout, or one number throughout. Example: the weights of
 channel 3 are masked and its bias is -0.5, so that channel 3 is -0.5 at every place, and zero behind a ReLU. Rules that are
@@ -37,7 +37,7 @@ MAX_GRID = 1 << 22  # a view that merges or splits dimensions of more positions 
 
 
 def results_of(call: Call, operands: Sequence[Known]) -> list[Known]:
-    """Return what is known of each result of a call whose operands are known to be ``operands``."""
+    """Return the known slices of each result of a call, from those of its operands."""
     rule = find_rule(call.op, lambda: POINTWISE)
     nothing = [nothing_of(shape) for shape in call.shapes]
     # The zeros text of an LSTM holds where all tensors of a unit are zero, not where a single operand is.
@@ -52,7 +52,7 @@ def results_of(call: Call, operands: Sequence[Known]) -> list[Known]:
 
 @functools.singledispatch
 def _carried(rule: Any, call: Call, operands: Sequence[Known]) -> list[Known] | None:
-    """Return what is known of each result by the kind of rule; None for other kinds of rules."""
+    """Return the known slices of each result, by the kind of rule; None for rules of other kinds."""
     return None
 
 
@@ -71,7 +71,7 @@ def _element_wise(rule: Pointwise, call: Call, operands: Sequence[Known]) -> lis
 
 
 def _element_wise_along(rule: Pointwise, call: Call, operands: Sequence[Known], d: int) -> Slices | None:
-    """Return what is known along dimension ``d``, counted from the end; calls the operator once per combination of states."""
+    """Return the slices along dimension ``d``, counted from the end; calls the operator once per combination of states."""
     given = [known for known, label in zip(operands, call.operands, strict=True) if label is not None]
     sides = [known[d] if len(known) >= -d else None for known in given]
     if all(side is None for side in sides):

@@ -1,4 +1,4 @@
-"""Reads the patterns of rules slice by slice: what is known of the results of an operator that a pattern describes."""
+"""Reads the patterns of rules slice by slice, from the known slices of operands to those of results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fxprune.torch_internals.operators import arguments_of
 from fxprune.zeros.slice_states import Slices, SliceState, added, multiplied
 
 Known = tuple[Slices | None, ...]
-"""What is known of a tensor, for each dimension; None where the values are just numbers."""
+"""The slices of a tensor along each dimension; None along a dimension where all of them are FINITE."""
 
 
 def nothing_of(shape: Sequence[int]) -> Known:
-    """Return that nothing is known of a tensor of this shape."""
+    """Return the known slices of a tensor of this shape whose values are just numbers."""
     return (None,) * len(shape)
 
 
@@ -34,7 +34,7 @@ class Reading:
         self.layout = rule.lay(call)
         dims = [dim for dims in (*self.layout.operands.values(), *self.layout.results) for dim, _ in dims or ()]
         # Along a whole axis the operator may move values, as ``sort`` does: position 2 of the result need not come from
-        # position 2 of the operand, so that what is known of the operand there says nothing of the result.
+        # position 2 of the operand, so that the operand's slice 2 says nothing about the result's slice 2.
         self.whole = {name for dim in dims for name in dim.whole}
         self.mixed = {name for dim in dims for name in dim.mixed}
         self.zeros, self.mixed_zeros = rule.zeros_of(call), rule.mixed_zeros
@@ -59,7 +59,7 @@ class Reading:
         self.zeros = "0*1+2"
 
     def result(self, index: int) -> Known:
-        """Return what is known of a result."""
+        """Return the known slices of a result."""
         dims = self.layout.results[index]
         if dims is None:
             return nothing_of(self.call.shapes[index])
@@ -68,7 +68,7 @@ class Reading:
         return tuple(self._along(dim, zeros, index) for dim, _ in dims)
 
     def _along(self, dim: Dim, zeros: str, index: int) -> Slices | None:
-        """Return what is known along a dimension, which several names may share, as in ``(g c)``."""
+        """Return the slices along a dimension, which several names may share, as in ``(g c)``."""
         names = [name for name in dim.names if name not in self.whole]
         forms = [(names, zeros)]
         if self.mixed_zeros is not None:
@@ -96,7 +96,7 @@ class Reading:
         return added(terms) if terms else Slices.all(SliceState.FINITE, [1] * len(names))
 
     def _factor(self, factor: str, names: Sequence[str]) -> Slices | None:
-        """Return what is known of a factor, such as "0" or "n"; None of an operand that was left out."""
+        """Return the slices of a factor, such as "0" or "n", on the grid of ``names``; None for an operand left out."""
         if factor == "u":  # unknown wherever an operand is zero
             zero = [self._on(i, names).states == SliceState.ZERO for i in range(len(self.operands))]
             flags = np.logical_or.reduce(np.broadcast_arrays(np.zeros([1] * len(names), bool), *zero))
@@ -122,7 +122,7 @@ class Reading:
         return operand == 0 and bool(arguments.get("beta") == 1)
 
     def _on(self, operand: int, names: Sequence[str]) -> Slices:
-        """Return what is known of an operand on the grid of ``names``; of size one along names that it does not have."""
+        """Return the slices of an operand on the grid of ``names``, of size one along names that it does not have."""
         grids = []
         for slices, (dim, _) in zip(self.operands[operand], self.layout.operands.get(operand, ()), strict=False):
             shared = [name for name in dim.names if name in names]

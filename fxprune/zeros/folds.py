@@ -48,23 +48,12 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folding:
-    """A call whose bias can take numbers in.
+    """A call whose bias can take numbers in, made at ``node``; ``names`` are those of its weight and its bias."""
 
-    Attributes:
-        step: the step of the call.
-        call: the call.
-        places: which operands are input, weight and bias.
-        names: the names of weight and bias.
-        known: what is known of the input along the dimension that is summed over.
-        dim: that dimension of the input.
-    """
-
-    step: Step
+    node: str
     call: Call
     places: Places
     names: tuple[str, str | None]
-    known: Slices | None = None
-    dim: int = 0
 
     @staticmethod
     def at(
@@ -89,28 +78,25 @@ class Folding:
             return None
         label = call.operands[places.bias] if places.bias < len(call.operands) else None
         if label is None:
-            return Folding(step, call, places, (weight_name, None)) if _takes_bias(gm, step, steps_at_node) else None
+            return Folding(step.node, call, places, (weight_name, None)) if _takes_bias(gm, step, steps_at_node) else None
         bias_name = _parameter(call, places.bias, deps)
         # A bias that a second call reads would change for that call as well.
         if bias_name is None or readers[label.producer] > 1 or len(label) != 1:
             return None
-        return Folding(step, call, places, (weight_name, bias_name))
+        return Folding(step.node, call, places, (weight_name, bias_name))
 
-    def of(self, known: Slices, dim: int) -> Folding:
-        """Return the folding of these numbers along a dimension of the input."""
-        return dataclasses.replace(self, known=known, dim=dim)
+    def fold(self, known: Slices, dim: int, units: Units, removed: Flags, gone: Flags) -> Fold | None:
+        """Return the numbers of the input along ``dim`` that the bias takes in when ``removed`` units go.
 
-    def fold(self, units: Units, removed: Flags, gone: Flags) -> Fold | None:
-        """Return the numbers that the bias takes in when ``removed`` units go; positions that are ``gone`` count as zero."""
-        call, known = self.call, self.known
-        assert known is not None
-        axis = call.operand(self.places.input).axes[self.dim]
+        The positions of ``gone`` units count as zero.
+        """
+        axis = self.call.operand(self.places.input).axes[dim]
         goes = ~Remaining(units, removed)(axis) & Remaining(units, gone)(axis)
         numbers = np.where(goes & known.is_constant, known.values, 0.0)
         if not numbers.any():
             return None
-        outputs = call.operand(self.places.weight).axes[1 if self.places.inputs_first else 0]
-        return Fold(self.step.node, *self.names, outputs, self.places.inputs_first, numbers)
+        outputs = self.call.operand(self.places.weight).axes[1 if self.places.inputs_first else 0]
+        return Fold(self.node, *self.names, outputs, self.places.inputs_first, numbers)
 
 
 def _is_plain(call: Call) -> bool:

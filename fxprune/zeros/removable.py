@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ from fxprune.rules.registry import op_card
 from fxprune.torch_internals.operators import arguments_of, is_mutable
 from fxprune.torch_internals.tensors import memory_of, pytree
 from fxprune.zeros.by_operator import results_of
-from fxprune.zeros.by_pattern import Known, Reading, nothing_of
+from fxprune.zeros.by_pattern import Known, nothing_of
 from fxprune.zeros.folds import Fold, Folding
 from fxprune.zeros.slice_states import Slices, SliceState, met
 
@@ -81,12 +80,12 @@ def removable(gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, gone: F
     wanted = _owning_zeros(deps, zeros) & ~gone
     if not wanted.any():
         return wanted, []
-    decision = _Decision(gm, deps, wanted)
-    if not decision.follow(_Sources(gm, deps, zeros)):
+    decision = _Decision(gm, deps, zeros, wanted)
+    if not decision.follow():
         return np.zeros(deps.units.count, bool), []
     _keep_one_of_each_axis(deps, wanted, gone)
-    folds = [fold for folding in decision.foldings if (fold := folding.fold(deps.units, wanted, gone)) is not None]
-    return wanted, folds
+    folds = [folding.fold(known, dim, deps.units, wanted, gone) for folding, known, dim in decision.foldings]
+    return wanted, [fold for fold in folds if fold is not None]
 
 
 def _owning_zeros(deps: Dependencies, zeros: ZeroSlices) -> Flags:
@@ -115,16 +114,45 @@ def _keep_one_of_each_axis(deps: Dependencies, removed: Flags, gone: Flags) -> N
                 kept, emptied = Remaining(deps.units, removed | gone), True
 
 
-@dataclass(frozen=True, eq=False)
-class _Sources:
-    """What is known of parameters and buffers from their values."""
+class _Decision:
+    """Goes through the calls in their order and takes the units out of ``wanted`` that have to stay.
 
-    gm: fx.GraphModule
-    deps: Dependencies
-    zeros: ZeroSlices
+    Attributes:
+        foldings: the calls whose bias can take in constant positions, with the slices of a dimension of the input.
+        known: the known slices of each tensor, by its key.
+        written: by memory, the number of the last step that wrote into it.
+        twins: by key, the tensors that stand for a tensor in the other mode.
+        readers: by producer, how many operands the tensors of a step are.
+        at_node: by node, how many steps it makes.
+    """
 
-    def of(self, tracked: Tracked) -> Known:
-        """Return what is known of a parameter or buffer."""
+    def __init__(self, gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, wanted: Flags) -> None:
+        self.gm, self.deps, self.zeros, self.wanted = gm, deps, zeros, wanted
+        self.foldings: list[tuple[Folding, Slices, int]] = []
+        self.known: dict[tuple[int, int], Known] = {}
+        self.written: dict[int, int] = {}
+        self.twins = _twins(gm, deps)
+        self.readers = Counter(label.producer for step in deps.steps for label in step.operands)
+        self.at_node = Counter(step.node for step in deps.steps)
+
+    def follow(self) -> bool:
+        """Follow the states of slices through the graph; return False if the graph writes into a parameter."""
+        for number, step in enumerate(self.deps.steps):
+            if step.tracked is not None:
+                self.known[_key(step.tracked.label)] = self._source(step.tracked)
+            if step.call is None:
+                continue
+            operands = self._operands(step.call)
+            self._mixed(step, step.call, operands)
+            if is_mutable(step.call.op) and not self._write(step.call, number):
+                return False
+            for label, known in zip(step.results, results_of(step.call, operands), strict=True):
+                key = (number, id(label.axes))
+                self.known[key] = nothing_of(label.shape) if key in self.known else known
+        return True
+
+    def _source(self, tracked: Tracked) -> Known:
+        """Return the known slices of a parameter or buffer."""
         shape = tracked.label.shape
         tensor = value_at(self.gm, tracked.name)
         if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.is_floating_point():
@@ -146,44 +174,6 @@ class _Sources:
             found = Slices(np.where(flags, SliceState.ZERO, found.states).astype(np.int8), np.where(flags, 0.0, found.values))
         return found if found.tells else None
 
-
-class _Decision:
-    """Goes through the calls in their order and takes the units out of ``wanted`` that have to stay.
-
-    Attributes:
-        foldings: the calls whose bias can take constant positions in.
-        known: what is known of each tensor, by its key.
-        written: by memory, the number of the last step that wrote into it.
-        twins: by key, the tensors that stand for a tensor in the other mode.
-        readers: by producer, how many operands the tensors of a step are.
-        at_node: by node, how many steps it makes.
-    """
-
-    def __init__(self, gm: fx.GraphModule, deps: Dependencies, wanted: Flags) -> None:
-        self.gm, self.deps, self.wanted = gm, deps, wanted
-        self.foldings: list[Folding] = []
-        self.known: dict[tuple[int, int], Known] = {}
-        self.written: dict[int, int] = {}
-        self.twins = _twins(gm, deps)
-        self.readers = Counter(label.producer for step in deps.steps for label in step.operands)
-        self.at_node = Counter(step.node for step in deps.steps)
-
-    def follow(self, sources: _Sources) -> bool:
-        """Follow what is known through the graph; return False if the graph writes into a parameter."""
-        for number, step in enumerate(self.deps.steps):
-            if step.tracked is not None:
-                self.known[_key(step.tracked.label)] = sources.of(step.tracked)
-            if step.call is None:
-                continue
-            operands = self._operands(step.call)
-            self._mixed(step, step.call, operands)
-            if is_mutable(step.call.op) and not self._write(step.call, number):
-                return False
-            for label, known in zip(step.results, results_of(step.call, operands), strict=True):
-                key = (number, id(label.axes))
-                self.known[key] = nothing_of(label.shape) if key in self.known else known
-        return True
-
     def _operands(self, call: Call) -> list[Known]:
         given = iter(call.given())
         found: list[Known] = []
@@ -197,9 +187,9 @@ class _Decision:
         return found
 
     def _read(self, label: Label, is_running_mean: bool) -> Known:
-        """Return what is known of a tensor that a call reads; of a tensor that differs by mode, what holds in both modes.
+        """Return the known slices of a tensor that a call reads; of a tensor that differs by mode, those of both modes met.
 
-        The graph may write into a buffer, so nothing is known of one, but for a running mean that only its batch norm reads.
+        The graph may write into a buffer, so nothing is known of buffers, except of a running mean that one batch norm reads.
         """
         maker = self._tracked(label)
         if maker is not None and not maker.is_parameter and not (is_running_mean and self.readers[label.producer] == 1):
@@ -234,13 +224,12 @@ class _Decision:
             for mixing in call.mixings:
                 self._hold(mixing.axis, np.zeros(mixing.axis.size, bool))
             return
-        layout = Reading(rule, call, operands).layout
-        for name in {name for dims in layout.operands.values() for dim, _ in dims for name in dim.mixed}:
+        layout = rule.lay(call)
+        for name, places in layout.mixed.items():
             axis = call.axes[name]
             rows = self.deps.units.resolve(axis)
             if not rows.size or not self.wanted[rows[rows != NONE]].any():
                 continue
-            places = [(i, d) for i, dims in layout.operands.items() for d, (dim, _) in enumerate(dims) if name in dim.mixed]
             states = []
             for i, d in places:
                 names = layout.operands[i][d][0].names
@@ -276,7 +265,7 @@ class _Decision:
         constant = (states[side] >= SliceState.CONSTANT) & numbers
         known = operands[folding.places.input][places[side][1]]
         if constant.any() and known is not None:
-            self.foldings.append(folding.of(known, places[side][1]))
+            self.foldings.append((folding, known, places[side][1]))
             return np.asarray(neutral | constant, bool)
         return neutral
 
@@ -292,7 +281,7 @@ def _key(label: Label) -> tuple[int, int]:
 
 
 def _met(sides: Sequence[Slices | None]) -> Slices | None:
-    """Return what holds of a dimension in all modes; None where that is no more than FINITE."""
+    """Return the slices that hold in all modes; None where all of them are FINITE."""
     present = [side for side in sides if side is not None]
     if not present or (len(present) < len(sides) and not any((s.states == SliceState.UNKNOWN).any() for s in present)):
         return None

@@ -1,4 +1,4 @@
-"""What is known of the values of a tensor, slice by slice along its dimensions."""
+"""The states of the slices of a tensor along its dimensions: zero, one number, finite, or unknown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxprune.analysis.remaining import Flags
 
 
 class SliceState(enum.IntEnum):
-    """What is known of all elements of a slice. Where two states are possible the smaller one is the safe one."""
+    """The state of all elements of a slice. Where two states are possible the smaller is the safe one."""
 
     UNKNOWN = 0
     """Nothing: elements may be infinite or not a number."""
@@ -84,15 +84,13 @@ class Slices:
     # Several slices in one.
 
     def meet(self, dims: Sequence[int]) -> Slices:
-        """Return what holds of all slices along some dimensions of the grid together."""
-        if not dims:
-            return self
+        """Return the state that holds for all slices along some dimensions of the grid."""
         states, low, high = self.states.min(tuple(dims)), self.values.min(tuple(dims)), self.values.max(tuple(dims))
         states = np.where((states == SliceState.CONSTANT) & (low != high), SliceState.FINITE, states).astype(np.int8)
         return Slices(states, np.where(states == SliceState.CONSTANT, low, 0.0))
 
     def join(self, other: Slices) -> Slices:
-        """Return what is known where slices along different dimensions cross: the larger state; broadcasts."""
+        """Return the states where slices along different dimensions cross, the larger of both; broadcasts."""
         mine = self.states >= other.states
         return Slices(np.where(mine, self.states, other.states), np.where(mine, self.values, other.values))
 
@@ -109,12 +107,12 @@ def _stacked(parts: Sequence[Slices]) -> Slices:
 
 
 def met(parts: Sequence[Slices]) -> Slices:
-    """Return what holds of every one of several tensors, slice by slice."""
+    """Return the states that hold for each of several tensors, slice by slice."""
     return _stacked(parts).meet([0])
 
 
 def added(terms: Sequence[Slices]) -> Slices:
-    """Return what is known of the sum of tensors, slice by slice; broadcasts."""
+    """Return the states of a sum of tensors, slice by slice; broadcasts."""
     grid = _stacked(terms)
     states, total = grid.states.min(0), grid.values.sum(0)
     constant = states >= SliceState.CONSTANT
@@ -122,7 +120,7 @@ def added(terms: Sequence[Slices]) -> Slices:
 
 
 def multiplied(factors: Sequence[Slices]) -> Slices:
-    """Return what is known of the product of tensors, slice by slice: it is FINITE, UNKNOWN or ZERO; broadcasts."""
+    """Return the states of a product of tensors, slice by slice, but never CONSTANT; broadcasts."""
     states = _stacked(factors).states
     found = np.where((states == SliceState.ZERO).any(0), SliceState.ZERO, SliceState.FINITE)
     found = np.where((states == SliceState.UNKNOWN).any(0), SliceState.UNKNOWN, found).astype(np.int8)

@@ -70,11 +70,19 @@ each_layer = pytest.mark.parametrize("cls", CARDS, ids=lambda cls: cls.__name__)
 each_form = pytest.mark.parametrize("cls", [c for c in CARDS if CARDS[c].form is not None], ids=lambda cls: cls.__name__)
 
 
+def lines_of(card: LeafCard) -> list[str]:
+    """Return a card as lines of text."""
+    lines = [f"form: {'none' if card.form is None else card.form.__name__.strip('_')}"]
+    lines += [f"{name}: ({', '.join(shape.split())})" for name, shape in card.shapes.items()]
+    lines += [f"argument {name}: {attribute}" for name, attribute in card.arguments.items()]
+    return lines + ["takes a bias"] * card.takes_bias + ["shrinks written out"] * card.shrinks_written_out
+
+
 def cards_text() -> str:
     """Return all cards, layers that share one together."""
     texts = []
     for card, classes in itertools.groupby(CARDS, key=CARDS.__getitem__):
-        texts.append("\n    ".join([", ".join(cls.__name__ for cls in classes), *str(card).splitlines()]))
+        texts.append("\n    ".join([", ".join(cls.__name__ for cls in classes), *lines_of(card)]))
     return "\n\n".join(texts)
 
 
