@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.remaining import Remaining
 from fxprune.errors import ShrinkError
 from fxprune.graph.masks import find_parameter
-from fxprune.graph.paths import join, owners, split, value_at
+from fxprune.graph.paths import holders, join, split, value_at
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.zeros.folds import Fold
 
@@ -63,7 +63,7 @@ class FoldConstants(GraphPass):
             if fold.bias is not None:
                 old = find_parameter(gm, fold.bias)
                 new = _parameter((old.detach().double() + amount).to(old.dtype), like=old)
-                for owner, attribute in list(owners(gm, old)):
+                for owner, attribute in holders(gm)[old]:
                     owner._parameters[attribute] = new
             else:
                 weight = find_parameter(gm, fold.weight)

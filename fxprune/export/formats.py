@@ -1,4 +1,4 @@
-"""Out of the graph again: TorchScript, ``torch.export`` and ONNX. Masked graphs and finalized ones alike."""
+"""Exports graphs, masked or finalized, as TorchScript, ``torch.export`` programs and ONNX."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def to_torchscript(
         method: ``"script"`` or ``"trace"`` allow only that.
 
     Returns:
-        The module, ready for ``save``. Whether it was traced can be seen by its type, ``torch.jit.TopLevelTracedModule``.
+        The module, ready for ``save``; of type ``torch.jit.TopLevelTracedModule`` if it was traced.
 
     Raises:
         InputError: the example inputs do not fit the graph.
-        ExportError: TorchScript refuses the graph, or the traced module computes something else on the example.
+        ExportError: TorchScript refuses the graph, or the traced module gives other results on the example.
 
     Warns:
-        ExportWarning: the graph was traced because scripting failed; gives the reason.
+        ExportWarning: the graph was traced because scripting failed, with the reason.
 
     Source: https://docs.pytorch.org/docs/stable/jit.html
 
@@ -83,12 +83,12 @@ def to_exported_program(
     *,
     dynamic_batch: bool = True,
 ) -> ExportedProgram:
-    """Return the graph as a ``torch.export.ExportedProgram``, fixed to the mode that it is in.
+    """Return the graph as a ``torch.export.ExportedProgram``, fixed to its present mode.
 
     Args:
         gm: the graph, masked or not; left as it is.
         example_inputs: positional inputs, or the single tensor.
-        example_kwargs: keyword inputs; the program takes them by keyword, too.
+        example_kwargs: keyword inputs; the program takes them by keyword too.
         dynamic_batch: leave the first dimension of the inputs free where the graph allows it; needs a batch of two or more.
 
     Raises:
@@ -116,7 +116,7 @@ def to_onnx(
     *,
     dynamic_batch: bool = True,
 ) -> ONNXProgram:
-    """Return the graph as ONNX, fixed to the mode that it is in. Needs the extra ``fxprune[onnx]``.
+    """Return the graph as ONNX, fixed to its present mode. Needs the extra ``fxprune[onnx]``.
 
     Args:
         gm: the graph, masked or not; left as it is.
@@ -150,7 +150,7 @@ def to_onnx(
 
 
 class _PlainCall(nn.Module):
-    """Calls a graph with the tensors among its inputs; the others, which torch.jit.trace does not take, are fixed."""
+    """Calls a graph on tensors; inputs of other types, which torch.jit.trace does not take, are fixed."""
 
     def __init__(self, gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def _trace(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> torch.jit.ScriptModul
 
 
 def _positional(gm: fx.GraphModule, inputs: Any, kwargs: Any) -> tuple[Any, ...]:
-    """Return all inputs in the order of the graph's own signature."""
+    """Return all inputs in the order of the graph's signature."""
     args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     signature = inspect.signature(gm.forward)
     try:

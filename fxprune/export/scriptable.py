@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,11 +17,8 @@ from fxprune.torch_internals.operators import OpOverload
 from fxprune.torch_internals.tensors import pytree
 
 
-def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Return a copy with the module's tensors, mode and converted submodules, and no other attribute.
-
-    The copy is of the module's class if that computes something, else a :class:`Container`.
-    """
+def _bare_copy(module: nn.Module) -> nn.Module:
+    """Return a module with the tensors, mode and copied submodules of ``module``, and no other attribute."""
     copied: nn.Module
     if isinstance(module, fx.GraphModule):
         copied = CapturedModule(nn.Module(), fx.Graph(), type(module).__name__)
@@ -34,16 +31,16 @@ def bare_copy(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> n
     for name, buffer in module._buffers.items():
         copied.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
     for name, child in module._modules.items():
-        copied._modules[name] = None if child is None else convert(child)
+        copied._modules[name] = None if child is None else _copy_for_script(child)
     copied.training = module.training
     return copied
 
 
 def scriptable(gm: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of the graph that TorchScript has a chance to compile; tensors are shared.
+    """Return a copy of the graph in terms that TorchScript can compile; tensors are shared.
 
     Operator overloads become the operators that TorchScript resolves itself, inputs and outputs become plain values, and
-    stand-ins for lowered modules lose the configuration that TorchScript has no types for.
+    stand-ins for lowered modules lose the attributes that TorchScript has no types for.
     """
     copied = _copy_for_script(gm)
     assert isinstance(copied, fx.GraphModule)
@@ -51,7 +48,8 @@ def scriptable(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _copy_for_script(module: nn.Module) -> nn.Module:
-    copied = bare_copy(module, _copy_for_script) if _is_ours(module) else module
+    is_ours = isinstance(module, fx.GraphModule | ByMode | Lowered) or type(module).forward is nn.Module.forward
+    copied = _bare_copy(module) if is_ours else module
     if isinstance(module, fx.GraphModule):
         assert isinstance(copied, fx.GraphModule)
         graph = copy.deepcopy(module.graph)
@@ -67,10 +65,6 @@ def _copy_for_script(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _is_ours(module: nn.Module) -> bool:
-    return isinstance(module, fx.GraphModule | ByMode | Lowered) or type(module).forward is nn.Module.forward
-
-
 def _use_packet(graph: fx.Graph, node: fx.Node) -> None:
     if node.target is torch.ops.aten.sym_size.int:
         with graph.inserting_before(node):
@@ -83,7 +77,7 @@ def _use_packet(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _use_plain_values(graph: fx.Graph) -> None:
-    """Write the structure of the output into the graph, in types that TorchScript knows."""
+    """Write the structure of the output into the graph, in types of TorchScript."""
     output = graph.output_node()
     result = output.args[0]
     info = getattr(codegen_of(graph), "pytree_info", None)
@@ -98,10 +92,10 @@ def _use_plain_values(graph: fx.Graph) -> None:
 
 
 def _inline_region(module: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
-    """Write the body of a ``no_grad`` or ``autocast`` region in its place, if leaving the region makes no difference.
+    """Write the body of a ``no_grad`` or ``autocast`` region in its place, if the region makes no difference.
 
-    Switched-off gradients matter only to what depends on a trained parameter, and switched-off autocast only where autocast
-    is on, which TorchScript decides for itself. Other regions stay, and TorchScript will refuse them.
+    Switched-off gradients matter only to operands that depend on a trained parameter. Switched-off autocast matters only where
+    autocast is on, which TorchScript decides for itself. All other regions stay; TorchScript refuses them.
     """
     if node.target is _REGIONS.wrap_with_set_grad_enabled:
         enabled, body, *operands = node.args
@@ -125,7 +119,7 @@ def _inline_region(module: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _drop_unused_regions(gm: fx.GraphModule) -> None:
-    """Drop the bodies of regions that were written out; TorchScript would compile them all the same."""
+    """Drop the bodies of written-out regions, as TorchScript would compile them too."""
     used = {str(node.target) for node in gm.graph.find_nodes(op="get_attr")}
     called = {str(node.target).split(".")[0] for node in gm.graph.find_nodes(op="call_module")}
     for name, child in list(gm._modules.items()):
@@ -154,7 +148,7 @@ def _depends_on_trained(module: nn.Module, operands: list[Any]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a result with its mappings turned into dicts without None, and other sequences into tuples."""
+    """Return a result with dicts without None in place of mappings, and tuples in place of lists."""
     if isinstance(value, Mapping):
         return {key: plain(v) for key, v in value.items() if v is not None}
     if isinstance(value, tuple | list):

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def map_aggregate(value: Any, fn: Callable[[Any], Any]) -> Any:
-    """Map over the aggregates that torch.fx allows in arguments (pytree would not enter a slice)."""
+    """Map ``fn`` over the leaves of arguments that torch.fx allows: pytree does not enter slices."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_aggregate(v, fn) for v in value))
     if isinstance(value, tuple | list):

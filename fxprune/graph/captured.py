@@ -29,16 +29,16 @@ from fxprune.torch_internals.switches import alone, quiet
 class CapturedModule(MaskLoading, fx.GraphModule):
     """An ordinary ``torch.fx.GraphModule`` that pickles its graph as it is.
 
-    torch.fx pickles the generated code and traces it again on loading, which would freeze the live ``training`` flags that
-    the graph reads.
+    torch.fx pickles the generated code and traces it again on loading, which would freeze the ``training`` flags that the
+    graph reads.
 
-    ``example`` are the inputs that the graph was captured with, positional and by name; None in a graph that was pickled.
+    ``example`` holds the inputs that the graph was captured with, positional and by name; None in a graph that was pickled.
     """
 
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def recompile(self) -> PythonCode:
-        """Make the code of ``forward`` anew from the graph; within :func:`compiled_later`, when it is asked for."""
+        """Make the code of ``forward`` anew from the graph; within :func:`compiled_later` only once it is read."""
         if not _COMPILES_LATER.get():
             with alone():
                 return super().recompile()
@@ -47,8 +47,8 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         return _NO_CODE
 
     def compile_put_off(self) -> None:
-        """Make the code if there is none for the graph yet."""
-        if not is_compiled(self):
+        """Make the code, if the graph has none yet."""
+        if not has_code(self):
             with alone():
                 super().recompile()
 
@@ -58,13 +58,13 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         self.compile_put_off()
         return super().code
 
-    __jit_ignored_attributes__ = ("example",)  # TorchScript wants to know the type of what is annotated
+    __jit_ignored_attributes__ = ("example",)  # TorchScript wants a type for each annotation
     __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "code"]  # noqa: RUF012
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the state and a flat list of the nodes."""
         state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
-        with quiet(FutureWarning):  # which torch gives of its own TreeSpec class
+        with quiet(FutureWarning):  # torch warns of its own TreeSpec class
             graph = pickle.dumps((dump(self.graph), codegen_of(self.graph)))
         return _rebuild, (state, type(self).__name__, graph)
 
@@ -81,7 +81,7 @@ class CapturedModule(MaskLoading, fx.GraphModule):
 
 
 class _Forward:
-    """Stands for the ``forward`` of a graph without code, and makes it when somebody asks for it."""
+    """Stands for the ``forward`` of a graph without code; the first read makes the code."""
 
     def __get__(self, gm: CapturedModule | None, owner: type[CapturedModule]) -> Any:
         if gm is None:
@@ -96,7 +96,7 @@ _NO_CODE = PythonCode("", {}, None)
 
 @contextlib.contextmanager
 def compiled_later() -> Iterator[None]:
-    """Make no code for graphs that are set within the context before somebody calls them."""
+    """Put off the code of graphs that are set within the context until their first call."""
     token = _COMPILES_LATER.set(True)
     try:
         yield
@@ -104,20 +104,15 @@ def compiled_later() -> Iterator[None]:
         _COMPILES_LATER.reset(token)
 
 
-def is_compiled(gm: fx.GraphModule) -> bool:
-    """Tell whether there is code of the graph that was set last."""
-    return has_code(gm)
-
-
 def compile_all(gm: fx.GraphModule) -> None:
-    """Make the code that was put off, of a graph and of those in it, unless it still is to be made later."""
+    """Make the code that was put off, of a graph and of the graphs in it; do nothing within :func:`compiled_later`."""
     for _, module in all_modules(gm) if not _COMPILES_LATER.get() else ():
         if isinstance(module, CapturedModule):
             module.compile_put_off()
 
 
 def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
-    """Let a graph be another one, in place and compiled anew; the other must not be used any more."""
+    """Let a graph become ``other``, in place and compiled anew; ``other`` must not be used any more."""
     graph = other.graph
     gm.__dict__.clear()
     gm.__dict__.update(other.__dict__)
@@ -125,7 +120,7 @@ def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
     compile_all(gm)
 
 
-# What recompile() makes of the graph; and the example and the analysis, which are of no use elsewhere.
+# recompile() makes the code of the graph; example and analysis are of use in this process alone.
 _DERIVED = (*OF_CODE, "example", ANALYSIS.name)
 
 

@@ -5,11 +5,11 @@
 ==========  ==================================  =====================================================================
 ``before``  ``before(node)``                    the node runs next; its operands are computed
 ``call``    ``call(function, args, kwargs)``    in place of ``function(*args, **kwargs)``, for functions and modules
-``after``   ``after(node, value)``              the node gave ``value``, which later nodes may change in place
+``after``   ``after(node, value)``              the node returned ``value``, which later nodes may change in place
 ==========  ==================================  =====================================================================
 
-Each is optional, and a runner without hooks computes what the graph's ``forward`` does. Placeholders and the output are nodes
-too: ``after`` sees the inputs and the result. Which shapes the values of a graph have, and how often it calls a function:
+Each hook is optional; a runner without hooks computes the same as the graph's ``forward``. Placeholders and the output are
+nodes too: ``after`` sees the inputs and the result. The shapes of all values, and the number of calls of each function:
 
 >>> gm, shapes, calls = fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU())), {}, collections.Counter()
 >>> def after(node, value):
@@ -23,8 +23,8 @@ too: ``after`` sees the inputs and the result. Which shapes the values of a grap
 >>> calls["ReLU()"]
 1
 
-Where a run fails, ``runner.at`` is the node whose operation raised the error, or None if a hook did: then it is a bug of this
-package, and no property of the graph. A caller that turns errors of a graph into other errors asks for ``at`` first.
+After a failed run ``runner.at`` is the node whose operation raised the error. It is None if a hook raised it: then the error
+is a bug of this package, not a property of the graph. A caller that converts errors of a graph reads ``at`` first.
 """
 
 from __future__ import annotations
@@ -65,17 +65,10 @@ def _signature(graph: fx.Graph) -> inspect.Signature:
 
 
 class NodeRunner(fx.Interpreter):
-    """Runs a graph node by node and calls hooks, with less around each node than torch's own, which keeps notes for tracers.
+    """Runs a graph node by node and calls hooks, without the records that torch's interpreter keeps for tracers.
 
-    Args:
-        gm: the graph.
-        before: what is called before each node.
-        call: what is called in place of each function and module.
-        after: what is called after each node, with its value.
-        keep_values: hold every value until the end of the run; otherwise until the last node that reads it has run.
-
-    Attributes:
-        at: the node whose operation runs, or failed; None while hooks run.
+    With ``keep_values`` it holds every value until the end of the run, else until the last node that reads the value has run.
+    ``at`` is the node whose operation runs, or failed; None while hooks run.
     """
 
     def __init__(
@@ -121,16 +114,16 @@ class NodeRunner(fx.Interpreter):
         return self.call_function(self.fetch_attr(target), args, kwargs)
 
     def fetch_attr(self, target: str) -> Any:
-        """Return what the graph's module has under a dotted name."""
+        """Return the attribute of the graph's module under a dotted name."""
         if (module := self.submodules.get(target)) is not None:
             return module
         path, _, name = target.rpartition(".")
         try:
             if (owner := self.submodules.get(path)) is not None:
                 return getattr(owner, name)
-            return operator.attrgetter(target)(self.module)  # a module under its second name is not among them
+            return operator.attrgetter(target)(self.module)  # submodules lacks a module under its second name
         except AttributeError:
-            return super().fetch_attr(target)  # which names the part that is missing
+            return super().fetch_attr(target)  # its error names the missing part
 
 
 class NodeByNode(nn.Module):

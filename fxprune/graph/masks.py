@@ -24,10 +24,10 @@ MASK = "_mask"
 
 
 def is_binary(mask: Tensor) -> bool:
-    """Tell whether every element of ``mask`` is 0 or 1; a mask on the meta device has no elements that could say no."""
+    """Tell whether every element of ``mask`` is 0 or 1; yes for a mask on the meta device, which has no elements."""
     if mask.is_meta or mask.dtype == torch.bool or mask.numel() == 0:
         return True
-    if mask.dtype == torch.uint8:  # no other tensor of that size for what is asked most often
+    if mask.dtype == torch.uint8:  # the usual case, without a second tensor of the mask's size
         return int(mask.max()) <= 1
     return bool(((mask == 0) | (mask == 1)).all())
 
@@ -35,8 +35,8 @@ def is_binary(mask: Tensor) -> bool:
 class MaskLoading(nn.Module):
     """Mixin that lets a state_dict with masks of any dtype load without loss.
 
-    Masks are stored in one byte an element. A mask that is not of zeros and ones (a user's own) does not fit there, so
-    when one arrives the buffer takes the parameter's dtype first.
+    Masks are stored in one byte an element. A user's own mask of other values than 0 and 1 does not fit there: when such a
+    mask arrives, the buffer takes the parameter's dtype first.
     """
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -59,8 +59,8 @@ def widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: A
 class Masked:
     """A masked parameter: its dotted ``names`` (several if tied), the ``orig`` Parameter and its ``masks``.
 
-    ``masks`` holds by the ending of its name every buffer that multiplies the parameter: ``"_mask"`` for one of the
-    parameter's shape, ``"_mask0"``, ``"_mask1"`` ... for those of single dimensions, which broadcast.
+    ``masks`` holds every buffer that multiplies the parameter, by the ending of the buffer's name: ``"_mask"`` has the
+    parameter's shape; ``"_mask0"``, ``"_mask1"`` ... are of a single dimension each and broadcast.
     """
 
     names: tuple[str, ...]
@@ -69,7 +69,7 @@ class Masked:
 
     @property
     def name(self) -> str:
-        """The first of the names."""
+        """The first name."""
         return self.names[0]
 
     @property
@@ -79,7 +79,7 @@ class Masked:
 
 
 def base_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]:
-    """Return the names of ``parameter`` as they are when it is not masked."""
+    """Return the names that ``parameter`` has without a mask."""
     names = parameter_names(root, parameter)
     masked = [n.removesuffix(ORIG) for n in names if n.endswith(ORIG) and find_masked(root, n.removesuffix(ORIG))]
     return tuple(masked) or names
@@ -95,7 +95,7 @@ def check_prunable(name: str, parameter: nn.Parameter) -> None:
 
 
 def find_masked(root: nn.Module, name: str) -> Masked | None:
-    """Return the masked parameter that ``name`` means, or None if no parameter of that name is masked."""
+    """Return the masked parameter called ``name``; None if no masked parameter has that name."""
     path, last = split(name)
     try:
         owner = root.get_submodule(path)
@@ -115,7 +115,7 @@ def _bases(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def all_masked(root: nn.Module) -> list[Masked]:
-    """Return every masked parameter of the graph, each tied one once, in the order of ``named_parameters``."""
+    """Return every masked parameter of the graph once, in the order of ``named_parameters``."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in parameters_by_name(root).items():
         names.setdefault(parameter, []).append(name)
@@ -132,7 +132,7 @@ def find_parameter(root: nn.Module, name: str) -> nn.Parameter:
 
     Raises:
         PruningTypeError: if ``name`` is not a string.
-        UnknownParameterError: if there is none; the message lists the closest names.
+        UnknownParameterError: if the graph has no such parameter; the message lists the closest names.
     """
     if not isinstance(name, str):
         raise PruningTypeError(f"the graph has no parameter named {name!r}: a name is a dotted path, a str")
@@ -158,11 +158,11 @@ def _unknown(root: nn.Module, name: str) -> str:
 
 
 Held = Iterable[tuple[nn.Module, str]]
-"""Where a parameter is held: each module with the attribute; see :func:`fxprune.graph.paths.holders`."""
+"""The modules that hold a parameter, each with the attribute; see :func:`fxprune.graph.paths.holders`."""
 
 
 def register_masks(held: Held, masks: Mapping[str, Tensor]) -> None:
-    """Put masks, by their endings, beside a parameter, and rename it to ``<name>_orig`` unless it is so already."""
+    """Put masks, by their endings, beside a parameter, and rename the parameter to ``<name>_orig`` unless it is masked."""
     for owner, attribute in held:
         masked = MASKED.setdefault(owner, {})
         base = attribute.removesuffix(ORIG)
@@ -171,19 +171,19 @@ def register_masks(held: Held, masks: Mapping[str, Tensor]) -> None:
             rename(owner, attribute, attribute + ORIG)
         for ending, mask in masks.items():
             owner.register_buffer(base + ending, mask)
-        masked[base] = [*masked.get(base, ()), *masks]  # another list, as copies of the module share the present one
+        masked[base] = [*masked.get(base, ()), *masks]  # a new list, as copies of the module share the old one
         if not isinstance(owner, MaskLoading):
             owner.register_load_state_dict_pre_hook(widen_masks)
 
 
 def replace_mask(held: Held, mask: Tensor, ending: str) -> None:
-    """Put ``mask`` in place of the one with this ending that a parameter has now."""
+    """Put ``mask`` in place of the parameter's mask with this ending."""
     for owner, attribute in held:
         owner._buffers[attribute.removesuffix(ORIG) + ending] = mask
 
 
 def unregister_masks(held: Held) -> None:
-    """Give a parameter its own name back and drop its masks; its values stay as they are."""
+    """Give a parameter its own name back and drop its masks; its values do not change."""
     for owner, attribute in held:
         base = attribute.removesuffix(ORIG)
         rename(owner, attribute, base)
@@ -195,7 +195,7 @@ def unregister_masks(held: Held) -> None:
 
 
 def rename(owner: nn.Module, old: str, new: str) -> None:
-    """Give a parameter of a module another name; its place in the order, which an optimizer's state has, stays."""
+    """Give a parameter of a module another name at the same place of the order, by which an optimizer's state finds it."""
     renamed = {new if key == old else key: value for key, value in owner._parameters.items()}
     owner._parameters.clear()
     owner._parameters.update(renamed)

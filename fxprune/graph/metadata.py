@@ -1,8 +1,8 @@
 """All keys under which fxprune keeps facts in ``meta`` of graphs and nodes, and in attributes of modules and tensors.
 
 ``meta`` of a graph and of its nodes is what torch.fx carries through ``copy.deepcopy``; values are shared by the copies. Each
-key says here whether it lives through pickling and through a shrink besides. Facts with a class of their own are attributes
-there: ``CapturedModule.example`` (of this process alone), ``Lowered.calls`` and ``Lowered._leaf_type`` (copied and pickled).
+key says whether its values survive pickling and a shrink. Facts with a class of their own are attributes of that class:
+``CapturedModule.example`` (neither copied nor pickled), ``Lowered.calls`` and ``Lowered._leaf_type`` (copied and pickled).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Key(Generic[T]):
     """A key of ``meta``, for values of one type.
 
     Args:
-        name: the string in ``meta``, the same for ever: it stands in stored graphs.
-        pickled: whether it is there after pickling.
-        shrunk: whether it is there after a shrink.
+        name: the string in ``meta``; it never changes, as stored graphs have it.
+        pickled: whether values survive pickling.
+        shrunk: whether values survive a shrink.
 
     Example: ``IN_PLACE.set(node, True)`` writes ``node.meta["fxprune_in_place"] = True``.
     """
@@ -36,7 +36,7 @@ class Key(Generic[T]):
         return holder.meta
 
     def get(self, holder: Any) -> T | None:
-        """Return the value on a graph or node; None if there is none."""
+        """Return the value on a graph or node, or None."""
         return self._dict(holder).get(self.name)  # type: ignore[no-any-return]
 
     def __getitem__(self, holder: Any) -> T:
@@ -47,11 +47,11 @@ class Key(Generic[T]):
         self._dict(holder)[self.name] = value
 
     def setdefault(self, holder: Any, value: T) -> T:
-        """Return the value that is there, after writing ``value`` if there is none."""
+        """Return the value on a graph or node; write ``value`` first if there is none."""
         return self._dict(holder).setdefault(self.name, value)  # type: ignore[no-any-return]
 
     def pop(self, holder: Any) -> T | None:
-        """Take the value away and return it; None if there is none."""
+        """Take the value away and return it, or None."""
         return self._dict(holder).pop(self.name, None)  # type: ignore[no-any-return]
 
 
@@ -65,7 +65,7 @@ class Attribute(Key[T]):
 # -- meta of graphs ------------------------------------------------------------------------------------------------------
 
 METHODS = Key[dict[str, Any]]("fxprune.methods", shrunk=False)
-"""By parameter name (the first of its names) the pruning method that masked it. Written and read by ``methods/``; read by
+"""By the first name of a parameter the pruning method that masked it. Written and read by ``methods/``; read by
 ``reports/summary.py``; dropped by finalize and shrink."""
 
 KEPT = Key[Mapping[str, tuple[Tensor | None, ...]]]("fxprune.kept")
@@ -73,12 +73,12 @@ KEPT = Key[Mapping[str, tuple[Tensor | None, ...]]]("fxprune.kept")
 Written by ``passes/slice_tensors.py``; read by ``verification/verify.py``."""
 
 BAKED = Key[Mapping[tuple[str, int], Any]]("fxprune.baked", shrunk=False)
-"""By parameter and dimension flags of what structured masks removed that were baked, or have no values as they are on the meta
-device. Written and read by ``passes/mask_units.py``; dropped by shrink."""
+"""By parameter and dimension a flag for each position that a structured mask removed, where the mask itself no longer tells: it
+was baked, or is on the meta device. Written and read by ``passes/mask_units.py``; dropped by shrink."""
 
 KEEPS = Key[dict[str, list[tuple[str, Any, int]]]]("fxprune.keeps", shrunk=False)
-"""By buffer ``fxprune_keep_0``, ... of flags the places in the graph (node, input, dimension) that corrections use it for.
-Written, read and dropped with the corrections by ``passes/compensate.py``."""
+"""By keep vector, a buffer ``fxprune_keep_0``, ..., the places (node, input, dimension) whose corrections read it. Written,
+read and dropped with the corrections by ``passes/compensate.py``."""
 
 GRAPH_KEYS: tuple[Key[Any], ...] = (METHODS, KEPT, BAKED, KEEPS)
 
@@ -92,14 +92,14 @@ IN_PLACE = Key[bool]("fxprune_in_place")
 
 LOWERED = Key[bool]("fxprune_lowered", shrunk=False)
 """``passes/lower.py`` made the node, as an operand of a written-out module; it goes when the module is raised. Read by
-``passes/mask_parameters.py``, where a product with a mask takes the place of a captured read before that of such a node."""
+``passes/mask_parameters.py``: a product with a mask takes the place of a captured read rather than that of such a node."""
 
 CALL = Key[int]("fxprune_call")
-"""Which of the entries of ``Lowered.calls`` the node is the result of. Written by ``passes/lower.py``; read by
-``passes/raise_leaves.py``, where calls that are written out alike are told apart by it."""
+"""The index in ``Lowered.calls`` of the call whose result the node is. Written by ``passes/lower.py``; read by
+``passes/raise_leaves.py``, to tell apart calls with the same nodes."""
 
 PATH = Key[str]("fxprune_path")
-"""By which of its paths the graph called the written-out module. Written and read with ``CALL``."""
+"""The path by which the graph called the written-out module. Written and read with ``CALL``."""
 
 MOVED = Key[bool]("fxprune_moved", shrunk=False)
 """The product with a mask stands before the place of the captured read. Written, read and dropped by
@@ -138,5 +138,5 @@ LABEL = Attribute[Any]("_fxprune_label", pickled=False, shrunk=False)
 """On a fake tensor, its ``Label`` during one analysis. Written and read by ``analysis/analyze.py``."""
 
 ANALYSIS = Attribute[tuple[Any, Any]]("_fxprune_analysis", pickled=False, shrunk=False)
-"""On a captured graph, its last analysis, and the fingerprint of all that this depends on; no copy has it. Written and read by
-``analysis/fingerprint.py``."""
+"""On a captured graph, its last analysis and the fingerprint of all that the analysis depends on; not copied. Written and read
+by ``analysis/fingerprint.py``."""

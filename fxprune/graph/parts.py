@@ -14,18 +14,15 @@ _Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 class Container(MaskLoading):
-    """Holds parameters, buffers and submodules under their original names; computes nothing.
-
-    It also carries a live ``training`` flag for the part of the model that it stands for.
-    """
+    """Holds parameters, buffers, submodules and the ``training`` flag of a part of the model; computes nothing."""
 
 
 class Lowered(Container):
     """Stands in for a leaf module whose computation was written out as graph nodes.
 
-    It keeps the module's tensors under their names and everything else that :meth:`restore` needs to make the module
-    again. ``calls`` has one entry for each way in which the graph called the module: its arguments with ``Slot`` values
-    in place of nodes.
+    It keeps the module's tensors under their names, and the state that :meth:`restore` makes the module from again. ``calls``
+    has one entry for each way in which the graph called the module: the arguments, with ``Slot`` values in place of nodes.
+    So ``lstm(x, (h, c))`` and ``lstm(y, (h, c))`` are one entry, ``((Slot("0"), (Slot("1"), Slot("2"))), {})``.
     """
 
     _leaf_type: type[nn.Module]
@@ -33,19 +30,16 @@ class Lowered(Container):
 
     @classmethod
     def of(cls, module: nn.Module) -> Lowered:
-        """Return the stand-in for ``module``, which itself stays as it is; tensors are shared."""
+        """Return the stand-in for ``module``, which does not change; tensors are shared."""
         lowered = cls.__new__(cls)
-        lowered.__dict__.update(_shell(module, cls.of))
-        lowered.__dict__["_leaf_type"] = type(module)
-        lowered.__dict__["calls"] = []
+        lowered.__dict__.update(_shell(module, cls.of), _leaf_type=type(module), calls=[])
         return lowered
 
     def restore(self) -> nn.Module:
-        """Return a module of the original class with the tensors that this one holds now."""
+        """Return a module of the original class with the present tensors."""
         module = self._leaf_type.__new__(self._leaf_type)
         shell = _shell(self, lambda child: cast(Lowered, child).restore())
-        for key in ("_leaf_type", "calls"):
-            del shell[key]
+        del shell["_leaf_type"], shell["calls"]
         module.__setstate__(shell)
         for name, parameter in list(module._parameters.items()):
             # Recurrent modules keep a second list of their weights, which follows assignments.
@@ -53,12 +47,12 @@ class Lowered(Container):
         return module
 
     def extra_repr(self) -> str:
-        """Name the class of the module that this one stands for."""
+        """Return the name of the original class."""
         return self._leaf_type.__name__
 
 
 def clone(module: nn.Module) -> nn.Module:
-    """Return a module of the same class, configuration and tensors (shared), whose submodules are clones as well."""
+    """Return a module of the same class and configuration with the same tensors, and clones of the submodules."""
     return _clone(module, clone)
 
 
@@ -69,17 +63,15 @@ def _clone(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.M
 
 
 def clone_below(module: nn.Module, known: dict[int, Any]) -> None:
-    """Clone what is below a module, graphs with what they hold excepted, each once.
+    """Clone each module below ``module`` once; graphs are copied with all they hold.
 
-    Args:
-        module: the module.
-        known: takes each clone, by the ``id`` of the module that it is made of, as the memo of ``copy.deepcopy`` does.
+    ``known`` takes each clone by the ``id`` of its original, as the memo of ``copy.deepcopy`` does.
     """
 
     def cloned(child: nn.Module) -> nn.Module:
         if id(child) not in known:
-            graph = isinstance(child, fx.GraphModule)
-            known[id(child)] = copy.deepcopy(child, known) if graph else _clone(child, cloned)
+            is_graph = isinstance(child, fx.GraphModule)
+            known[id(child)] = copy.deepcopy(child, known) if is_graph else _clone(child, cloned)
         found: nn.Module = known[id(child)]
         return found
 
@@ -91,18 +83,15 @@ def clone_below(module: nn.Module, known: dict[int, Any]) -> None:
 def shared_copy(gm: _Graph) -> _Graph:
     """Return a copy of a graph with modules of its own that holds the same parameters and buffers."""
     known: dict[int, Any] = {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())}
-    clone_below(gm, known)  # which needs no deep copy: passes replace attributes of modules, and write into none
+    clone_below(gm, known)  # no deep copy is needed: passes replace attributes of modules, and write into none
     return copy.deepcopy(gm, known)
-
-
-_CONTAINERS = (dict, set, list)
 
 
 def _shell(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
     """Return the module's state as for pickling, with registries of its own and every submodule converted."""
     shell = dict(module.__getstate__())
     for key, value in shell.items():
-        if isinstance(value, _CONTAINERS) and key.startswith("_"):
+        if isinstance(value, dict | set | list) and key.startswith("_"):
             shell[key] = value.copy()
     shell["_modules"] = {name: None if child is None else convert(child) for name, child in module._modules.items()}
     return shell
@@ -115,12 +104,12 @@ class Slot(str):
 
 
 class ByMode(nn.Module):
-    """Computes ``in_train`` while training and ``in_eval`` otherwise: a part of the model that differs by mode.
+    """A part of the model that differs by mode: computes ``in_train`` while training, else ``in_eval``.
 
     Both branches are GraphModules from ``(tensors, sizes)`` to a list of tensors and hold no state of their own.
     """
 
-    _is_impure = True  # a branch may update a buffer, so dead-code elimination must not judge by the users alone
+    _is_impure = True  # a branch may update a buffer, so dead-code elimination must not go by the users alone
 
     def __init__(self, in_train: fx.GraphModule, in_eval: fx.GraphModule) -> None:
         super().__init__()
@@ -128,7 +117,7 @@ class ByMode(nn.Module):
         self.in_eval = in_eval
 
     def branches(self, node: str) -> tuple[tuple[str, fx.GraphModule], tuple[str, fx.GraphModule]]:
-        """Return both branches, each with what its nodes' names start with where ``node`` of a graph calls this."""
+        """Return both branches, each with the prefix of its nodes' names where the node called ``node`` calls this module."""
         return (f"{node}.in_train.", self.in_train), (f"{node}.in_eval.", self.in_eval)
 
     def forward(self, tensors: list[Tensor], sizes: list[int]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,30 +10,33 @@ from torch import Tensor, nn
 Modules = list[tuple[str, nn.Module]]
 
 
-def all_modules(root: nn.Module) -> Modules:
-    """Return a module and all inside it with their paths, each once: as ``named_modules`` does, in a fraction of the time."""
-    found = {root: ""}
-    _visit(root, "", found)
-    return [(path, module) for module, path in found.items()]
+def all_modules(root: nn.Module, *, again: bool = False) -> Modules:
+    """Return ``root`` and every module below it with its path, parents first: as ``named_modules``, in a fraction of the time.
 
-
-def _visit(module: nn.Module, start: str, found: dict[nn.Module, str]) -> None:
-    # No closure: one that calls itself is a cycle, which would hold all that was found until the collector comes.
-    for name, child in module._modules.items():
-        if child is not None and child not in found:
-            found[child] = start + name
-            if child._modules:  # most have none
-                _visit(child, f"{start}{name}.", found)
+    A module that is registered twice comes under its first path alone, or with ``again`` under each of its paths.
+    """
+    found: Modules = []
+    seen: set[nn.Module] = set()
+    waiting = [("", root)]
+    while waiting:
+        path, module = waiting.pop()
+        if again or module not in seen:
+            seen.add(module)
+            found.append((path, module))
+            if module._modules:
+                start = path and f"{path}."
+                waiting += [(start + name, child) for name, child in reversed(module._modules.items()) if child is not None]
+    return found
 
 
 def all_tensors(modules: Modules) -> dict[str, Tensor]:
-    """Return the parameters of modules, then the buffers, by their names, each under its first alone."""
+    """Return the parameters of modules, then their buffers, each under the first of its names."""
     found: dict[Tensor, str] = {}
     for registry in ("_parameters", "_buffers"):
         for path, module in modules:
             for name, tensor in vars(module)[registry].items():
                 if tensor is not None:
-                    found.setdefault(tensor, f"{path}.{name}" if path else name)
+                    found.setdefault(tensor, join(path, name))
     return {name: tensor for tensor, name in found.items()}
 
 
@@ -49,7 +52,7 @@ def split(name: str) -> tuple[str, str]:
 
 
 def value_at(root: nn.Module, target: str) -> Any:
-    """Return what a get_attr node of that ``target`` reads from ``root``, or None if there is nothing."""
+    """Return the value that a get_attr node of this ``target`` reads from ``root``; None if there is no such attribute."""
     value: Any = root
     for part in target.split("."):
         value = getattr(value, part, None)
@@ -57,23 +60,15 @@ def value_at(root: nn.Module, target: str) -> Any:
 
 
 def modules_by_path(root: nn.Module) -> dict[str, nn.Module]:
-    """Return every module below ``root`` by each of its dotted paths, parents first; ``root`` itself has the empty one."""
-    found: dict[str, nn.Module] = {}
-    waiting = [("", root)]
-    while waiting:
-        path, module = waiting.pop()
-        found[path] = module
-        if module._modules:
-            start = path and f"{path}."
-            waiting += [(start + name, child) for name, child in reversed(module._modules.items()) if child is not None]
-    return found
+    """Return every module by each of its dotted paths, parents first; the path of ``root`` is empty."""
+    return dict(all_modules(root, again=True))
 
 
 def parameters_by_name(root: nn.Module) -> dict[str, nn.Parameter]:
     """Return every parameter by each of its dotted names, in the order of ``named_parameters``."""
     return {
-        f"{path}.{name}" if path else name: parameter
-        for path, module in modules_by_path(root).items()
+        join(path, name): parameter
+        for path, module in all_modules(root, again=True)
         for name, parameter in module._parameters.items()
         if parameter is not None
     }
@@ -84,16 +79,8 @@ def parameter_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]
     return tuple(name for name, p in parameters_by_name(root).items() if p is parameter)
 
 
-def owners(root: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
-    """Yield each (module, attribute) that holds ``parameter``; a module registered twice comes once."""
-    for _, module in all_modules(root):
-        for attribute, value in module._parameters.items():
-            if value is parameter:
-                yield module, attribute
-
-
 def holders(root: nn.Module) -> dict[Tensor | None, list[tuple[nn.Module, str]]]:
-    """Return each (module, attribute) that holds a parameter or buffer, by the tensor; those that hold none by None."""
+    """Return by parameter or buffer each (module, attribute) that holds it; empty attributes by None."""
     found: dict[Tensor | None, list[tuple[nn.Module, str]]] = {}
     for _, module in all_modules(root):
         for attribute, value in (*module._parameters.items(), *module._buffers.items()):
@@ -102,7 +89,7 @@ def holders(root: nn.Module) -> dict[Tensor | None, list[tuple[nn.Module, str]]]
 
 
 def replace_modules(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put another module wherever one of the keys of ``new`` is registered."""
+    """Put ``new[module]`` wherever a key of ``new`` is registered."""
     for _, module in all_modules(root):
         for name, child in module._modules.items():
             if child is not None and child in new:

@@ -18,7 +18,7 @@ from fxprune.torch_internals.operators import HigherOrderOperator, OpOverload, O
 
 _PICKLED = {key.name for key in NODE_KEYS if key.pickled}
 
-# Where the contents of modules are that graphs and plans pickled by version 0.1.0 name.
+# By module of version 0.1.0, which pickled graphs and plans name, the modules that hold its contents now.
 _MOVED = {
     "fxprune.dumps": ["fxprune.graph.pickling"],
     "fxprune.kept_statistics": ["fxprune.functional.over_kept"],
@@ -28,7 +28,7 @@ _MOVED = {
 
 
 class _Moved(types.ModuleType):
-    """Stands for a module whose contents are in others now; ``pickle`` looks classes and functions up in it."""
+    """Stands for a module of version 0.1.0, in which ``pickle`` looks classes and functions up."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -40,7 +40,7 @@ class _Moved(types.ModuleType):
 
 
 def take_moved_names() -> None:
-    """Let stored graphs and plans of version 0.1.0 load: their classes and functions go by names from before a move."""
+    """Let graphs and plans load that version 0.1.0 pickled, under the module names of that version."""
     for name in _MOVED:
         sys.modules.setdefault(name, _Moved(name))
 
@@ -50,7 +50,7 @@ class _Reference(int):
 
 
 class Operator:
-    """Pickles an operator of the dispatcher, which itself does not pickle, by its name."""
+    """Pickles an operator of the dispatcher by its name; the operator itself does not pickle."""
 
     def __init__(self, operator: OpOverload | OpOverloadPacket | HigherOrderOperator) -> None:
         higher_order = isinstance(operator, HigherOrderOperator)
@@ -65,7 +65,7 @@ class Operator:
 
 
 class Function:
-    """Pickles a function by the name that its module knows it under, where it says another itself, as ``F.max_pool2d`` does."""
+    """Pickles a function by its name in its module, where ``__qualname__`` is another, as that of ``F.max_pool2d`` is."""
 
     def __init__(self, function: Any) -> None:
         self.module, self.name = function.__module__, function.__name__
@@ -76,7 +76,7 @@ class Function:
 
 
 def picklable(target: Any) -> Any:
-    """Return the target of a node in a form that pickles; it has ``find`` then if it is another."""
+    """Return the target of a node, as an :class:`Operator` or :class:`Function` if it does not pickle itself."""
     if isinstance(target, OpOverload | OpOverloadPacket | HigherOrderOperator):
         return Operator(target)
     if "<locals>" in getattr(target, "__qualname__", ""):
@@ -87,12 +87,12 @@ def picklable(target: Any) -> Any:
 
 
 def found(target: Any) -> Any:
-    """Return the target of a node that :func:`picklable` was given."""
+    """Return the target that :func:`picklable` was called with."""
     return target.find() if isinstance(target, Operator | Function) else target
 
 
 def dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    """Return the nodes of a graph in a form that pickles."""
+    """Return the nodes of a graph as values that pickle."""
     index = {node: _Reference(i) for i, node in enumerate(graph.nodes)}
     # map_arg accepts any result, but its annotation knows only graph arguments.
     to_index: Callable[[Node], Any] = index.__getitem__
@@ -111,7 +111,7 @@ def dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
 
 
 def load(dumped: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:
-    """Return the graph that :func:`dump` was given."""
+    """Return the graph that :func:`dump` was called with."""
     graph, nodes = fx.Graph(), list[Node]()
 
     def to_node(value: Any) -> Any:
@@ -120,7 +120,7 @@ def load(dumped: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:
     for op, target, args, kwargs, name, type_expr, meta in dumped:
         target = found(target)
         node = graph.create_node(op, target, map_aggregate(args, to_node), map_aggregate(kwargs, to_node), name, type_expr)
-        # The namespace may have changed a name that shadows a builtin; the dumped one was legal.
+        # The namespace changes a name that shadows a builtin; the dumped name is legal.
         node.name = name
         node.meta.update(meta)
         nodes.append(node)

@@ -14,19 +14,16 @@ from fxprune.torch_internals.operators import HigherOrderOperator, OpOverload, i
 
 
 def may_write(node: fx.Node, root: nn.Module) -> bool:
-    """Tell whether ``node`` may change one of its arguments, or a buffer of the module that it calls; when in doubt, yes.
+    """Tell whether ``node`` may change an argument or a buffer of the module that it calls; when in doubt, yes.
 
-    Args:
-        node: a node of a graph.
-        root: the module that its targets are found in.
+    ``root`` is the module that the node's target lives in.
     """
     if node.op == "call_method":
         name = str(node.target)
         return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        in_place = bool(vars(module).get("inplace", False))
-        return in_place or any(True for _ in module.buffers()) or renormalises(module)
+        return bool(vars(module).get("inplace")) or any(True for _ in module.buffers()) or renormalises(module)
     if node.op != "call_function" or not callable(node.target):
         return False
     if isinstance(node.target, HigherOrderOperator):
@@ -37,7 +34,7 @@ def may_write(node: fx.Node, root: nn.Module) -> bool:
 
 
 def body_of(root: nn.Module, node: fx.Node) -> fx.GraphModule | None:
-    """Return the graph that ``node`` reads: the body of a region, such as one without gradients; None if it reads another."""
+    """Return the graph that ``node`` reads, such as the body of a ``no_grad`` region; None if it reads no graph."""
     value = value_at(root, str(node.target))
     return value if isinstance(value, fx.GraphModule) else None
 
@@ -54,7 +51,7 @@ def _function_may_write(function: Callable[..., Any], node: fx.Node) -> bool:
         return True
     if _flag_by_position(function, node):
         return True
-    # torch's own functions change nothing else, nor do ours; of others nothing is known.
+    # The functions of torch and fxprune change no other argument; of any other function nothing is known.
     return not (module.startswith(("torch", "_operator", "fxprune.")) or type(function).__name__.startswith("builtin"))
 
 
@@ -84,7 +81,7 @@ def writes_to_parameters(gm: fx.GraphModule) -> bool:
 
 
 def _starts_from(node: fx.Node, parameters: set[str]) -> bool:
-    """Follow first arguments, which is how views and ``.data`` lead back to what they show."""
+    """Follow first arguments, by which views and ``.data`` lead back to the tensor whose memory they share."""
     while node.op in ("call_function", "call_method") and node.args and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node.op == "get_attr" and node.target in parameters

@@ -20,7 +20,7 @@ _NOT_THE_MODEL = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE + os.sep)
 
 
 def code_line(node: fx.Node) -> str:
-    """Return file and line of the model's code that made a node, where they are known."""
+    """Return ``file:line`` of the model's code that made a node; empty if unknown."""
     return _last_line(STACK_TRACE.get(node) or "")
 
 
@@ -33,41 +33,38 @@ def _last_line(trace: str) -> str:
 
 
 def calling_lines(frame: FrameType | None, around: str = "") -> str:
-    """Return the lines of the model's code that a frame was called from, the outermost first, as a traceback has them.
+    """Return the model's lines from the outermost call down to ``frame``, as a traceback has them.
 
-    What ``fx.Tracer.record_stack_traces`` gives, without the lines of torch itself, and in a tenth of the time.
-
-    Args:
-        frame: the frame, included.
-        around: the lines around the innermost frame of a function called ``inside_module``, which are not looked at again.
+    These are the lines of ``fx.Tracer.record_stack_traces`` without those of torch, in a tenth of the time. The walk ends at
+    the innermost call of a module, a function called ``inside_module``; ``around`` holds the lines around that call.
     """
     lines: list[str] = []
     while frame is not None:
         at = id(frame.f_code), frame.f_lasti
-        known = _LINES.get(at)
-        if known is None:
+        if at not in _LINES:
             if len(_LINES) >= _MOST:
                 _LINES.clear()
-            known = _LINES[at] = frame.f_code, _line(frame)
-        line = known[1]
-        if line is _END:
+            _LINES[at] = frame.f_code, _line(frame)
+        line = _LINES[at][1]
+        if line is None:
             break
         lines.append(line)
         frame = frame.f_back
     return around + "".join(reversed(lines))
 
 
-_MOST = 1 << 15  # lines to know at a time
-# By the identity of the code, which is kept so that no other takes it: Python hashes all of a code object each time.
-_LINES: dict[tuple[int, int], tuple[CodeType, str]] = {}
-_END = "what is around a trace called for the capture; what is around a call of a module is known"
+_MOST = 1 << 15  # entries of _LINES
+# By the id of the code object and the instruction. The entry holds the code object, so that no other takes the id; the code
+# object itself as key would be hashed in full at each look-up.
+_LINES: dict[tuple[int, int], tuple[CodeType, str | None]] = {}
 
 
-def _line(frame: FrameType) -> str:
+def _line(frame: FrameType) -> str | None:
+    """Return the frame's line, empty outside the model's code; None at the end of the walk: a trace, or a call of a module."""
     file = frame.f_code.co_filename
     if not file.startswith(_NOT_THE_MODEL):
         number = frame.f_lineno
         text = f'  File "{file}", line {number}, in {frame.f_code.co_name}\n'
         return f"{text}    {linecache.getline(file, number).strip()}\n"
     is_end = frame.f_code.co_name == "trace" if file.startswith(TRACER_FILE) else frame.f_code.co_name == "inside_module"
-    return _END if is_end else ""
+    return None if is_end else ""

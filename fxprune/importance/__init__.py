@@ -1,4 +1,4 @@
-"""Importance: what makes one unit of a group worth more than another. One criterion a file.
+"""Importance: how much a unit of a group is worth. One criterion a file.
 
 An importance is any callable ``(deps, group) -> tensor or array of shape (group.size,)`` of finite numbers; units of larger
 numbers stay longer. With ``scope="global"`` and with budgets over several groups the numbers of different groups are compared.

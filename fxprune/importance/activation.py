@@ -1,8 +1,7 @@
-"""Activation: how large the values are that a unit computes."""
+"""Activation: the mean magnitude of the values that a unit computes."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ from fxprune.algebra.axes import Index
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError
-from fxprune.graph.interpreter import NodeRunner
-from fxprune.importance.criterion import Criterion, Normalizer, Scorer, checked, normalized
+from fxprune.graph.interpreter import NodeRunner, in_order
+from fxprune.importance.criterion import Criterion, Normalizer, Scorer, check_options, normalized
 from fxprune.importance.gradients import undisturbed
 from fxprune.importance.weights import accurate
 from fxprune.rules.labels import Label
@@ -34,7 +33,7 @@ class Activation(Criterion):
     Args:
         batches: the inputs of one call each: a tensor, a tuple or list of positional arguments, or a dict of keyword
             arguments. Gone through once a plan.
-        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none".
+        normalizer: the scale that divides the scores of a group: their "mean", "max" or "sum", or "none".
 
     Raises:
         PlanError: the normalizer is none of these; when planning, there is no batch, or no value has units of a group. A value
@@ -51,17 +50,18 @@ class Activation(Criterion):
     normalizer: Normalizer = "mean"
 
     def __post_init__(self) -> None:
-        checked("mean", self.normalizer)
+        check_options("mean", self.normalizer)
 
     def prepare(self, deps: Dependencies) -> Scorer:
-        """Return what scores the groups of a graph, after it ran on all batches."""
+        """Return the scorer of groups, after a run of the graph on each batch."""
         with undisturbed(deps.gm), torch.no_grad():
             deps.gm.eval()
             sums = _Sums(deps)
             runner = NodeRunner(deps.gm, after=sums.add)
-            runner.extra_traceback = True  # as nothing else names the node that fails on a batch
+            runner.extra_traceback = True  # nothing else names the node that fails on a batch
             for batch in self.batches:
-                runner.run(*deps.gm.graph.process_inputs(*_arguments(deps.gm, batch)))
+                args = tuple(batch) if isinstance(batch, tuple | list) else () if isinstance(batch, Mapping) else (batch,)
+                runner.run(*in_order(deps.gm, (args, dict(batch) if isinstance(batch, Mapping) else {})))
                 sums.batches += 1
         if not sums.batches:
             raise PlanError("batches is empty: there is no input to compute activations from")
@@ -80,32 +80,31 @@ class _Sums:
 
     def __init__(self, deps: Dependencies) -> None:
         self.batches = 0
-        self.seen = np.zeros(deps.units.count, bool)  # the units that some value had
+        self.seen = np.zeros(deps.units.count, bool)  # the units that live on some value
         self._places = {name: _live_axes(deps, value) for name, value in deps.values.items()}
         self._from_input: set[fx.Node] = set()
         for node in deps.gm.graph.nodes:
             if node.op == "placeholder" or not self._from_input.isdisjoint(node.all_input_nodes):
                 self._from_input.add(node)
-        # By node, tensor and dimension: the units and positions there, the sum of means, how many.
-        self._sums: dict[tuple[str, int, int], tuple[Index, Index, Tensor, int]] = {}
+        # By node, tensor and dimension: units and positions there, the sum of means, the number of means.
+        self._sums: dict[tuple[str, int, int], tuple[Index, Index, Any, int]] = {}
 
     def add(self, node: fx.Node, value: Any) -> None:
         """Add the value of a node."""
-        if node.op != "output" and node in self._from_input and self._places.get(node.name):
-            leaves = pytree.tree_leaves(value)
-            for leaf, dim, units, positions, size in self._places[node.name]:
-                if leaf < len(leaves) and _fits(leaves[leaf], dim, size):
-                    self._add((node.name, leaf, dim), leaves[leaf], units, positions)
-
-    def _add(self, key: tuple[str, int, int], value: Tensor, units: Index, positions: Index) -> None:
-        dim = key[2]
-        mean = accurate(value).abs().mean([d for d in range(value.dim()) if d != dim]) if value.dim() > 1 else value.abs()
-        known = self._sums.get(key)
-        total, times = (known[2] + mean, known[3] + 1) if known else (mean, 1)
-        self._sums[key] = (units, positions, total, times)
+        if node.op == "output" or node not in self._from_input or not self._places.get(node.name):
+            return
+        leaves = pytree.tree_leaves(value)
+        for leaf, dim, units, positions, size in self._places[node.name]:
+            tensor = leaves[leaf] if leaf < len(leaves) else None
+            if not isinstance(tensor, Tensor) or tensor.shape[dim : dim + 1] != (size,) or tensor.numel() == 0:
+                continue
+            others = [d for d in range(tensor.dim()) if d != dim]
+            mean = accurate(tensor).abs().mean(others) if others else tensor.abs()
+            _, _, total, times = self._sums.get((node.name, leaf, dim), (units, positions, 0, 0))
+            self._sums[node.name, leaf, dim] = units, positions, total + mean, times + 1
 
     def means(self) -> NDArray[np.float64]:
-        """Return for every unit the mean over all values that it lives on."""
+        """Return for every unit the mean over all values that the unit lives on."""
         count = len(self.seen)
         total, values = np.zeros(count), np.zeros(count)
         for units, positions, summed, times in self._sums.values():
@@ -118,12 +117,8 @@ class _Sums:
         return total / np.maximum(values, 1)
 
 
-def _fits(value: Any, dim: int, size: int) -> bool:
-    return isinstance(value, Tensor) and dim < value.dim() and value.shape[dim] == size and value.numel() > 0
-
-
 def _live_axes(deps: Dependencies, value: Any) -> list[tuple[int, int, Index, Index, int]]:
-    """Return for each axis of a node's value that has units: which tensor, which dimension, units and positions, its size."""
+    """Return for each axis with units of a node's value: tensor, dimension, units, positions, size of the axis."""
     found = []
     for leaf, label in enumerate(pytree.tree_leaves(value)):
         for dim, axis in enumerate(label.axes if isinstance(label, Label) else ()):
@@ -131,12 +126,3 @@ def _live_axes(deps: Dependencies, value: Any) -> list[tuple[int, int, Index, In
                 units, counts, positions, _ = content.owned
                 found.append((leaf, dim, np.repeat(units, counts), positions, axis.size))
     return found
-
-
-def _arguments(gm: fx.GraphModule, batch: Any) -> list[Any]:
-    """Return the positional arguments of a call on a batch."""
-    if not isinstance(batch, Mapping):
-        return list(batch) if isinstance(batch, tuple | list) else [batch]
-    bound = inspect.signature(gm.forward).bind(**batch)
-    bound.apply_defaults()
-    return list(bound.arguments.values())

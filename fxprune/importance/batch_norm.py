@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, combined, normalized
-from fxprune.importance.magnitude import Magnitude
-from fxprune.importance.weights import Weights, accurate, by_unit
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, normalized, reduced
+from fxprune.importance.magnitude import Magnitude, powers
+from fxprune.importance.weights import Weights
 from fxprune.rules.labels import Label
 from fxprune.rules.registry import op_card
 
@@ -28,7 +28,7 @@ class BatchNormScale(Criterion):
 
     Args:
         reduction: how the scales of several batch norms are combined: "mean", "sum", "max" or "first".
-        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none".
+        normalizer: the scale that divides the scores of a group: their "mean", "max" or "sum", or "none".
 
     Raises:
         PlanError: an option has another value.
@@ -43,30 +43,27 @@ class BatchNormScale(Criterion):
     normalizer: Normalizer = "mean"
 
     def __post_init__(self) -> None:
-        checked(self.reduction, self.normalizer)
+        check_options(self.reduction, self.normalizer)
 
     def prepare(self, deps: Dependencies) -> Scorer:
-        """Return what scores the groups of a graph by its weights as they are now."""
+        """Return the scorer of groups by the present weights."""
         scales = batch_norm_scales(deps)
         fallback = Magnitude(reduction=self.reduction, normalizer=self.normalizer).prepare(deps)
-        weights = Weights(deps)
-        known: dict[str, Tensor] = {}
+        sums = powers(Weights(deps), 1)
 
         def scorer(group: Group) -> Tensor:
-            found = []
-            for member in group.members:
-                if member.parameter in scales and not member.is_buffer:
-                    if member.parameter not in known:
-                        known[member.parameter] = accurate(weights.value(member.parameter)).abs()
-                    scores = by_unit(known[member.parameter], member.positions)
-                    found.append(scores / member.positions.shape[1])
-            return normalized(combined(found, self.reduction), self.normalizer) if found else fallback(group)
+            members = [m for m in group.members if m.parameter in scales and not m.is_buffer]
+            if not members:
+                return fallback(group)
+            found = sums.of(members, lambda absolute: absolute)
+            channels = torch.tensor([[m.positions.shape[1]] for m in members]).to(found)
+            return normalized(reduced(found / channels, self.reduction), self.normalizer)
 
         return scorer
 
 
 def batch_norm_scales(deps: Dependencies) -> set[str]:
-    """Return the names of the parameters that enter a batch norm as its scale, masked ones included."""
+    """Return the names of the parameters, masked or not, that a batch norm takes as its scale."""
     found: set[str] = set()
     for step in deps.steps:
         place = None if step.call is None else op_card(step.call.op).batch_norm_scale
@@ -77,7 +74,7 @@ def batch_norm_scales(deps: Dependencies) -> set[str]:
 
 
 def _factors(deps: Dependencies, label: Label) -> Iterator[str]:
-    """Yield the names of the parameters that a tensor is, or is a product of."""
+    """Yield the name of the parameter that a tensor is, or the names of its factors."""
     made = deps.steps[label.producer] if label.producer >= 0 else None
     if made is not None and made.tracked is not None and made.tracked.is_parameter:
         yield made.tracked.name

@@ -1,4 +1,4 @@
-"""FPGM: how far a unit's weights are from those of the others."""
+"""FPGM: the distance of a unit's weights from the weights of all other units."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Member
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_members
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, over_members
 from fxprune.importance.weights import Weights, accurate
 
 
 @dataclass(frozen=True)
 class FPGM(Criterion):
-    """Score a unit by the sum of the distances between its weights and those of every other unit of its group.
+    """Score a unit by the sum of the distances between its weights and the weights of every other unit of its group.
 
-    The units of least score lie closest to the geometric median of all: others can stand in for them. Takes time and memory
+    The units of least score lie closest to the geometric median of all, so the rest can replace them. Takes time and memory
     quadratic in the size of a group.
 
     Args:
         reduction: how the sums on the parameter axes of a group are combined: "mean", "sum", "max" or "first".
-        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none".
+        normalizer: the scale that divides the scores of a group: their "mean", "max" or "sum", or "none".
 
     Raises:
         PlanError: an option has another value.
@@ -38,10 +38,10 @@ class FPGM(Criterion):
     normalizer: Normalizer = "mean"
 
     def __post_init__(self) -> None:
-        checked(self.reduction, self.normalizer)
+        check_options(self.reduction, self.normalizer)
 
     def prepare(self, deps: Dependencies) -> Scorer:
-        """Return what scores the groups of a graph by its weights as they are now."""
+        """Return the scorer of groups by the present weights."""
         weights = Weights(deps)
 
         def distances(member: Member) -> Tensor:

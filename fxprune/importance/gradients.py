@@ -1,4 +1,4 @@
-"""Gradients of a user's loss with respect to the parameters of a graph, which is left as it was."""
+"""Gradients of a user's loss with respect to the parameters of a graph; the graph does not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Loss: TypeAlias = Callable[[fx.GraphModule], Tensor]
 
 @contextlib.contextmanager
 def undisturbed(gm: fx.GraphModule) -> Iterator[None]:
-    """Put back within the context's end what running ``gm`` changes: modes, buffers, flags of gradients, random numbers."""
+    """Put modes, buffers, ``requires_grad`` and random states of ``gm`` back after the context."""
     modes = {module: module.training for module in gm.modules()}
     wants = {parameter: parameter.requires_grad for parameter in gm.parameters()}
     buffers = [(m, name, b, b.detach().clone()) for m in modes for name, b in m._buffers.items() if b is not None]
@@ -40,17 +40,7 @@ def undisturbed(gm: fx.GraphModule) -> Iterator[None]:
 def gradients(
     gm: fx.GraphModule, loss: Loss, parameters: Iterable[nn.Parameter], *, differentiable: bool = False
 ) -> dict[nn.Parameter, Tensor]:
-    """Return the gradients of ``loss(gm)``, zeros where a parameter has no part in it.
-
-    Args:
-        gm: the graph.
-        loss: gives a tensor of one element.
-        parameters: those of which gradients are wanted.
-        differentiable: whether the gradients shall be differentiable in turn.
-
-    Raises:
-        PlanError: the loss is no tensor of one element, or does not depend on any parameter.
-    """
+    """Return the gradients of ``loss(gm)``, differentiable in turn if asked; zeros where the loss does not use a parameter."""
     wanted = list(parameters)
     for parameter in wanted:
         parameter.requires_grad_()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import PlanError
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_sums
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, over_sums
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
@@ -29,7 +29,7 @@ class Hessian(Criterion):
         samples: how many random vectors, 8 unless given.
         seed: where the random vectors start, so that plans repeat.
         reduction: how the sums on the parameter axes of a group are combined: "mean", "sum", "max" or "first".
-        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none".
+        normalizer: the scale that divides the scores of a group: their "mean", "max" or "sum", or "none".
 
     Raises:
         PlanError: an option has another value; when planning, the loss is not a tensor of one element with a gradient.
@@ -48,18 +48,18 @@ class Hessian(Criterion):
     normalizer: Normalizer = "none"
 
     def __post_init__(self) -> None:
-        checked(self.reduction, self.normalizer)
+        check_options(self.reduction, self.normalizer)
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
             raise PlanError(f"samples must be a positive number, not {self.samples!r}")
 
     def prepare(self, deps: Dependencies) -> Scorer:
-        """Return what scores the groups of a graph, with the Hessian at its weights as they are now."""
+        """Return the scorer of groups by the Hessian at the present weights."""
         weights = Weights(deps)
         parameters = {name: weights.parameter(name) for name in weights.dims}
         with undisturbed(deps.gm):
             first = gradients(deps.gm, self.loss, parameters.values(), differentiable=True)
             diagonal = self._diagonal(first)
-        # With a mask the chain rule puts its square into the Hessian, so that the product is that of the masked weight.
+        # The chain rule puts the square of a mask into the Hessian, so the product is that of the masked weight.
         products = {name: diagonal[p] * accurate(p.detach()) ** 2 / 2 for name, p in parameters.items()}
         sums = Sums(weights, products.__getitem__, lambda product, _: product)
         return over_sums(sums, Tensor.abs, self.reduction, self.normalizer)

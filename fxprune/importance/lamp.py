@@ -1,4 +1,4 @@
-"""LAMP: magnitudes relative to those of all units that would be left."""
+"""LAMP: magnitudes relative to the magnitudes of all units that would be left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.importance.criterion import Criterion, Reduction, Scorer, checked, over_sums
+from fxprune.importance.criterion import Criterion, Reduction, Scorer, check_options, over_sums
 from fxprune.importance.magnitude import powers
 from fxprune.importance.weights import Weights
 
@@ -36,12 +36,11 @@ class LAMP(Criterion):
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
-        checked(self.reduction, "none")
+        check_options(self.reduction, "none")
 
     def prepare(self, deps: Dependencies) -> Scorer:
-        """Return what scores the groups of a graph by its weights as they are now."""
-        sums = powers(Weights(deps), 2)
-        squares = over_sums(sums, lambda squares: squares, self.reduction, "none")
+        """Return the scorer of groups by the present weights."""
+        squares = over_sums(powers(Weights(deps), 2), lambda squares: squares, self.reduction, "none")
         return lambda group: _share_of_rest(squares(group))
 
 

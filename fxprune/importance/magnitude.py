@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import PlanError
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_sums
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, over_sums
 from fxprune.importance.weights import Sums, Weights
 
 
@@ -18,13 +18,13 @@ from fxprune.importance.weights import Sums, Weights
 class Magnitude(Criterion):
     """Score a unit by the p-norm of its weights.
 
-    On every parameter axis of its group a unit has a slice, or several; ``reduction`` combines the norms of those on
-    different axes, ``normalizer`` makes groups comparable.
+    On every parameter axis of its group a unit has a slice, or several. ``reduction`` combines the norms of slices on
+    different axes; ``normalizer`` makes groups comparable.
 
     Args:
         p: the order of the norm, positive and finite.
-        reduction: "mean", "sum" or "max" over the axes, or "first" for the one that comes first in ``group.members``.
-        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none".
+        reduction: "mean", "sum" or "max" over the axes, or "first" for the first axis in ``group.members``.
+        normalizer: the scale that divides the scores of a group: their "mean", "max" or "sum", or "none".
 
     Raises:
         PlanError: an option has another value.
@@ -40,15 +40,14 @@ class Magnitude(Criterion):
     normalizer: Normalizer = "mean"
 
     def __post_init__(self) -> None:
-        checked(self.reduction, self.normalizer)
+        check_options(self.reduction, self.normalizer)
         if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 0 < self.p < math.inf:
             raise PlanError(f"p must be a positive, finite number, not {self.p!r}")
 
     def prepare(self, deps: Dependencies) -> Scorer:
-        """Return what scores the groups of a graph by its weights as they are now."""
-        sums = powers(Weights(deps), self.p)
+        """Return the scorer of groups by the present weights."""
         root = 1 / self.p
-        return over_sums(sums, lambda powers: powers**root, self.reduction, self.normalizer)
+        return over_sums(powers(Weights(deps), self.p), lambda sums: sums**root, self.reduction, self.normalizer)
 
 
 def powers(weights: Weights, p: float) -> Sums:

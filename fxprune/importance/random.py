@@ -33,6 +33,6 @@ class Random(Criterion):
             raise PruningTypeError(f"seed must be an int, a torch.Generator or None, not {self.seed!r}")
 
     def prepare(self, deps: Dependencies) -> Scorer:
-        """Return what draws scores; groups have to be given in the same order for the same numbers."""
+        """Return a scorer that draws; the same order of groups gives the same numbers."""
         generator = torch.Generator().manual_seed(self.seed) if isinstance(self.seed, int) else self.seed
         return lambda group: torch.rand(group.size, generator=generator)

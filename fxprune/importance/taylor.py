@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, checked, over_sums
+from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, over_sums
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
@@ -20,8 +20,8 @@ class Taylor(Criterion):
         loss: from the graph to a tensor of one element, such as the loss of some batches. Called once a plan, in the mode the
             graph is in. Modes, buffers, random numbers and ``.grad`` are as before afterwards.
         reduction: how the squares on the parameter axes of a group are combined: "mean", "sum", "max" or "first".
-        normalizer: what the scores of a group are divided by: their "mean", "max" or "sum", or by nothing, "none". The
-            change of the loss is comparable over groups, which is why it is "none" unless given.
+        normalizer: the scale that divides the scores of a group: their "mean", "max" or "sum", or "none". The
+            default is "none", as changes of the loss are comparable over groups.
 
     Raises:
         PlanError: an option has another value; when planning, the loss is not a tensor of one element with a gradient.
@@ -39,15 +39,15 @@ class Taylor(Criterion):
     normalizer: Normalizer = "none"
 
     def __post_init__(self) -> None:
-        checked(self.reduction, self.normalizer)
+        check_options(self.reduction, self.normalizer)
 
     def prepare(self, deps: Dependencies) -> Scorer:
-        """Return what scores the groups of a graph, with gradients taken now."""
+        """Return the scorer of groups by the present gradients."""
         weights = Weights(deps)
         parameters = {name: weights.parameter(name) for name in weights.dims}
         with undisturbed(deps.gm):
             found = gradients(deps.gm, self.loss, parameters.values())
-        # With a mask the chain rule puts it into the gradient, so that the product is that of the masked weight.
+        # The chain rule puts a mask into the gradient, so the product is that of the masked weight.
         products = {name: _real_product(found[p], p.detach()) for name, p in parameters.items()}
         sums = Sums(weights, products.__getitem__, lambda product, _: product)
         return over_sums(sums, Tensor.square, self.reduction, self.normalizer)

@@ -1,4 +1,4 @@
-"""Reads the parameters of an analysed graph: their values as they are in force, and sums over what belongs to one unit."""
+"""Reads the parameters of an analysed graph: their values with masks, and the sums over the elements of each unit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fxprune.algebra.axes import Index
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Member
 from fxprune.errors import PlanError
@@ -19,11 +18,7 @@ _PIECE = 1 << 17  # elements
 
 
 class Weights:
-    """The parameters that groups live on, by name.
-
-    Args:
-        deps: the analysis of the graph.
-    """
+    """The parameters that groups live on, by name; ``dims`` has the dimensions of each on which units live."""
 
     def __init__(self, deps: Dependencies) -> None:
         self.dims: dict[str, list[int]] = {}
@@ -35,7 +30,7 @@ class Weights:
         self._own = parameters_by_name(deps.gm)
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Return a parameter itself; of a masked one what is stored, without its mask."""
+        """Return a parameter as it is stored, without its mask."""
         found = self._own.get(name)  # only while it has no mask
         if found is None:
             found = self._own.get(name + ORIG)
@@ -49,30 +44,27 @@ class Weights:
         return found
 
     def value(self, name: str) -> Tensor:
-        """Return what the graph computes with, mask included."""
+        """Return the value that the graph computes with: the parameter times its mask."""
         value = self.parameter(name).detach()
         masked = None if name in self._own else find_masked(self._gm, name)
         return value if masked is None else value * masked.mask.to(value.dtype)
 
 
 def accurate(value: Tensor) -> Tensor:
-    """Return a tensor in at least single precision; of complex numbers the absolute values."""
+    """Return a tensor in single or double precision; of complex numbers the absolute values."""
     if value.is_complex():
         return value.abs()
     return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
-# What is summed, of a tensor's elements one by one; if a second tensor is given, it may be written into and returned.
 Element = Callable[[Tensor, Tensor | None], Tensor]
+"""The element-wise function whose results are summed; it may write into the second argument and return it."""
 
 
 class Sums:
-    """Sums over all elements at one position of a parameter axis; each parameter is gone through once.
+    """The sums of ``element(values(name))`` over all elements at one position of a parameter axis, read once a parameter.
 
-    Args:
-        weights: the parameters.
-        values: from a parameter's name to a tensor of its shape.
-        element: what is summed.
+    For a weight of shape (64, 16, 3, 3) the sums along dimension 1 have shape (16,): each is of 64 * 3 * 3 elements.
     """
 
     def __init__(self, weights: Weights, values: Callable[[str], Tensor], element: Element) -> None:
@@ -83,17 +75,16 @@ class Sums:
         self._buffer = torch.empty(0)
 
     def of(self, members: Sequence[Member], finish: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what ``finish`` makes of the sums over the positions of each unit, shape (members, units).
-
-        Args:
-            members: parameter axes of one group.
-            finish: gives a tensor of numbers for one of sums, each for its own.
-        """
+        """Return ``finish`` of the sums over the positions of each unit, element by element, shape (members, units)."""
         sums = [self._along(member) for member in members]
         alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
         for i, (member, along) in enumerate(zip(members, sums, strict=True)):
             alike.setdefault((id(member.positions), along.dtype, along.device), []).append(i)
-        found = [finish(_by_unit(torch.stack([sums[i] for i in at]), members[at[0]].positions)) for at in alike.values()]
+        found = []
+        for at in alike.values():  # members of the same positions are one call
+            rows, index = torch.stack([sums[i] for i in at]), torch.from_numpy(members[at[0]].positions).to(sums[at[0]].device)
+            by_unit = rows.index_select(1, index[:, 0]) if index.shape[1] == 1 else rows[:, index].sum(2)
+            found.append(finish(by_unit))
         if len(found) == 1:
             return found[0]
         order = torch.tensor([i for at in alike.values() for i in at], device=found[0].device)
@@ -106,11 +97,11 @@ class Sums:
         return self._known[name][member.dim]
 
     def _sums_along(self, value: Tensor, dims: list[int]) -> dict[int, Tensor]:
-        """Return for each of some dimensions the sums over all others, shape (size,)."""
+        """Return for each of ``dims`` the sums over all other dimensions, shape (size,)."""
         if value.dim() == 1:
             return {0: self._element(accurate(value), None)}
         inner = value.shape[1:]
-        # On a CPU in pieces that stay in its cache; elsewhere each piece would be a kernel of its own.
+        # On a CPU in pieces that fit into its cache; on other devices each piece would be a kernel of its own.
         step = max(1, _PIECE // max(1, math.prod(inner))) if value.device.type == "cpu" else len(value)
         outermost: list[Tensor] = []
         rest: Tensor | None = None
@@ -130,7 +121,7 @@ class Sums:
         return found
 
     def _elements(self, part: Tensor) -> Tensor:
-        """Return what is summed of a piece, on a CPU in memory that is used again: freed pieces of other sizes leave holes."""
+        """Return ``element(part)``, on a CPU in memory that is used again, as freed pieces of several sizes leave holes."""
         if part.device.type != "cpu" or part.is_complex():
             return self._element(accurate(part), None)
         dtype = torch.float64 if part.dtype == torch.float64 else torch.float32
@@ -138,14 +129,3 @@ class Sums:
             self._buffer = torch.empty(max(part.numel(), _PIECE), dtype=dtype)
         out = self._buffer[: part.numel()].view(part.shape)
         return self._element(part if part.dtype == dtype else out.copy_(part), out)
-
-
-def by_unit(by_position: Tensor, positions: Index) -> Tensor:
-    """Return the sums of a vector over the positions of each unit, given as an array of shape (units, p)."""
-    return _by_unit(by_position[None], positions)[0]
-
-
-def _by_unit(by_position: Tensor, positions: Index) -> Tensor:
-    """Return the sums of each row over the positions of each unit."""
-    index = torch.from_numpy(positions).to(by_position.device)
-    return by_position.index_select(1, index[:, 0]) if index.shape[1] == 1 else by_position[:, index].sum(2)

@@ -33,9 +33,9 @@ def global_unstructured(
 
     Args:
         gm: the graph.
-        names: dotted names of parameters; a tied parameter counts once, whichever of its names come.
+        names: dotted names of parameters; a tied parameter counts once, by whichever names it is given.
         pruning_method: a class whose ``PRUNING_TYPE`` is ``"unstructured"``, such as :class:`L1Unstructured`.
-        importance_scores: for some of the names, a tensor of the parameter's shape to rank by instead.
+        importance_scores: by name a tensor of the parameter's shape to rank by instead of the parameter.
         kwargs: arguments of ``pruning_method``, such as ``amount``.
 
     Raises:
@@ -68,7 +68,7 @@ def global_unstructured(
 
 
 def _distinct(gm: Any, names: Any) -> dict[str, nn.Parameter]:
-    """Return the parameters by the first of their names, each once, in the order given."""
+    """Return each parameter once by its first name, in the order given."""
     if not isinstance(names, Iterable) or isinstance(names, str):
         raise PruningTypeError(f"names must be an iterable of parameter names, not {type(names).__name__}")
     found: dict[str, nn.Parameter] = {}
@@ -101,7 +101,7 @@ def _global_masks(
     given: Mapping[str, Tensor],
     method: torch_prune.BasePruningMethod,
 ) -> dict[str, Tensor]:
-    """Return a new mask for each parameter, of all whose elements ``method`` chooses at once."""
+    """Return a new mask for each parameter; ``method`` ranks the elements of all parameters at once."""
     masked = {name: find_masked(gm, name) for name in parameters}
     try:
         with torch.no_grad(), torch.inference_mode(False):
@@ -125,10 +125,10 @@ def _computed_masks(
     gm: fx.GraphModule,
     method: torch_prune.BasePruningMethod,
 ) -> dict[str, Tensor]:
-    """Let ``method`` choose in one vector of all elements and cut its mask into one for each parameter."""
+    """Let ``method`` prune one vector of all elements, and cut the mask of the vector into one for each parameter."""
     scores = nn.utils.parameters_to_vector([given.get(name, tensor) for name, (tensor, _) in values.items()])
     default_mask = nn.utils.parameters_to_vector([mask for _, mask in values.values()])
     mask = chain(gm, "temp", for_parameter(method, "temp")).compute_mask(scores, default_mask)
     pieces = mask.split([tensor.numel() for tensor, _ in values.values()])
-    # As in torch, where each piece is applied on top of the mask in force: a mask of other values counts twice.
+    # As in torch, each piece multiplies the mask in force: a mask of other values than 0 and 1 counts twice.
     return {name: piece.view_as(default) * default for (name, (_, default)), piece in zip(values.items(), pieces, strict=True)}

@@ -1,9 +1,9 @@
 """Histograms: where the k smallest of many magnitudes end, without sorting or copying them.
 
 The bits of a floating-point number without its sign, read as an integer, are in the order of its magnitude, NaN last. So the
-k-th smallest magnitude is found digit by digit: count how many numbers there are for each value of the first digit, take the
-digit in which the k-th lies, and go on with the numbers that begin with it. Every pass reads the tensors once, a small piece
-at a time. Counts of different tensors add up, so several processes can find one threshold for tensors that each has alone.
+k-th smallest magnitude is found digit by digit: count the numbers for each value of the first digit, take the digit in which
+the k-th number lies, and go on with the numbers that begin with this digit. Every pass reads the tensors once, a small piece
+at a time. Counts of several tensors add up, so several processes can find one threshold, each with tensors of its own.
 
 Source: radix select, e.g. Alabi et al. 2012, "Fast k-selection algorithms for graphics processing units",
 https://doi.org/10.1145/2133803.2345676.
@@ -32,7 +32,7 @@ class Cut:
 
     Attributes:
         dtype: the floating-point dtype that magnitudes are compared in.
-        rank: how many of the smallest of those with ``prefix`` lie below the cut, or on it.
+        rank: how many of the magnitudes that begin with ``prefix`` lie below the cut or on it.
         prefix: the first bits of the magnitude at the cut, as an integer.
         known: how many bits ``prefix`` has.
 
@@ -56,12 +56,12 @@ class Cut:
 
     @property
     def bits(self) -> int:
-        """How many bits a magnitude has: all but the sign's."""
+        """How many bits a magnitude has: all but the sign bit."""
         return 8 * self.dtype.itemsize - 1
 
     @property
     def is_exact(self) -> bool:
-        """Whether all bits are known: ``rank`` of the magnitudes that are equal to ``value`` lie below the cut then."""
+        """Whether all bits are known; then ``rank`` of the magnitudes equal to ``value`` lie below the cut."""
         return self.known == self.bits
 
     @property
@@ -105,16 +105,16 @@ class Histogram:
 
 
 def merge_histograms(histograms: Iterable[Histogram]) -> Histogram:
-    """Return the histogram of all tensors from those of some each.
+    """Return the sum of histograms, each of a part of the tensors.
 
-    With it several processes find one threshold for tensors that each of them has a part of: each counts its own, all
-    counts are added, and each goes on with the cut of the sum.
+    So several processes find one threshold: each counts its own tensors, all counts are added, and each process goes on with
+    the cut of the sum.
 
     Args:
         histograms: at least one, all at the same cut.
 
     Raises:
-        PruningValueError: there is none, or they were taken at different cuts.
+        PruningValueError: there is no histogram, or their cuts differ.
 
     Example:
         >>> cut = Cut(torch.float32, rank=1000)
@@ -124,10 +124,10 @@ def merge_histograms(histograms: Iterable[Histogram]) -> Histogram:
     found = list(histograms)
     if not found:
         raise PruningValueError("there is no histogram to merge")
-    for one in found:
-        if one.at != found[0].at:
-            raise PruningValueError(f"histograms at different cuts cannot be merged: {found[0].at} and {one.at}")
-    return Histogram(found[0].at, torch.stack([one.counts for one in found]).sum(0))
+    for histogram in found:
+        if histogram.at != found[0].at:
+            raise PruningValueError(f"histograms at different cuts cannot be merged: {found[0].at} and {histogram.at}")
+    return Histogram(found[0].at, torch.stack([histogram.counts for histogram in found]).sum(0))
 
 
 def magnitude_histogram(tensors: Iterable[Tensor], at: Cut, among: Iterable[Tensor | None] | None = None) -> Histogram:
@@ -136,13 +136,13 @@ def magnitude_histogram(tensors: Iterable[Tensor], at: Cut, among: Iterable[Tens
     Args:
         tensors: tensors of any shapes, devices and dtypes that ``at.dtype`` can hold; complex ones count by their modulus.
         at: the cut, as far as it is known.
-        among: for each tensor None or one of its shape: elements where it is not 1 are left out.
+        among: for each tensor None or a mask of its shape: only elements where the mask is 1 count.
 
     Returns:
         The histogram. No more than a piece of a million elements is copied at a time.
 
     Raises:
-        PruningValueError: the cut is exact already.
+        PruningValueError: the cut is exact.
 
     Example: see :func:`merge_histograms`.
     """
@@ -162,24 +162,23 @@ def magnitude_histogram(tensors: Iterable[Tensor], at: Cut, among: Iterable[Tens
 def _counted(found: Tensor, at: Cut, among: list[Tensor]) -> Tensor:
     """Return the counts of one piece, on the CPU."""
     rest = at.bits - at.known
-    here = among
     if at.known:
-        here = [found >> rest == at.prefix, *among]
+        among = [found >> rest == at.prefix, *among]
         found = found & (1 << rest) - 1
-    if here:
-        found = found[functools.reduce(torch.logical_and, here)]
+    if among:
+        found = found[functools.reduce(torch.logical_and, among)]
     return torch.bincount((found >> rest - at.digit).flatten(), minlength=1 << at.digit).cpu()
 
 
 def magnitudes(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return integers that are in the order of the magnitudes of a tensor's elements as numbers of a dtype, NaN last."""
+    """Return integers in the order of the magnitudes of a tensor's elements in ``dtype``, NaN last."""
     real = tensor.abs() if tensor.is_complex() else tensor
     bits = real.to(dtype).view(_INTEGERS[dtype.itemsize])
     return bits & (1 << 8 * dtype.itemsize - 1) - 1
 
 
 def piece_size(tensors: Iterable[Tensor]) -> int:
-    """Return how many elements to take at a time: a small part of all, but enough to be worth a call."""
+    """Return how many elements to read at a time: a small part of all, but enough to be worth a call."""
     return min(max(sum(tensor.numel() for tensor in tensors) >> 8, _LEAST), _MOST)
 
 

@@ -1,8 +1,8 @@
 """The API of ``torch.nn.utils.prune``, on graphs.
 
-Every class here is a subclass of the torch class of the same name and inherits its ``compute_mask`` and argument checks, so
-masks, random draws and error types are torch's own. What differs is where the mask goes: not into a hook that overwrites
-an attribute, but into the graph, as a multiplication that everything downstream reads.
+Every class here is a subclass of the torch class of the same name and inherits ``compute_mask`` and the argument checks, so
+masks, random draws and error types are torch's own. Only the place of the mask differs: torch has a hook that overwrites an
+attribute, a graph has a product with the mask as a node.
 
 Names are dotted parameter names of the graph (``"layer1.0.conv1.weight"``), where torch takes a module and an attribute.
 
@@ -12,7 +12,6 @@ Source: https://docs.pytorch.org/docs/stable/nn.html#utilities (``torch.nn.utils
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +26,6 @@ from fxprune.passes.mask_parameters import insert_masks, remove_masks
 from fxprune.torch_internals.pruning_methods import for_parameter, parameter_of, parts_of, set_parts
 
 _Graph = TypeVar("_Graph", bound=fx.GraphModule)
-_Method = TypeVar("_Method", bound=torch_prune.BasePruningMethod)
 
 
 class BasePruningMethod(torch_prune.BasePruningMethod):
@@ -46,14 +44,14 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
     _tensor_name: str = None  # type: ignore[assignment]
 
     def __call__(self, module: Any, inputs: Any) -> None:
-        """Refuse to be used as a hook; the graph multiplies by the mask itself."""
+        """Raise PruningTypeError: the graph multiplies by the mask itself, without a hook."""
         raise PruningTypeError("a pruning method on a graph is not a hook: apply(gm, name) inserts the mask as nodes")
 
     @classmethod
     def apply(cls, module: fx.GraphModule, name: str, *args: Any, importance_scores: Any = None, **kwargs: Any) -> Any:
         """Compute a mask for one parameter and insert it into the graph, in place.
 
-        Applied to a parameter that is masked already, it prunes among what is left, as in torch.
+        A parameter that is masked already is pruned among its elements that are left, as in torch.
 
         Args:
             module: the graph.
@@ -68,7 +66,22 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         Raises:
             PruningError: of the builtin type that torch raises for the same mistake; graph and parameters are unchanged.
         """
-        method, mask = _compute(cls, module, name, args, kwargs, importance_scores)
+        parameter = find_parameter(as_graph_module(module), name)
+        masked = find_masked(module, name)
+        try:
+            check_prunable(name, parameter)
+            method: torch_prune.BasePruningMethod = for_parameter(cls(*args, **kwargs), base_names(module, parameter)[0])
+            with torch.no_grad():
+                value, default_mask = current_value(parameter, masked)
+                scores = scores_for(importance_scores, value, name)
+                if masked is not None:
+                    method = chain(module, parameter_of(method), method)
+                mask = method.compute_mask(scores, default_mask=default_mask)
+        except PruningError:
+            raise
+        except Exception as error:
+            context = f"cannot prune parameter {name!r} of shape {tuple(parameter.shape)} with {cls.__name__}"
+            raise as_pruning_error(error, context) from error
         insert_masks(module, {name: mask})
         module.recompile()
         remember(module, method)
@@ -91,7 +104,7 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         return masked
 
 
-# In each class torch's own comes first: its apply() checks the arguments and then calls ours.
+# In each class torch's base comes first: its apply() checks the arguments and then calls BasePruningMethod.apply().
 class PruningContainer(torch_prune.PruningContainer, BasePruningMethod):
     """The methods applied to one parameter, in order; see ``torch.nn.utils.prune.PruningContainer``."""
 
@@ -117,7 +130,7 @@ class LnStructured(torch_prune.LnStructured, BasePruningMethod):  # type: ignore
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """Return the mask that takes the channels of smallest norm out."""
-        # From torch 2.14 on such norms are taken over the last two dimensions, whatever the channels are.
+        # From torch 2.14 on the nuclear norm is over the last two dimensions, whichever dimension the channels are.
         if self.n == "nuc" and t.dim() not in (1, 3):
             raise RuntimeError(f"norm 'nuc' is of matrices, but the channels of this parameter have {t.dim() - 1} dimensions")
         mask: Tensor = super().compute_mask(t, default_mask)
@@ -128,43 +141,15 @@ class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):  # type: ig
     """Prune by a given mask; see ``torch.nn.utils.prune.CustomFromMask``."""
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
-        """Return the given mask where nothing is masked yet."""
-        if self.mask.shape != default_mask.shape:  # up to torch 2.12 refused without a word
+        """Return the product of the given mask and the mask in force."""
+        if self.mask.shape != default_mask.shape:  # torch up to 2.12 raises without a message
             raise AssertionError(f"the mask has shape {list(self.mask.shape)}, the parameter {list(default_mask.shape)}")
         mask: Tensor = super().compute_mask(t, default_mask)
         return mask
 
 
-def _context(gm: fx.GraphModule, name: str, method: type) -> str:
-    shape = tuple(find_parameter(gm, name).shape)
-    return f"cannot prune parameter {name!r} of shape {shape} with {method.__name__}"
-
-
-def _compute(
-    cls: type[_Method], gm: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], importance_scores: Any
-) -> tuple[torch_prune.BasePruningMethod, Tensor]:
-    """Return the method to record for ``name`` and the new mask; the graph is only read."""
-    parameter = find_parameter(as_graph_module(gm), name)
-    masked = find_masked(gm, name)
-    try:
-        check_prunable(name, parameter)
-        method: torch_prune.BasePruningMethod = for_parameter(cls(*args, **kwargs), base_names(gm, parameter)[0])
-        with torch.no_grad():
-            value, default_mask = current_value(parameter, masked)
-            scores = scores_for(importance_scores, value, name)
-            if masked is not None:
-                method = chain(gm, parameter_of(method), method)
-            # The mask is copied: methods may hand back the user's own tensor.
-            mask = method.compute_mask(scores, default_mask=default_mask)
-    except PruningError:
-        raise
-    except Exception as error:
-        raise as_pruning_error(error, _context(gm, name, cls)) from error
-    return method, mask
-
-
 def current_value(parameter: nn.Parameter, masked: Masked | None) -> tuple[Tensor, Tensor]:
-    """Return what the graph computes with now, and the mask in force in the parameter's dtype."""
+    """Return the parameter times its mask, and the mask in the parameter's dtype: of ones if there is none."""
     if masked is None:
         return parameter.detach(), torch.ones_like(parameter)
     mask = masked.mask.to(dtype=parameter.dtype).expand_as(parameter)
@@ -172,7 +157,7 @@ def current_value(parameter: nn.Parameter, masked: Masked | None) -> tuple[Tenso
 
 
 def scores_for(importance_scores: Any, current: Tensor, name: str) -> Tensor:
-    """Return what a method ranks by: the user's scores, checked, or what the graph computes with now."""
+    """Return the scores that a method ranks by: the user's, checked, or else the current value of the parameter."""
     if importance_scores is None:
         return current
     if not isinstance(importance_scores, Tensor):
@@ -188,7 +173,7 @@ def scores_for(importance_scores: Any, current: Tensor, name: str) -> Tensor:
 
 
 def chain(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> PruningContainer:
-    """Return a container of the methods so far and ``method``, as torch makes one; the record is not touched."""
+    """Return a new container of the recorded methods of a parameter and ``method``; the record does not change."""
     earlier = (METHODS.get(gm) or {}).get(name)
     container = for_parameter(PruningContainer(), name)
     set_parts(container, parts_of(earlier) if earlier is not None else ())
@@ -197,12 +182,12 @@ def chain(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) 
 
 
 def remember(gm: fx.GraphModule, method: torch_prune.BasePruningMethod) -> None:
-    """Record the method of the parameter that it names."""
+    """Record ``method`` for its parameter."""
     METHODS.setdefault(gm, {})[parameter_of(method)] = _without_tensors(method)
 
 
 def _without_tensors(method: torch_prune.BasePruningMethod) -> torch_prune.BasePruningMethod:
-    """Return the method as the record keeps it: tensors dropped, since the mask in force is in the graph already."""
+    """Return a copy of the method without tensors, for the record: the graph holds the mask itself."""
     kept = copy.copy(method)
     for key, value in vars(kept).items():
         if isinstance(value, Tensor):
@@ -213,7 +198,7 @@ def _without_tensors(method: torch_prune.BasePruningMethod) -> torch_prune.BaseP
 
 
 def adopt(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) -> None:
-    """Record that ``method``, a hook of a module, made the mask of ``name``."""
+    """Record that ``method``, a hook of a module, made the mask of the parameter called ``name``."""
     kept = _without_tensors(method)
     for part in (kept, *parts_of(kept)):
         for_parameter(part, base_names(gm, find_parameter(gm, name))[0])

@@ -1,4 +1,4 @@
-"""Masks that take the smallest of all elements of several tensors out, made without a copy of the elements."""
+"""Masks that take out the smallest elements of several tensors, made without a copy of the elements."""
 
 from __future__ import annotations
 
@@ -14,24 +14,18 @@ from fxprune.torch_internals.pruning_methods import check_elements_to_prune, ele
 
 
 def masks_of_smallest(tensors: Sequence[Tensor], earlier: Sequence[Tensor | None], amount: int | float) -> list[Tensor] | None:
-    """Return masks that take the elements of smallest magnitude out, among those that are not masked yet.
+    """Return for each tensor a mask that takes its elements of smallest magnitude out, as torch's ``global_unstructured`` does.
 
-    Of elements of the same magnitude the first go: by the order of the tensors, then of positions, last dimension fastest.
+    Magnitudes are compared in the dtype that the tensors promote to. Only elements at which the ``earlier`` mask, if any, is 1
+    are ranked; ``amount`` is a share (float in [0, 1]) or a number (int) of them. Of equal magnitudes the first go: by the
+    order of the tensors, then of positions, last dimension fastest.
 
-    Args:
-        tensors: what is ranked, of any shapes and dtypes, compared in the dtype that they promote to.
-        earlier: for each tensor the mask in force, of its shape, or None; where it is not 1, nothing is ranked.
-        amount: share (float in [0, 1]) or number (int) of the elements that are ranked.
-
-    Returns:
-        For each tensor a mask of its shape: in uint8, or in the dtype of the mask in force if that has other values than
-        zero and one; these are squared, which is what masking twice comes to in torch. None if the elements cannot be
-        ranked so: not of floating-point or complex dtype, or on the meta device.
+    A mask is of uint8. If the earlier mask has other values than 0 and 1, the mask has their dtype and their squares, as
+    torch multiplies by an earlier mask twice. The result is None if elements are not floating-point or complex numbers, or
+    on the meta device.
 
     Raises:
         ValueError: there are fewer elements to rank than ``amount``.
-
-    Source: ``torch.nn.utils.prune.global_unstructured`` with ``L1Unstructured``.
     """
     dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
     if not (dtype.is_floating_point or dtype.is_complex) or any(tensor.is_meta for tensor in tensors):
@@ -39,11 +33,9 @@ def masks_of_smallest(tensors: Sequence[Tensor], earlier: Sequence[Tensor | None
     total = sum(_ranked(tensor, mask) for tensor, mask in zip(tensors, earlier, strict=True))
     rank = elements_to_prune(amount, total)
     check_elements_to_prune(rank, total)
-    cut = None
-    if rank:
-        cut = Cut(dtype.to_real(), rank)
-        while not cut.is_exact:
-            cut = magnitude_histogram(tensors, cut, earlier).cut()
+    cut = Cut(dtype.to_real(), rank) if rank else None
+    while cut is not None and not cut.is_exact:
+        cut = magnitude_histogram(tensors, cut, earlier).cut()
     masks, size, ties = [], piece_size(tensors), 0 if cut is None else cut.rank
     for tensor, mask in zip(tensors, earlier, strict=True):
         made, ties = _mask(tensor, mask, cut, ties, size)
@@ -59,7 +51,7 @@ def _ranked(tensor: Tensor, mask: Tensor | None) -> int:
 
 
 def _mask(tensor: Tensor, earlier: Tensor | None, cut: Cut | None, ties: int, size: int) -> tuple[Tensor, int]:
-    """Return the mask of one tensor, and how many elements at the cut are to go from the tensors behind it."""
+    """Return the mask of a tensor, and how many elements equal to the cut go from later tensors."""
     binary = earlier is None or is_binary(earlier)
     made = torch.empty(tensor.shape, dtype=torch.uint8 if binary or earlier is None else earlier.dtype, device=tensor.device)
     together = (tensor, made) if earlier is None else (tensor, made, earlier)
@@ -76,7 +68,7 @@ def _mask(tensor: Tensor, earlier: Tensor | None, cut: Cut | None, ties: int, si
 
 
 def _kept(found: Tensor, ranked: Tensor | None, cut: int, ties: int) -> tuple[Tensor, int]:
-    """Return a flag for each magnitude, whether it stays, and how many of those at the cut are to go behind this piece."""
+    """Return for each magnitude whether it stays, and how many magnitudes equal to the cut go from later pieces."""
     if ties == 0:
         return found >= cut, 0
     at = found == cut if ranked is None else (found == cut) & ranked

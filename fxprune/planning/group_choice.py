@@ -1,9 +1,10 @@
-"""Which groups are pruned: those that names mean, and of groups that cross, such as heads and places in a head, one."""
+"""Which groups are pruned: the groups that names mean, and of crossing groups, such as heads and places in heads, only one."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import itertools
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -18,17 +19,13 @@ from fxprune.graph.paths import parameters_by_name
 
 Choose = Literal["outer", "inner", "all"]
 
-# Units of a group: from so many on, half of them are enough to choose from. Networks left with two attention heads of four fall
-# behind those left with half of each head, and those left with four of eight do not (python -m tests.benchmarks accuracy).
+# The least number of units of which half are enough. Networks left with two of four attention heads fall behind networks left
+# with half of each head; networks left with four of eight heads do not (python -m tests.benchmarks accuracy).
 _ENOUGH = 8
 
 
 class Names:
-    """Finds the groups that a pattern or a module means.
-
-    Args:
-        deps: the analysis of the graph.
-    """
+    """Finds the groups that a pattern or a module means."""
 
     def __init__(self, deps: Dependencies) -> None:
         self._gm = deps.gm
@@ -40,15 +37,10 @@ class Names:
                     self._groups.setdefault(member.parameter, []).append(group.index)
 
     def groups(self, what: Any, argument: str) -> set[int]:
-        """Return the indices of all groups that live on a parameter that is meant.
+        """Return the indices of all groups that live on the parameters that ``what`` means.
 
-        Args:
-            what: a parameter's name, a module's name, a glob pattern of either, or a module.
-            argument: the name of the argument that it was given in, for errors.
-
-        Raises:
-            PruningTypeError: it is neither a string nor a module.
-            PlanError: no parameter of the graph is meant.
+        ``what`` is the name of a parameter or module, a glob pattern of names, or a module; ``argument`` names in errors the
+        argument that it was given in.
         """
         if isinstance(what, nn.Module):
             found = self._of_module(what, argument)
@@ -70,11 +62,8 @@ class Names:
 
     def _of_pattern(self, pattern: str, argument: str) -> list[str]:
         inside = pattern + ".*"
-        found = [
-            t.name
-            for t in self._parameters
-            if any(fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, inside) for n in t.names)
-        ]
+        matches = fnmatch.fnmatchcase
+        found = [t.name for t in self._parameters if any(matches(n, pattern) or matches(n, inside) for n in t.names)]
         if not found:
             names = [n for t in self._parameters for n in t.names]
             modules = {n[:end] for n in names for end, letter in enumerate(n) if letter == "."}
@@ -94,17 +83,12 @@ def ignored_groups(names: Names, ignore: Any) -> set[int]:
 
 
 def uncrossed(deps: Dependencies, census: Census, ignored: set[int], choose: Choose | None) -> list[Group]:
-    """Return the groups to prune: where several cross, such that no two chosen ones do, unless all are wanted.
+    """Return the groups to prune, not ``ignored`` and no two of them crossing, unless ``choose`` is "all".
 
     Two groups cross if some position of a parameter or buffer belongs to both, as a row of a projection belongs to a head and
-    to a place in the heads. Candidates are taken one after the other, each unless it crosses one that was taken before it:
-    by default first those of at least eight units, outermost first, then the others, those of most units first.
-
-    Args:
-        deps: the analysis of the graph.
-        census: its axes.
-        ignored: the indices of groups that are left alone.
-        choose: "outer" takes the outermost first, "inner" the innermost, however many units they have; "all" takes all.
+    to a place in the heads. The groups are gone through in an order, and a group is taken unless it crosses a group taken
+    before: "outer" goes from the outermost to the innermost group, "inner" back. By default groups of at least eight units
+    come first, outermost first, then the smaller groups by falling number of units.
     """
     if choose not in (None, "outer", "inner", "all"):
         raise PlanError(f'choose must be None, "outer", "inner" or "all", not {choose!r}')
@@ -124,7 +108,7 @@ def uncrossed(deps: Dependencies, census: Census, ignored: set[int], choose: Cho
 
 
 def _crossings(deps: Dependencies, census: Census) -> list[set[int]]:
-    """Return for every group the indices of the groups that it shares a position of a parameter or buffer with."""
+    """Return for every group the indices of the groups with which it shares a position of a parameter or buffer."""
     total = len(deps.groups)
     group_of = np.full(deps.units.count + 1, -1, np.intp)  # one more, for NONE
     for group in deps.groups:
@@ -134,10 +118,9 @@ def _crossings(deps: Dependencies, census: Census) -> list[set[int]]:
         if census.rows[slot].shape[1] < 2:
             continue
         groups = group_of[census.rows[slot]]
-        for i in range(groups.shape[1]):
-            for j in range(i):
-                both = (groups[:, i] >= 0) & (groups[:, j] >= 0) & (groups[:, i] != groups[:, j])
-                for code in np.unique(groups[both, i] * total + groups[both, j]).tolist():
-                    found[code // total].add(code % total)
-                    found[code % total].add(code // total)
+        for one, other in itertools.combinations(groups.T, 2):
+            both = (one >= 0) & (other >= 0) & (one != other)
+            for code in np.unique(one[both] * total + other[both]).tolist():
+                found[code // total].add(code % total)
+                found[code % total].add(code // total)
     return found

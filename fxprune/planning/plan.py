@@ -1,4 +1,4 @@
-"""A plan as made: what is kept of every axis, as plain values that can be stored and applied to the same graph anew."""
+"""A plan: the positions kept of every axis, as plain values that can be stored and applied to the same graph again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _FORMAT = "fxprune plan 1"
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a plan does to one group.
+    """The units that a plan keeps of one group.
 
     Attributes:
-        group: the group's index at the time.
+        group: the index of the group in ``deps.groups``.
         member: the first axis of the group, as ``name[dim]``.
-        size: the units of the group.
-        kept: those that stay, as numbers within the group, ascending.
+        size: the number of units.
+        kept: the units that stay, as numbers within the group, ascending.
         scores: the importance of every unit, shape (size,).
-        parameters: elements of parameters that go with the group's removed units alone.
+        parameters: elements of parameters that go if no other group is pruned.
     """
 
     group: int
@@ -45,15 +45,14 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What :func:`fxprune.planning.planner.plan` chose; ``str()`` gives a table.
+    """The choice of :func:`fxprune.planning.planner.plan`; ``str()`` gives a table.
 
     Attributes:
-        fingerprint: that of the analysis which the plan was made for.
-        kept: for every axis of a parameter or buffer on which a chosen group lives, by name and dimension, the indices that
-            stay, ascending.
+        fingerprint: the fingerprint of the analysis that the plan was made for.
+        kept: by name and dimension the positions that stay, ascending, of every parameter or buffer axis with a chosen group.
         choices: the chosen groups.
         shapes: the shapes of all parameters and buffers before.
-        aliases: for every further name of a parameter or buffer the name that ``kept`` and ``shapes`` have.
+        aliases: by every further name of a parameter or buffer its name in ``kept`` and ``shapes``.
         params_before: elements of all parameters before.
         params_after: elements of all parameters after.
         flops_before: floating-point operations at the example's sizes before.
@@ -89,7 +88,7 @@ class Plan:
         )
 
     def provenance(self, name: str, dim: int) -> Index:
-        """Return the original indices of what is left along a dimension, all of them where the plan removes nothing.
+        """Return the original positions that are left along a dimension; all positions if the plan removes none.
 
         Args:
             name: the dotted name of a parameter or buffer.
@@ -113,7 +112,7 @@ class Plan:
         return np.arange(shape[dim]) if found is None else found
 
     def removed(self, deps: Dependencies) -> Flags:
-        """Return which units the plan removes, for an analysis of the graph it was made for, or of an equal one.
+        """Return which units the plan removes, for an analysis of the graph that it was made for, or of an equal graph.
 
         Args:
             deps: the analysis.
@@ -122,7 +121,7 @@ class Plan:
             A flag for every unit, shape (``deps.units.count``,).
 
         Raises:
-            PlanError: the graph is another, or the indices in ``kept`` are not what is left when units go.
+            PlanError: the graph is another, or the positions missing in ``kept`` are not those of whole units.
         """
         if deps.fingerprint != self.fingerprint:
             raise PlanError(
@@ -143,6 +142,7 @@ class Plan:
         return removed
 
     def _missing(self, place: tuple[str, int], size: int) -> Flags:
+        """Return for each position of an axis in ``kept`` whether the plan removes it."""
         missing, kept = np.ones(size, bool), self.kept[place]
         if len(kept) and not 0 <= kept.min() <= kept.max() < size:
             raise PlanError(f"the plan keeps indices of {place[0]}[{place[1]}] outside of its {size} positions")
@@ -150,19 +150,13 @@ class Plan:
         return missing
 
     def to_json(self) -> str:
-        """Return the plan as text that :meth:`from_json` reads.
+        """Return the plan as text for :meth:`from_json`.
 
         Example:
             >>> Path("plan.json").write_text(plan.to_json())
         """
-        numbers: dict[int, int] = {}  # axes of one group often keep the same indices: each array is written once
-        indices: list[list[int]] = []
-        kept = []
-        for (name, dim), index in self.kept.items():
-            if id(index) not in numbers:
-                numbers[id(index)] = len(indices)
-                indices.append(index.tolist())
-            kept.append([name, dim, numbers[id(index)]])
+        arrays = {id(index): index for index in self.kept.values()}  # axes of a group share arrays: each is written once
+        places = {key: place for place, key in enumerate(arrays)}
         choices = [[c.group, c.member, c.size, c.kept.tolist(), c.scores.tolist(), c.parameters] for c in self.choices]
         return json.dumps(
             {
@@ -172,8 +166,8 @@ class Plan:
                 "flops": [self.flops_before, self.flops_after],
                 "shapes": {name: list(shape) for name, shape in self.shapes.items()},
                 "aliases": dict(self.aliases),
-                "indices": indices,
-                "kept": kept,
+                "indices": [index.tolist() for index in arrays.values()],
+                "kept": [[name, dim, places[id(index)]] for (name, dim), index in self.kept.items()],
                 "choices": choices,
             },
             allow_nan=False,
@@ -183,11 +177,8 @@ class Plan:
     def from_json(text: str) -> Plan:
         """Return the plan that :meth:`to_json` wrote.
 
-        Args:
-            text: what it returned.
-
         Raises:
-            PlanError: the text is not such a plan, or of another version.
+            PlanError: the text is no plan, or of another version.
         """
         try:
             stored = json.loads(text)
@@ -213,12 +204,7 @@ def _share(after: float, before: float) -> str:
 
 
 def _choice(group: Group, scores: Scores, gone: Flags, shapes: Mapping[str, tuple[int, ...]]) -> Choice:
-    member = f"{group.members[0].parameter}[{group.members[0].dim}]"
-    return Choice(group.index, member, group.size, np.flatnonzero(~gone), scores, _alone(group, gone, shapes))
-
-
-def _alone(group: Group, gone: Flags, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many elements of parameters go with units of a group, were it the only one that is pruned."""
+    """Return the choice of the units of a group that are not ``gone``."""
     left: dict[str, list[int]] = {}
     count = int(np.count_nonzero(gone))
     for member in group.members:
@@ -226,11 +212,13 @@ def _alone(group: Group, gone: Flags, shapes: Mapping[str, tuple[int, ...]]) -> 
             # Units with several positions may share some.
             lost = count if member.positions.shape[1] == 1 else len(np.unique(member.positions[gone]))
             left.setdefault(member.parameter, list(shapes[member.parameter]))[member.dim] -= lost
-    return sum(math.prod(shapes[name]) - math.prod(kept) for name, kept in left.items())
+    parameters = sum(math.prod(shapes[name]) - math.prod(kept) for name, kept in left.items())
+    first = group.members[0]
+    return Choice(group.index, f"{first.parameter}[{first.dim}]", group.size, np.flatnonzero(~gone), scores, parameters)
 
 
 def _indices(values: Any) -> Index:
-    """Return a list of indices as an array, or raise ValueError if it is none."""
+    """Return a list of indices as an array; raise ValueError if they are not ascending integers."""
     if not isinstance(values, list) or not all(type(v) is int for v in values):
         raise ValueError("indices must be a list of integers")
     index = np.array(values, np.intp)

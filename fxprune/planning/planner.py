@@ -1,9 +1,9 @@
-"""Plan: which units of which groups go, so that a share of them goes or a budget is met."""
+"""plan: which units of which groups go, so that an amount of units goes or a budget is met."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -41,27 +41,27 @@ def plan(
 ) -> Plan:
     """Choose the units to remove from a graph.
 
-    The least important go. Of every group the most important unit stays, whatever is asked for, and no axis of any value in
-    the graph loses all of its positions.
+    The least important units go. The most important unit of every group stays in any case, and no axis of any value in the
+    graph loses all of its positions.
 
     Args:
         deps: the analysis of the graph.
         amount: how much to remove, as in ``torch.nn.utils.prune``: a float in [0, 1) is a share, rounded to a whole number of
             units, an int a number of units. Give this or a budget.
-        importance: what the units of a group are worth: a criterion of :mod:`fxprune.importance`, or any callable
-            ``(deps, group) -> tensor or array of shape (group.size,)``. ``Magnitude()`` unless given.
+        importance: a criterion of :mod:`fxprune.importance`, or any callable ``(deps, group) -> tensor or array of shape
+            (group.size,)`` of scores. ``Magnitude()`` unless given.
         scope: "local" removes ``amount`` of every group; "global" ranks the units of all groups together.
-        round_to: what the number of units left in a group is rounded up to a multiple of, never beyond the group's size.
-        ignore: what to leave alone: names of parameters, names of modules, glob patterns of either, modules. A group is left
-            alone if any of its parameters is meant.
-        overrides: amounts for the groups that live on certain parameters, by name or pattern as in ``ignore``; of several that
-            mean one group the last wins. With ``scope="global"`` these groups are left out of the ranking.
+        round_to: the number of units left in a group is rounded up to a multiple of this, never beyond the group's size.
+        ignore: names of parameters, names of modules, glob patterns of either, modules. A group stays as it is if any of its
+            parameters is meant.
+        overrides: amounts for the groups on certain parameters, by name or pattern as in ``ignore``; the last entry that means
+            a group counts. With ``scope="global"`` these groups are left out of the ranking.
         max_params: how many elements the parameters may have left: an int, or a float in (0, 1) as a share of the present.
             Gives the smallest pruning that meets it.
         max_flops: how many floating-point operations may be left, likewise; with ``max_params`` both are met.
-        choose: which of several groups are pruned that cross on an axis, such as heads and head dimensions. By default the
-            outermost of those with at least eight units, else the one with the most; "outer" and "inner" say which, "all"
-            prunes them all.
+        choose: which of several groups is pruned that cross on an axis, such as heads and head dimensions. By default the
+            outermost group with at least eight units, else the group with the most units; "outer" takes the outermost,
+            "inner" the innermost, "all" prunes all of them.
 
     Returns:
         The plan; ``print`` it.
@@ -69,7 +69,7 @@ def plan(
     Raises:
         PruningTypeError: an argument is of the wrong type.
         PlanError: an argument is out of range or matches nothing, scores are not finite or of the wrong shape, or no pruning
-            meets the budget; then it says what the largest one reaches.
+            meets the budget; then the message says what the largest pruning reaches.
 
     Example:
         >>> deps = fxprune.analyze(fxprune.capture(model, example_inputs))
@@ -100,7 +100,7 @@ def plan(
 
 
 def _check_present(deps: Dependencies) -> None:
-    """Raise PlanError if the parameters of the graph are not those that were analysed any more."""
+    """Raise PlanError if the parameters of the graph have other shapes than at its analysis."""
     present = parameters_by_name(deps.gm)
     present |= {name: masked.orig for masked in all_masked(deps.gm) for name in masked.names}
     for tracked in deps.tracked:
@@ -113,7 +113,7 @@ def _check_present(deps: Dependencies) -> None:
 
 
 def _budgets(amount: Any, overrides: Any, max_params: Any, max_flops: Any) -> dict[str, float]:
-    """Return the budgets given, by the names of their arguments; none if an amount is given."""
+    """Return the budgets by the names of their arguments; empty if an amount is given."""
     given = {name: value for name, value in (("max_params", max_params), ("max_flops", max_flops)) if value is not None}
     if (amount is None) == (not given):
         raise PlanError("give either amount, or max_params, max_flops or both")
@@ -129,14 +129,14 @@ def _budgets(amount: Any, overrides: Any, max_params: Any, max_flops: Any) -> di
 
 
 def _number(value: Any, argument: str) -> float:
-    """Return a number of any kind as an int or a float, or raise an error that names it."""
+    """Return a number of any kind as an int or a float; raise an error that names the argument if it is no number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise PruningTypeError(f"{argument} must be an int or a float, not {value!r}")
     return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _amount(value: Any, argument: str) -> float:
-    """Return an amount as an int or a float, or raise an error that names it."""
+    """Return an amount as an int or a float; raise an error that names the argument if it is out of range."""
     amount = _number(value, argument)
     if isinstance(amount, int) and amount < 0:
         raise PlanError(f"{argument} must not be negative, but it is {amount}")
@@ -154,9 +154,8 @@ def _scores(deps: Dependencies, groups: Sequence[Group], importance: Importance)
     for group in groups:
         given = scorer(group)
         try:
-            score = (
-                given.detach().to("cpu", torch.float64).numpy() if isinstance(given, Tensor) else np.array(given, np.float64)
-            )
+            values = given.detach().to("cpu", torch.float64).numpy() if isinstance(given, Tensor) else given
+            score = np.array(values, np.float64)
         except (TypeError, ValueError) as error:
             raise PlanError(f"importance gave no numbers for {group}, but {given!r}") from error
         if score.shape != (group.size,):
@@ -168,7 +167,7 @@ def _scores(deps: Dependencies, groups: Sequence[Group], importance: Importance)
 
 
 class _Steps:
-    """All prunings of one ranking, from the smallest to the largest: what stays of each group."""
+    """All prunings of one ranking, from the smallest to the largest, each as the number of units that stay of each group."""
 
     def __init__(self, ranking: Ranking, scope: Scope, round_to: int, special: Mapping[int, float]) -> None:
         self.ranking = ranking
@@ -176,10 +175,9 @@ class _Steps:
         self._round_to = round_to
         self._special = [special.get(group.index) for group in ranking.groups]
         self._ranked = np.array([value is None for value in self._special], bool)
-        self._order: Index | None = None
 
     def of_amount(self, amount: float) -> Index:
-        """Return how many units of each group stay for an amount."""
+        """Return the pruning for an amount."""
         sizes = self.ranking.sizes
         everywhere = [0 if value is None and self.scope == "global" else value for value in self._special]
         wanted = local_counts(sizes, [amount if value is None else value for value in everywhere])
@@ -193,24 +191,22 @@ class _Steps:
         return self._of_first(local_counts(np.array([total]), [amount]).item(), total, wanted)
 
     def _of_first(self, left: int, total: int, wanted: Index) -> Index:
-        """Return what stays when the units go that come first in the order over all groups."""
+        """Return the pruning that leaves ``left`` of ``total`` units: the units go that come first in the order."""
         gone = np.bincount(self.order[: total - left], minlength=len(wanted))
         return self.ranking.to_keep(wanted - gone, self._round_to)
 
-    @property
+    @cached_property
     def order(self) -> Index:
-        """The groups of the units that may go, in the order in which they go over all groups."""
-        if self._order is None:
-            self._order = self.ranking.in_order(self._ranked)
-        return self._order
+        """The groups of the units that may go, in the order in which the units go over all groups."""
+        return self.ranking.in_order(self._ranked)
 
     def prunings(self) -> tuple[int, Callable[[int], Index]]:
-        """Return how many different prunings there are, and what gives each; each removes what those before it do."""
+        """Return the number of prunings and a function from index to pruning; each removes all units of the one before."""
         sizes = self.ranking.sizes
         if self.scope == "global":
             total = int(sizes.sum())
             return len(self.order) + 1, lambda step: self._of_first(total - step, total, sizes)
-        # A share that is between two neighbours of these rounds to the same numbers of units as any other there.
+        # All shares between two neighbouring turns round to the same numbers of units.
         turns = [(np.arange(size) + 0.5) / size for size in np.unique(sizes)]
         ends = np.unique(np.concatenate([np.zeros(1), *turns, np.ones(1)]))
         shares = ((ends[:-1] + ends[1:]) / 2).tolist()
@@ -218,7 +214,7 @@ class _Steps:
 
 
 class _Limits:
-    """What a pruning may leave."""
+    """The parameters and FLOPs that a pruning may leave."""
 
     def __init__(self, costs: Costs, ranking: Ranking, total: int, budgets: Mapping[str, float]) -> None:
         self._ranking = ranking
@@ -226,33 +222,32 @@ class _Limits:
             "max_params": (costs.parameters, "parameters"),
             "max_flops": (costs.flops, "FLOPs"),
         }
-        nothing = np.zeros(total, bool)
         self._limits = []
         for name, budget in budgets.items():
-            count, what = counts[name]
-            limit = budget if isinstance(budget, int) else budget * count(nothing)
-            self._limits.append((name, budget, what, count, limit))
+            count, counted = counts[name]
+            present = count(np.zeros(total, bool))
+            limit = budget if isinstance(budget, int) else budget * present
+            self._limits.append((name, budget, counted, count, present, limit))
 
     def met(self, kept: Index) -> bool:
-        """Tell whether what stays is within every limit."""
+        """Tell whether a pruning is within every limit."""
         removed = self._ranking.removed(kept)
-        return all(count(removed) <= limit for *_, count, limit in self._limits)
+        return all(count(removed) <= limit for *_, count, _, limit in self._limits)
 
     def check(self, kept: Index) -> None:
         """Raise PlanError if the largest pruning does not meet the limits."""
         removed = self._ranking.removed(kept)
-        for name, budget, what, count, limit in self._limits:
+        for name, budget, counted, count, present, limit in self._limits:
             if (reached := count(removed)) > limit:
                 asked = f"{budget:,}" if isinstance(budget, int) else f"{budget} ({limit:,.0f})"
-                present = count(np.zeros_like(removed))
                 raise PlanError(
-                    f"{name}={asked} cannot be met: with all removed that can go {reached:,.0f} {what} are left "
+                    f"{name}={asked} cannot be met: with all removed that can go {reached:,.0f} {counted} are left "
                     f"of {present:,.0f}, {reached / present:.1%}"
                 )
 
 
 def _smallest(steps: _Steps, limits: _Limits) -> Index:
-    """Return what stays in the smallest pruning that is within the limits."""
+    """Return the smallest pruning that is within the limits."""
     count, pruning = steps.prunings()
     limits.check(pruning(count - 1))
     low, high = -1, count - 1  # high meets the limits

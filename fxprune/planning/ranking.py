@@ -1,4 +1,4 @@
-"""In which order the units of groups go, and how many of each."""
+"""The order in which the units of groups go, and the number of units of each group."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """The units of the chosen groups, each group's in the order in which they stay.
+    """The units of the chosen groups, and the order in which they go.
+
+    Two groups, of units 0, 1, 2 with scores 5, 7, 6 and of units 8, 9 with scores 2, 1, have ``units`` 0 1 2 8 9, ``owner``
+    0 0 0 1 1 and ``place`` 2 0 1 0 1. ``least`` is 1 1 where only the most important unit of each group has to stay.
 
     Attributes:
         groups: the groups.
         scores: for each group the importance of its units.
-        total: how many units the analysis knows.
+        total: the number of units of the analysis.
         units: all units of the groups, one group after the other.
-        owner: the place in ``groups`` of each unit's group.
-        place: the place of each unit in its group: 0 is the last to go.
+        owner: for each unit the index of its group in ``groups``.
+        place: for each unit its place in its group; the unit at place 0 goes last.
         least: for each group how many units have to stay, so that no axis of the graph loses all of its positions.
     """
 
@@ -41,55 +44,45 @@ class Ranking:
 
     @property
     def sizes(self) -> Index:
-        """The units of each group."""
+        """The number of units of each group."""
         return np.array([group.size for group in self.groups], np.intp)
 
     def removed(self, kept: Index) -> Flags:
-        """Return a flag for every unit: whether it goes when ``kept[i]`` units of group i stay."""
+        """Return for every unit whether it goes when ``kept[i]`` units of group i stay."""
         flags = np.zeros(self.total, bool)
         flags[self.units] = self.place >= kept[self.owner]
         return flags
 
     def to_keep(self, wanted: Index, round_to: int) -> Index:
-        """Return how many units of each group stay where ``wanted`` should: rounded up, and no fewer than have to."""
+        """Return the units to keep of each group: ``wanted`` or ``least``, rounded up to a multiple of ``round_to``."""
         rounded = -(-np.maximum(wanted, self.least) // round_to) * round_to
         kept: Index = np.minimum(rounded, self.sizes)
         return kept
 
     def in_order(self, among: Flags) -> Index:
-        """Return the groups, by their places, of all units that may go, the unit that goes first first.
-
-        Args:
-            among: for each group whether its units take part.
-        """
+        """Return the index of the group of each unit that may go, in the order in which the units of groups ``among`` go."""
         may_go = (self.place >= self.least[self.owner]) & among[self.owner]
         score = np.concatenate([*self.scores, np.empty(0)])[may_go]
         owner = self.owner[may_go]
-        # Of units that are equally important the last of its group goes first, wherever the group stands.
+        # Of equally important units the last of its group goes first, whichever group that is.
         order = np.lexsort((owner, -self.place[may_go], score))
         ordered: Index = owner[order]
         return ordered
 
 
 def rank(deps: Dependencies, census: Census, groups: Sequence[Group], scores: Sequence[Scores]) -> Ranking:
-    """Put the units of groups in the order in which they stay.
+    """Put the units of groups in order by rising importance.
 
-    The most important of a group never goes, and the others go by rising importance. Some values of a graph are made of a
-    part of a group's units, such as a slice of channels: of each such part the most important unit never goes either, nor
-    the second where an unbiased variance is taken, which one number does not have.
-
-    Args:
-        deps: the analysis of the graph.
-        census: its axes.
-        groups: the groups.
-        scores: for each of them the importance of its units.
+    The most important unit of a group never goes. Some values of a graph hold a part of a group's units, such as a slice of
+    channels: the most important unit of each such part never goes either, nor the second where the graph takes an unbiased
+    variance, which is not defined for one number.
     """
     total = deps.units.count
     sizes = [group.size for group in groups]
     units = np.concatenate([*(g.units for g in groups), np.empty(0, np.intp)]).astype(np.intp)
     owner = np.repeat(np.arange(len(groups)), sizes)
     place = _places(scores, [np.zeros(size, bool) for size in sizes])
-    place_of = np.zeros(total + 1, np.int32)  # 0 for all that never goes, NONE among them
+    place_of = np.zeros(total + 1, np.int32)  # 0 for units that never go, and for NONE
     place_of[units] = place
     held = place_of[units] == 0
     if len(last := _last_held(census, place_of, _fewest(deps, census))):
@@ -100,7 +93,7 @@ def rank(deps: Dependencies, census: Census, groups: Sequence[Group], scores: Se
 
 
 def _places(scores: Sequence[Scores], first: Sequence[Flags]) -> Index:
-    """Return each unit's place in its group by falling importance, those flagged before all others."""
+    """Return each unit's place in its group: flagged units first, then by falling importance."""
     places = [np.empty(0, np.intp)]
     for score, before in zip(scores, first, strict=True):
         place = np.empty(len(score), np.intp)
@@ -123,7 +116,10 @@ def _fewest(deps: Dependencies, census: Census) -> Index:
 
 
 def _last_held(census: Census, place_of: Index | Rows, fewest: Index) -> Index:
-    """Return, for each axis with too few positions that have first units only, the units of those that stay longest."""
+    """Return units that have to stay, as too few positions of some axis hold units of place 0 alone.
+
+    For each such axis these are the units of the positions that stay longest.
+    """
     found = [np.empty(0, np.intp)]
     for at, starts, rows in census.blocks:
         worst = place_of[rows].max(1)
@@ -136,7 +132,7 @@ def _last_held(census: Census, place_of: Index | Rows, fewest: Index) -> Index:
 
 
 def local_counts(sizes: Index, amounts: Sequence[float]) -> Index:
-    """Return how many units stay of groups of these sizes when ``amounts`` of them go, rounded as torch's prune rounds."""
+    """Return how many units of each group stay when ``amounts`` go, rounded as in ``torch.nn.utils.prune``."""
     gone = [
         min(amount, size) if isinstance(amount, int) else round(amount * size)
         for size, amount in zip(sizes.tolist(), amounts, strict=True)

@@ -1,4 +1,4 @@
-"""Tables for people: what is masked in a graph, what a model costs before and after.
+"""Tables for people: the masks of a graph, the costs of a model before and after.
 
 In: a graph, or two models. Out: :class:`~fxprune.reports.summary.Summary`, which prints.
 

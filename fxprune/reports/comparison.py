@@ -1,10 +1,12 @@
-"""What a model costs before and after: parameters, memory, FLOPs, time."""
+"""The costs of a model before and after: parameters, memory, FLOPs, time."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
+import itertools
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -29,11 +31,11 @@ from fxprune.verification.subject import may_write_parameters
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one model costs.
+    """The costs of a model.
 
     Attributes:
-        parameters: elements of all parameters, each tied one counted once.
-        bytes: memory that they take.
+        parameters: elements of all parameters, each tied parameter counted once.
+        bytes: memory of the parameters.
         flops: floating-point operations of one run, as ``torch.utils.flop_counter`` counts them; None if not run.
         latency: median time of one run in seconds; None if not measured.
     """
@@ -54,13 +56,14 @@ class Layer:
 
     @property
     def removed(self) -> int:
-        """Elements that are gone."""
-        return _elements(self.before) - _elements(self.after)
+        """The number of elements that are gone."""
+        before, after = (0 if shape is None else math.prod(shape) for shape in (self.before, self.after))
+        return before - after
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The FLOPs that the module at a path does itself or by functions on its parameters; '' for what has none."""
+    """The FLOPs of the module at a path itself and of functions on its parameters; path '' has the FLOPs of no module."""
 
     path: str
     before: int
@@ -81,7 +84,7 @@ class Comparison:
             _row("parameters", self.before.parameters, self.after.parameters, "{:,}"),
             _row("bytes", self.before.bytes, self.after.bytes, "{:,}"),
             _row("FLOPs", self.before.flops, self.after.flops, "{:,}"),
-            _row("latency (ms)", _milliseconds(self.before), _milliseconds(self.after), "{:.3f}"),
+            _row("latency (ms)", self.before.latency, self.after.latency, "{:.3f}", 1e3),
         ]
         tables = [_table([row for row in rows if row], ["", "before", "after", "ratio"])]
         if self.layers:
@@ -98,33 +101,20 @@ def _table(rows: list[list[str]], headers: list[str]) -> str:
     return str(tabulate(rows, headers=headers, colalign=alignment if rows else None, disable_numparse=True))
 
 
-def _row(name: str, before: float | None, after: float | None, form: str) -> list[str]:
+def _row(name: str, before: float | None, after: float | None, form: str, scale: float = 1) -> list[str]:
     if before is None or after is None:
         return []
-    return [name, form.format(before), form.format(after), f"{after / before:.3f}" if before else "-"]
-
-
-def _milliseconds(cost: Cost) -> float | None:
-    return None if cost.latency is None else cost.latency * 1e3
+    return [name, form.format(before * scale), form.format(after * scale), f"{after / before:.3f}" if before else "-"]
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else "x".join(map(str, shape)) or "scalar"
 
 
-def _elements(shape: tuple[int, ...] | None) -> int:
-    return 0 if shape is None else torch.Size(shape).numel()
-
-
 def compare(before: nn.Module, after: nn.Module, inputs: Inputs | None, *, layers: bool, latency: bool) -> Comparison:
-    """Return what both models cost; neither changes.
+    """Return the costs of both models, which do not change: with ``inputs`` those of a run in eval mode too.
 
-    Args:
-        before: the one model.
-        after: the other.
-        inputs: what to run both on, in eval mode; None runs nothing.
-        layers: compare parameter by parameter and module by module as well.
-        latency: whether to measure time.
+    ``layers`` compares parameter by parameter and module by module as well.
     """
     work: list[dict[str, int]] = []
     times: tuple[float, float] | None = None
@@ -137,40 +127,26 @@ def compare(before: nn.Module, after: nn.Module, inputs: Inputs | None, *, layer
                     where = "before" if model is before else "after"
                     raise InputError(f"the model {where} fails on the example inputs: {in_short(error)}") from error
             times = _times(before, after, inputs) if latency else None
-    totals = [sum(part.values()) for part in work] if work else [None, None]
-    costs = [
-        dataclasses.replace(_memory(model), flops=total, latency=times[i] if times else None)
-        for i, (model, total) in enumerate(zip((before, after), totals, strict=True))
-    ]
-    parts = _works(*work) if layers and work else ()
-    return Comparison(costs[0], costs[1], _layers(before, after) if layers else (), parts)
-
-
-def _memory(model: nn.Module) -> Cost:
-    parameters = list(model.parameters())
-    return Cost(sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters))
-
-
-def _layers(before: nn.Module, after: nn.Module) -> tuple[Layer, ...]:
-    shapes = [_shapes(before), _shapes(after)]
-    return tuple(Layer(name, *(s.get(name) for s in shapes)) for name in {**shapes[0], **shapes[1]})
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the parameters under the first of their names, masked or not."""
-    return {base_names(model, p)[0]: tuple(p.shape) for p in model.parameters()}
-
-
-def _works(before: dict[str, int], after: dict[str, int]) -> tuple[Work, ...]:
-    return tuple(Work(path, before.get(path, 0), after.get(path, 0)) for path in {**before, **after})
+    costs = []
+    for i, model in enumerate((before, after)):
+        sizes = [(p.numel(), p.nbytes) for p in model.parameters()]
+        flops = sum(work[i].values()) if work else None
+        costs.append(Cost(sum(n for n, _ in sizes), sum(n for _, n in sizes), flops, times[i] if times else None))
+    if not layers:
+        return Comparison(costs[0], costs[1])
+    shapes = [{base_names(model, p)[0]: tuple(p.shape) for p in model.parameters()} for model in (before, after)]
+    return Comparison(
+        costs[0],
+        costs[1],
+        tuple(Layer(name, *(s.get(name) for s in shapes)) for name in {**shapes[0], **shapes[1]}),
+        tuple(Work(path, *(w.get(path, 0) for w in work)) for path in dict.fromkeys(itertools.chain(*work))),
+    )
 
 
 @contextlib.contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode within the context, and everything that a run may change back afterwards."""
-    tensors: list[Tensor] = list(model.buffers())
-    if may_write_parameters(model):
-        tensors += list(model.parameters())
+    """Put the model in eval mode within the context, and undo after it every change that a run makes."""
+    tensors: list[Tensor] = [*model.buffers(), *(model.parameters() if may_write_parameters(model) else ())]
     values = [tensor.detach().clone() for tensor in tensors]
     kept = ModelSnapshot(model)
     with in_mode(kept.modules, training=False), own_random_numbers(kept.tensors.values()), kept.untouched():
@@ -182,18 +158,11 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
                     tensor.detach().copy_(value)
 
 
-@contextlib.contextmanager
-def _countable() -> Iterator[None]:
-    """Switch off the fused kernels on which torch's counter has nothing to say; without them it sees matrix products."""
-    # What is hidden is of the model, and of flags that only other devices know.
-    with quiet(), no_fast_path(), attention_as_products(), no_mkldnn():
-        yield
-
-
 def _work(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     """Return the FLOPs of one run by module path; calls of functions count for the module whose parameter they read."""
     args, kwargs = inputs.copied(double=False)
-    with _countable(), FlopCounterMode(display=False) as counter:
+    # Torch's counter does not know some fused kernels; without them it sees matrix products.
+    with quiet(), no_fast_path(), attention_as_products(), no_mkldnn(), FlopCounterMode(display=False) as counter:
         if isinstance(model, fx.GraphModule):
             return _flops_of_nodes(model, counter, Inputs(args, kwargs))
         model(*args, **kwargs)
@@ -201,7 +170,7 @@ def _work(model: nn.Module, inputs: Inputs) -> dict[str, int]:
 
 
 def _own_flops(counts: dict[str, dict[Any, int]], root: str) -> dict[str, int]:
-    """Return what each module does without its children; the counter gives sums under dotted names."""
+    """Return the FLOPs of each module without its children from the counter's sums under dotted names."""
     totals = {path: sum(by_operator.values()) for path, by_operator in counts.items() if path != "Global"}
     own = Counter(totals)
     for path, total in totals.items():
@@ -226,7 +195,7 @@ def _flops_of_nodes(gm: fx.GraphModule, counter: FlopCounterMode, inputs: Inputs
 
 
 def _path(node: fx.Node) -> str:
-    """Return the path of the module that a node calls or whose parameter it reads, through a mask or transposed as well."""
+    """Return the path of the module that a node calls or whose parameter it reads, also through a mask or a transposition."""
     if node.op == "call_module":
         return str(node.target)
     found = (_parameter_read(source) for source in node.all_input_nodes)
@@ -234,7 +203,7 @@ def _path(node: fx.Node) -> str:
 
 
 def _parameter_read(node: fx.Node, depth: int = 4) -> str | None:
-    """Return the first parameter that ``node`` is computed from; None if there is an activation among its operands."""
+    """Return the first parameter that ``node`` is computed from; None if an operand is an activation."""
     if node.op == "get_attr":
         return str(node.target)
     if depth == 0 or not node.all_input_nodes:
@@ -243,14 +212,12 @@ def _parameter_read(node: fx.Node, depth: int = 4) -> str | None:
     return targets[0] if all(targets) else None
 
 
-# Of latency: the time to spend on both models together, and the runs of each whatever that takes.
-_SECONDS = 0.5
-_LEAST_RUNS = 3
-_MOST_RUNS = 200
+_SECONDS = 0.5  # to measure the latency of both models together
+_LEAST_RUNS, _MOST_RUNS = 3, 200  # of each model
 
 
 def _times(before: nn.Module, after: nn.Module, inputs: Inputs) -> tuple[float, float]:
-    """Return the median time of one run of each, in seconds, measured in turn so that both meet the same load."""
+    """Return the median time of one run of each model in seconds; runs alternate, so that both models meet the same load."""
     args, kwargs = inputs.copied(double=False)
     runs = [functools.partial(model, *args, **kwargs) for model in (before, after)]
     timers = [Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for run in runs]

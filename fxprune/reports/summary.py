@@ -1,4 +1,4 @@
-"""summary: what is masked in a graph, or what a model costs before and after, as a table."""
+"""summary: the masks of a graph, or the costs of a model before and after, as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from tabulate import tabulate
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxprune.errors import PruningTypeError
 from fxprune.graph.captured import as_graph_module
@@ -36,7 +36,7 @@ class Row:
 
     @property
     def sparsity(self) -> float:
-        """The share of zeros in what the graph computes with, in [0, 1]."""
+        """The share of zeros in the parameter times its mask, in [0, 1]."""
         return self.zeros / self.elements if self.elements else 0.0
 
 
@@ -48,12 +48,12 @@ class Summary:
 
     @property
     def elements(self) -> int:
-        """Elements of all parameters, each tied one counted once."""
+        """The number of elements of all parameters, each tied parameter counted once."""
         return sum(row.elements for row in self.rows)
 
     @property
     def zeros(self) -> int:
-        """Zeros among them."""
+        """The number of zeros among the elements."""
         return sum(row.zeros for row in self.rows)
 
     @property
@@ -74,7 +74,7 @@ class Summary:
         table.append(["total", "", "", self.elements, self.zeros, f"{self.sparsity:.1%}"])
         headers = ["parameter", "shape", "method", "elements", "zeros", "sparsity"]
         text = tabulate(table, headers=headers, colalign=("left", "left", "left", "right", "right", "right"))
-        masked = sum(1 for row in self.rows if row.mask_bytes)
+        masked = sum(row.mask_bytes > 0 for row in self.rows)
         return f"{text}\n{masked} of {len(self.rows)} parameters masked; masks take {_memory(self.mask_bytes)}"
 
 
@@ -108,17 +108,17 @@ def summary(
     latency: bool = True,
     file: Destination = "stdout",
 ) -> Summary | Comparison:
-    """Print a table: of what is masked in one graph, or of what two models cost.
+    """Print a table: of the masks in one graph, or of the costs of two models.
 
     With one graph: its parameters with shape, pruning method, sparsity; totals; memory of the masks. Zeros are counted in the
-    values that the graph computes with, so after the mask. A tied parameter has one row, under all of its names.
+    products of parameter and mask. A tied parameter has one row, under all of its names.
 
-    With two models: parameters, bytes of these; FLOPs and latency of one run in eval mode. Neither model changes.
+    With two models: parameters and their bytes, FLOPs and latency of one run in eval mode. Neither model changes.
 
     Args:
         before: the graph; or the one model, of any kind.
         after: the other model.
-        example_inputs: positional inputs of both models as a tuple or list, or the single one. Without, nothing is run.
+        example_inputs: positional inputs of both models as a tuple or list, or the single input. Without them nothing is run.
         example_kwargs: keyword inputs.
         layers: compare parameter by parameter, and the FLOPs module by module.
         latency: measure time: the median over runs of both models in turn.
@@ -128,8 +128,8 @@ def summary(
         The numbers, whose ``str()`` is the table.
 
     Raises:
-        PruningTypeError: ``before`` is not a graph and there is no ``after``, or one of the two is not a module; or inputs are
-            given for one graph alone.
+        PruningTypeError: ``before`` is not a graph and there is no ``after``, or a model is not a module; or inputs are given
+            for one graph alone.
         InputError: the example inputs do not fit one of the models.
 
     Example:
@@ -156,9 +156,7 @@ def _compared(before: object, after: object, inputs: Any, kwargs: Any, *, layers
     assert isinstance(after, nn.Module)
     found = None
     if inputs is not None or kwargs is not None:
-        positional = () if inputs is None else inputs
-        found = given(before, positional, kwargs)
-        given(after, positional, kwargs)
+        found, _ = (given(model, () if inputs is None else inputs, kwargs) for model in (before, after))
     return compare(before, after, found, layers=layers, latency=latency)
 
 
@@ -166,24 +164,15 @@ def _masked(gm: fx.GraphModule) -> Summary:
     methods = METHODS.get(gm) or {}
     rows = []
     for _, parameter in gm.named_parameters():
-        names = parameter_names(gm, parameter)
+        names, value, method, mask_bytes = parameter_names(gm, parameter), parameter.detach(), "", 0
         masked = find_masked(gm, names[0].removesuffix(ORIG))
         if masked is not None and masked.orig is parameter:
-            value: Tensor = parameter.detach() * masked.mask
+            names, value, applied = masked.names, value * masked.mask, methods.get(masked.name)
+            method = ", ".join(type(part).__name__ for part in parts_of(applied)) if applied is not None else "given mask"
             mask_bytes = sum(mask.nbytes for mask in masked.masks.values())
-            rows.append(_row(masked.names, value, _method_names(methods.get(masked.name)), mask_bytes))
-        else:
-            rows.append(_row(names, parameter.detach(), "", 0))
+        zeros = 0 if value.is_meta else value.numel() - int(value.count_nonzero())
+        rows.append(Row(" = ".join(names), tuple(value.shape), method, value.numel(), zeros, mask_bytes))
     return Summary(tuple(rows))
-
-
-def _row(names: tuple[str, ...], value: Tensor, method: str, mask_bytes: int) -> Row:
-    zeros = 0 if value.is_meta else value.numel() - int(value.count_nonzero())
-    return Row(" = ".join(names), tuple(value.shape), method, value.numel(), zeros, mask_bytes)
-
-
-def _method_names(method: object) -> str:
-    return ", ".join(type(part).__name__ for part in parts_of(method)) if method is not None else "given mask"
 
 
 def _memory(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Do two models, of which one was made smaller, compute the same?
+"""Does a smaller model compute the same as its reference?
 
 In: a reference, a candidate, example inputs. Out: the largest relative error, or an exception that names the first node that
 differs.

@@ -1,4 +1,4 @@
-"""How far two values are apart, of which one may lack positions of the other."""
+"""The difference of two values; the second may lack positions of the first."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from fxprune.torch_internals.tensors import pytree
 
 Positions = tuple["Tensor | None", ...]
-"""For each dimension the positions that are left, or None for all."""
+"""For each dimension of a tensor the positions that are left; None for all positions."""
 
 
 def named_leaves(value: Any, name: str = "output") -> Iterator[tuple[str, Any]]:
-    """Yield what a model returns part by part, each with a name for people: ``output['logits'][0]``."""
+    """Yield each leaf of a model's result with a name for people: ``output['logits'][0]``."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from named_leaves(part, f"{name}[{key!r}]")
@@ -35,7 +35,7 @@ def named_leaves(value: Any, name: str = "output") -> Iterator[tuple[str, Any]]:
 
 
 def select(tensor: Tensor, kept: Positions | None) -> Tensor | None:
-    """Return the part of ``tensor`` at the kept positions; None if it has no such positions."""
+    """Return the part of ``tensor`` at the kept positions; None if the tensor lacks one of them."""
     if kept is None:
         return tensor
     if len(kept) != tensor.dim():
@@ -52,14 +52,9 @@ def select(tensor: Tensor, kept: Positions | None) -> Tensor | None:
 def relative_error(reference: Tensor, candidate: Tensor, floor: float | None = None) -> float:
     """Return the largest difference relative to the largest magnitude in ``reference``.
 
-    It is infinite where shapes or dtypes differ, where NaN or an infinity is in one alone, and for numbers that are not
-    floating-point and not equal.
-
-    Args:
-        reference: what is right.
-        candidate: what is compared with it.
-        floor: smaller magnitudes than this count as this large, so that rounding errors of what should be zero are none. By
-            default 1e-9 in double precision, else 1e-3.
+    The error is infinite if shapes or dtypes differ, if only one tensor has NaN or an infinity at some position, and for
+    integers that differ. Magnitudes below ``floor`` count as ``floor``, so that rounding errors of zeros stay small: by
+    default 1e-9 in double precision, else 1e-3.
     """
     if reference.shape != candidate.shape or reference.dtype != candidate.dtype:
         return math.inf
@@ -88,13 +83,10 @@ def relative_error(reference: Tensor, candidate: Tensor, floor: float | None = N
 
 
 def node_error(reference: Any, candidate: Any, kept: Any) -> float | None:
-    """Return how far the values of two nodes are apart; None if they cannot be compared.
+    """Return the relative error of a node's value in the candidate; None if it cannot be compared.
 
-    Args:
-        reference: the value in the reference, of tensors within lists, tuples and dicts.
-        candidate: the value in the candidate.
-        kept: the same structure with, in place of each tensor of the candidate, which positions of the reference it holds;
-            None if nothing was recorded.
+    Values are tensors within lists, tuples and dicts. ``kept`` has the same structure, with the positions of the reference
+    that are left in place of each tensor; None if no positions are recorded.
     """
     if isinstance(candidate, Tensor) and isinstance(reference, Tensor):
         part = select(reference, kept)

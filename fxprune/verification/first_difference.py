@@ -1,4 +1,4 @@
-"""Finds the first node at which two graphs that should compute the same do not."""
+"""Finds the first node whose value differs in two graphs that should compute the same."""
 
 from __future__ import annotations
 
@@ -19,24 +19,16 @@ from fxprune.verification.subject import Subject
 def first_difference(
     reference: nn.Module, candidate: nn.Module, inputs: Inputs, *, training: bool, double: bool, tolerance: float
 ) -> str:
-    """Return a sentence on the first node, in the order of the candidate, whose values differ, or which fails.
+    """Return a sentence on the first node of the candidate that fails, or whose relative error is above the tolerance.
 
-    Nodes correspond by name. Those without counterpart, and those whose values cannot be compared, are passed over. Nothing is
-    said of models that are not graphs.
-
-    Args:
-        reference: the graph that is right.
-        candidate: the graph that is compared with it.
-        inputs: the inputs to run both on.
-        training: whether to run in train mode.
-        double: whether to run in double precision.
-        tolerance: the relative error from which on values differ.
+    Nodes correspond by name. Nodes without counterpart, and nodes whose values cannot be compared, are passed over. The
+    sentence is empty if a model is not a graph, or takes other inputs.
     """
     if not isinstance(reference, fx.GraphModule) or not isinstance(candidate, fx.GraphModule):
         return ""
     try:
         theirs, ours = (Inputs(tuple(in_order(gm, inputs)), {}) for gm in (reference, candidate))
-    except TypeError:  # one of the two takes other inputs
+    except TypeError:  # one of the graphs takes other inputs
         return ""
     wanted, values = {node.name for node in candidate.graph.nodes}, dict[str, Any]()
 
@@ -51,10 +43,11 @@ def first_difference(
         Subject(NodeByNode(runner), double=double).run(ours, training=training)
     except _DifferenceError as found:
         return f"the first node that differs is {found}"
-    except Exception as error:  # whatever an operator raises on operands that do not fit
+    except Exception as error:  # operators raise any type on operands that do not fit
         if (node := runner.at) is None:
             raise
-        return f"it fails at node {name_node(node)} on {shapes(comparison.inputs_of(node))}: {in_short(error)}"
+        operands = [comparison.shapes.get(n) for n in node.all_input_nodes]
+        return f"it fails at node {name_node(node)} on {operands}: {in_short(error)}"
     return f"none of the {comparison.compared} nodes that could be compared differs by that much"
 
 
@@ -68,9 +61,6 @@ class _Comparison:
         self.tolerance = tolerance
         self.shapes: dict[fx.Node, Any] = {}
         self.compared = 0
-
-    def inputs_of(self, node: fx.Node) -> list[Any]:
-        return [self.shapes.get(n) for n in node.all_input_nodes]
 
     def compare(self, node: fx.Node, value: Any) -> None:
         self.shapes[node] = shapes(value)
@@ -87,7 +77,7 @@ class _Comparison:
 
 
 def name_node(node: fx.Node) -> str:
-    """Return name and target of a node as messages give them."""
+    """Return name and target of a node for messages."""
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return f"{node.name!r} ({node.op} {target})"
 

@@ -1,4 +1,4 @@
-"""Which inputs a verification tries: random ones of the same kinds as the examples, at their batch size and at another."""
+"""The inputs that a verification tries: random inputs like the examples, at the example's batch size and at another."""
 
 from __future__ import annotations
 
@@ -48,14 +48,7 @@ class Case:
 
 
 def cases(model: nn.Module, inputs: Inputs, modes: Iterable[Mode], *, other_batch: bool) -> Iterator[Case]:
-    """Yield the cases to compare models in.
-
-    Args:
-        model: the reference, which says which batch sizes there are.
-        inputs: the example inputs.
-        modes: the modes, each once.
-        other_batch: whether a batch of one sample more is tried as well.
-    """
+    """Yield the cases to compare models in; with ``other_batch`` also those with one sample more, if ``model`` can take it."""
     batch = batch_size(model, inputs)
     sizes = [batch] if batch is None or not other_batch else [batch, batch + 1]
     for mode in dict.fromkeys(modes):
@@ -65,11 +58,7 @@ def cases(model: nn.Module, inputs: Inputs, modes: Iterable[Mode], *, other_batc
 
 
 def given(model: nn.Module, inputs: Any, kwargs: Any) -> Inputs:
-    """Return example inputs as their user passes them, checked against the signature of ``model``.
-
-    Raises:
-        InputError: they do not fit.
-    """
+    """Return the example inputs of a user; raise InputError if they do not fit the signature of ``model``."""
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
     found = Inputs(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), dict(kwargs or {}))
@@ -84,9 +73,10 @@ def given(model: nn.Module, inputs: Any, kwargs: Any) -> Inputs:
 
 
 def batch_size(model: nn.Module, inputs: Inputs) -> int | None:
-    """Return the number of samples in the inputs, None if that cannot be told or is the only one that ``model`` takes.
+    """Return the number of samples in the inputs; None if it is unknown, or if ``model`` takes no other number.
 
-    Where the graph says which sizes are free, the first of these counts; else the first dimension, if all tensors agree on it.
+    It is the first free size of the graph where the graph records free sizes; else the first dimension of all tensors, if
+    they agree.
     """
     if isinstance(model, fx.GraphModule) and is_flattened(model):
         free = [size for node in model.graph.find_nodes(op="placeholder") if (size := _free_size(node)) is not None]
@@ -118,11 +108,11 @@ def resized(inputs: Inputs, batch: int, samples: int) -> Inputs:
 
 
 def randomised(inputs: Inputs, seed: int = 0) -> Inputs:
-    """Return random inputs like the given ones; no generator but one of its own is used.
+    """Return random inputs like ``inputs``, drawn from a generator of their own.
 
-    Floating-point tensors become normal with the mean and standard deviation of the given one (1 if it is constant, which says
-    nothing about the spread); what is not finite there stays. Integers are shuffled along the first two dimensions, usually
-    batch and sequence. Everything else stays.
+    Floating-point tensors become normal with the given tensor's mean and standard deviation (1 if it is constant); elements
+    that are not finite stay. Integers are shuffled along the first two dimensions, usually batch and sequence. All other
+    inputs stay.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""Runs a model on copies of its tensors: without chance, in either mode, in double precision; nothing of the model changes."""
+"""Runs a model on copies of its tensors, without chance, in either mode and precision; the model does not change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fxprune.verification.without_chance import WIDER, deterministic
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one run gave: outputs and buffers afterwards, by name, and gradients, by parameter name, if asked for."""
+    """The outputs of a run, the buffers after it and, if asked for, the gradients of parameters, all by name."""
 
     outputs: dict[str, Any]
     buffers: dict[str, Tensor]
@@ -35,12 +35,9 @@ class Result:
 
 
 class Subject:
-    """A model with tensors of its own to run on; parameters are copied only if the precision changes or they may.
+    """A model with its own copies of the tensors; parameters are copied only if a run may change them or in another precision.
 
-    Args:
-        model: the model.
-        double: compute in double precision.
-        gradients: compute gradients of a fixed random projection of the outputs as well.
+    With ``gradients`` a run computes the gradients of a fixed random projection of the outputs too.
     """
 
     def __init__(self, model: nn.Module, *, double: bool, gradients: bool = False) -> None:
@@ -50,7 +47,7 @@ class Subject:
             parameter.requires_grad_(gradients and (parameter.is_floating_point() or parameter.is_complex()))
 
     def _copies(self, tensors: Iterable[tuple[str, Tensor]], *, copy: bool) -> dict[str, Tensor]:
-        """Return detached tensors by name; several names of one tensor get one copy."""
+        """Return detached tensors by name; all names of one tensor get the same copy."""
         copies: dict[Tensor, Tensor] = {}
         named = {}
         for name, tensor in tensors:
@@ -61,14 +58,14 @@ class Subject:
         return named
 
     def run(self, inputs: Inputs, *, training: bool) -> Result:
-        """Run the model once, in train or eval mode; raises whatever the model raises."""
+        """Run the model once, in train or eval mode; errors of the model are not caught."""
         buffers = self._copies(self.model.named_buffers(remove_duplicate=False), copy=True)
         args, kwargs = inputs.copied(self.double)
         kept = ModelSnapshot(self.model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_mode(kept.modules, training))
             stack.enter_context(own_random_numbers(kept.tensors.values()))
-            stack.enter_context(quiet())  # what the model warns of, its user reads when running it
+            stack.enter_context(quiet())  # users read the model's warnings in runs of their own
             stack.enter_context(kept.untouched())
             stack.enter_context(torch.set_grad_enabled(self.gradients))
             stack.enter_context(deterministic(training or self.gradients, self.double))
@@ -79,7 +76,7 @@ class Subject:
         return Result(outputs, {name: buffer.detach() for name, buffer in buffers.items()}, gradients)
 
     def _differentiate(self, outputs: dict[str, Any]) -> dict[str, Tensor]:
-        generator = np.random.default_rng(0)  # where this runs, torch's give the middle of their distributions
+        generator = np.random.default_rng(0)  # within deterministic() torch's generators give no random numbers
         projections = []
         for leaf in outputs.values():
             if isinstance(leaf, Tensor) and leaf.requires_grad:

@@ -1,4 +1,4 @@
-"""verify: do two models, of which one was made smaller, compute the same?"""
+"""verify: does a smaller model compute the same as its reference?"""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def verify(
 ) -> float:
     """Check that ``candidate`` computes what ``reference`` does, such as a shrunk graph and the masked one.
 
-    Both run on random inputs like the examples: floating-point ones of the same mean and standard deviation, integers shuffled.
-    Where the reference cannot run on these, or gives something that is not finite, the examples themselves are taken. Compared
-    are all outputs, and the buffers after the run. Nothing is left to chance: dropout keeps everything, with its scale, and
-    other random operators give a value from the middle of their distribution. Neither model changes, nor any random state.
+    Both run on random inputs like the examples: floating-point inputs of the same mean and standard deviation, integers
+    shuffled. If the reference fails on them, or gives NaN or an infinity, both run on the examples themselves. All outputs, and
+    the buffers after the run, are compared. Nothing is left to chance: dropout keeps everything, with its scale, and other
+    random operators give a value from the middle of their distribution. Neither model changes, nor any random state.
 
     Args:
-        reference: what is right, a graph or any module.
-        candidate: what is compared with it. On a graph, ``gm.meta["fxprune.kept"]`` and ``node.meta["fxprune_kept"]`` say which
+        reference: the model that is right, a graph or any module.
+        candidate: the model to check. On a graph, ``gm.meta["fxprune.kept"]`` and ``node.meta["fxprune_kept"]`` say which
             positions of the reference's tensors are left.
-        example_inputs: positional inputs as a tuple or list, or the single one.
+        example_inputs: positional inputs as a tuple or list, or the single input.
         example_kwargs: keyword inputs.
         tolerance: the largest relative error allowed, relative to the largest magnitude in each tensor. By default 1e-6
             in double precision, 1e-3 in single, 0.05 below. Tensors of magnitudes below 1e-9 (in single precision 1e-3)
@@ -52,17 +52,17 @@ def verify(
         other_batch: run on one sample more than in the examples as well, if the reference can.
         precision: ``"double"`` computes in double precision on copies of the parameters (one model at a time), whatever
             dtypes the code names, or in the models' own precision if one of them cannot; ``"own"`` always in their own.
-        gradients: compare the gradients of a fixed random projection of the outputs too: those of each parameter of the
-            candidate with the kept part of the reference's, masked where that is.
+        gradients: compare the gradients of a fixed random projection of the outputs too: of each parameter of the candidate
+            with the kept part of the reference's gradient, masked if the reference is.
 
     Returns:
         The largest relative error found.
 
     Raises:
-        VerificationError: the two differ, or the candidate fails; names mode, batch size, output, relative error, and the
+        VerificationError: the models differ, or the candidate fails; names mode, batch size, output, relative error, and the
             first node that differs if both are graphs.
         InputError: the reference cannot run on the example inputs.
-        PruningTypeError: one of the two is not a module.
+        PruningTypeError: a model is not a module.
         PruningValueError: another argument is out of range, or a model is on the meta device.
 
     Example:
@@ -81,7 +81,7 @@ def verify(
         except VerificationError as error:
             if error.__cause__ is None:
                 raise
-            return verification.run(double=False)  # it could not run: that may be for the precision
+            return verification.run(double=False)  # the candidate failed, perhaps because of the precision
 
 
 def _check_arguments(reference: object, candidate: object, tolerance: object, modes: object, precision: object) -> None:
@@ -104,7 +104,7 @@ def _check_arguments(reference: object, candidate: object, tolerance: object, mo
 
 @dataclasses.dataclass(frozen=True)
 class _Expected:
-    """What the reference gave for the inputs of a case that was chosen."""
+    """The result of the reference for the inputs that were chosen for a case."""
 
     case: Case
     inputs: Inputs
@@ -130,7 +130,7 @@ class _Verification:
         for run in expected:
             try:
                 result = subject.run(run.inputs, training=run.case.training)
-            except Exception as error:  # whatever an operator raises on operands that do not fit
+            except Exception as error:  # operators raise any type on operands that do not fit
                 blame = self._blame(run, double, tolerance)
                 raise VerificationError(
                     f"the candidate fails {run.case}, where the reference runs: {in_short(error)}{blame}"
@@ -142,14 +142,14 @@ class _Verification:
         return worst
 
     def _run_reference(self, double: bool) -> list[_Expected]:
-        """Run every case that the reference can run; at least one of each mode."""
+        """Run every case that the reference can run; raise InputError if it can run none of some mode."""
         subject = Subject(self.reference, double=double, gradients=self.gradients)
         failures: dict[str, Exception] = {}
         runs: list[_Expected] = []
         for case in cases(self.reference, self.inputs, self.modes, other_batch=self.other_batch):
             try:
                 runs.append(_best_run(subject, case))
-            except Exception as error:  # whatever the model raises on inputs that it cannot take
+            except Exception as error:  # models raise any type on inputs that they do not take
                 failures.setdefault("train" if case.training else "eval", error)
         for mode, failure in failures.items():
             if not any(run.case.training is (mode == "train") for run in runs):
@@ -169,14 +169,14 @@ class _Verification:
                 yield f"buffer {name!r} after the run", _kept_error(expected.buffers[name], buffer, kept.get(name))
         scale = max((_magnitude(g) for g in expected.gradients.values()), default=0.0)
         for name, gradient in result.gradients.items():
-            # Some gradients are zero but for rounding, as that of a bias before a batch norm.
+            # Some gradients are zero but for rounding, such as the gradient of a bias before a batch norm.
             floor = scale * (1e-6 if double else 1e-2)
             yield f"the gradient of {name!r}", self._gradient_error(name, gradient, expected.gradients, kept.get(name), floor)
 
     def _gradient_error(
         self, name: str, gradient: Tensor, expected: Mapping[str, Tensor], kept: Positions | None, floor: float
     ) -> float:
-        """Compare with the kept part of the reference's; a mask that is baked in the candidate scales one of the two."""
+        """Compare with the kept part of the reference's gradient; a mask of the reference alone multiplies the candidate's."""
         theirs = expected.get(name)
         masked = None if theirs is not None else find_masked(self.reference, name)
         if masked is not None:
@@ -190,8 +190,8 @@ class _Verification:
         expected, value = (r.outputs.get(name) for r in (run.result, result))
         if math.isfinite(found):
             text = f"relative error {found:.1e} (tolerance {tolerance:.0e})"
-        elif (one := _form(expected)) != (other := _form(value)):
-            text = f"{one} in the reference, {other} in the candidate"
+        elif (theirs := _form(expected)) != (ours := _form(value)):
+            text = f"{theirs} in the reference, {ours} in the candidate"
         else:
             text = "infinite relative error: NaN, infinities or integers differ"
         blame = self._blame(run, double, tolerance)
@@ -205,13 +205,13 @@ class _Verification:
 
 
 def _best_run(subject: Subject, case: Case) -> _Expected:
-    """Run on the first inputs that give finite results; on the last that run if none do."""
+    """Run on the first inputs that give finite outputs; if none do, on the first inputs that run."""
     best: _Expected | None = None
     failure: Exception | None = None
     for inputs in case.inputs:
         try:
             result = subject.run(inputs, training=case.training)
-        except Exception as error:  # random numbers need not be what the model takes
+        except Exception as error:  # the model need not take random numbers
             failure = error
             continue
         best = best or _Expected(case, inputs, result)
@@ -236,7 +236,7 @@ def _form(value: Any) -> str:
 
 
 def _kept(reference: nn.Module, candidate: nn.Module) -> Mapping[str, Positions]:
-    """Return which positions of the reference's tensors the candidate holds; both may be what is left of a larger graph."""
+    """Return the positions of the reference's tensors that the candidate holds; both may be shrunk from a larger graph."""
     theirs, ours = ((isinstance(gm, fx.GraphModule) and KEPT.get(gm)) or {} for gm in (reference, candidate))
     found: dict[str, Positions] = {}
     for name, kept in ours.items():
@@ -247,7 +247,7 @@ def _kept(reference: nn.Module, candidate: nn.Module) -> Mapping[str, Positions]
 
 
 def _within(theirs: Tensor | None, ours: Tensor | None) -> tuple[bool, Tensor | None]:
-    """Tell whether positions are among others, and which of those they are; None stands for all that there were."""
+    """Tell whether ``ours`` are among ``theirs``, and at which places; None stands for all positions of the larger graph."""
     if theirs is None or ours is None:
         return theirs is None, ours
     places = torch.searchsorted(theirs, ours).clamp(max=max(len(theirs) - 1, 0))
@@ -257,15 +257,15 @@ def _within(theirs: Tensor | None, ours: Tensor | None) -> tuple[bool, Tensor | 
 def _leaf_error(expected: Any, found: Any) -> float:
     if isinstance(expected, Tensor) and isinstance(found, Tensor):
         return relative_error(expected, found)
-    if isinstance(expected, bool | int | float | str | None) and isinstance(found, bool | int | float | str | None):
-        return 0.0 if expected == found else math.inf
-    return 0.0 if type(expected) is type(found) else math.inf
+    plain = all(isinstance(value, bool | int | float | str | None) for value in (expected, found))
+    same = expected == found if plain else type(expected) is type(found)
+    return 0.0 if same else math.inf
 
 
 def _kept_error(expected: Tensor, found: Tensor, kept: Positions | None, floor: float | None = None) -> float:
     part = select(expected, kept)
     if kept is None and expected.shape != found.shape:
-        return 0.0  # nobody said which positions are left
+        return 0.0  # no record says which positions are left
     return math.inf if part is None else relative_error(part, found, floor)
 
 

@@ -1,7 +1,7 @@
-"""Runs models without chance: every random operator gives what depends on its arguments alone, whatever their shapes.
+"""Runs models without chance: the result of a random operator depends on its arguments alone.
 
-Two graphs of the same function draw different numbers where their shapes differ, as the n-th number of a generator meets
-another element. So nothing is drawn: dropout keeps everything, with its scale; a distribution gives a value from its middle.
+Two graphs of the same function draw different numbers if their shapes differ, as the n-th number of a generator meets another
+element. So nothing is drawn: dropout keeps everything, with its scale; a distribution gives a value from its middle.
 """
 
 from __future__ import annotations
@@ -41,12 +41,10 @@ WIDER: dict[torch.dtype, torch.dtype] = {
 
 @contextlib.contextmanager
 def deterministic(training: bool, double: bool) -> Iterator[None]:
-    """Run what is called within the context without chance.
+    """Run all calls within the context without chance, with ``double`` in double precision whatever dtype the code names.
 
-    Args:
-        training: whether the models are in train mode. Fused attention kernels drop elements inside, and which of them runs
-            depends on the shapes, so attention in train mode is spelled out as matrix products.
-        double: compute in double precision even where the code names another floating-point dtype.
+    Fused attention kernels drop elements inside, and the choice of kernel depends on the shapes. So attention in train mode
+    is written out as matrix products.
     """
     with no_fast_path(), attention_as_products() if training else contextlib.nullcontext(), _Deterministic(double):
         yield
@@ -66,9 +64,9 @@ class _Deterministic(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             return func(*map_aggregate(args, self._inside), **map_aggregate(kwargs, self._inside))
         if torch.Tag.nondeterministic_seeded in func.tags and is_composite(func):
-            with self:  # tensors of inference mode arrive before composite operators are taken apart
+            with self:  # tensors of inference mode arrive here before composite operators are decomposed
                 return func.decompose(*args, **kwargs)
-        if self.double and func is not aten.view.dtype:  # which reads the bits
+        if self.double and func is not aten.view.dtype:  # it reads the bits
             args, kwargs = map_aggregate((args, kwargs), _widen)
         if torch.Tag.nondeterministic_seeded in func.tags or _drops(func):
             result = _without_chance(func, _bind(func, args, kwargs))
@@ -99,7 +97,7 @@ def _as_double(leaf: Any) -> Any:
 
 
 def _is_new(func: OpOverload) -> bool:
-    """Tell whether the results share no memory with the arguments, so that they may be replaced."""
+    """Tell whether the results share no memory with the arguments, so that they can be replaced."""
     return all(result.alias_info is None for result in returns_of(func))
 
 
@@ -127,7 +125,7 @@ def _call(func: OpOverload, bound: Arguments) -> Any:
 def _without_chance(func: OpOverload, bound: Arguments) -> Any:
     name = base_name(func).removesuffix("_functional").removesuffix("_like").removesuffix("_")
     if "generator" in bound:
-        bound["generator"] = None  # a generator of the caller's keeps its state
+        bound["generator"] = None  # a generator of the caller keeps its state
     if name in _WHOLE:
         return _WHOLE[name](func, bound)
     if name in _MIDDLE:

@@ -24,7 +24,6 @@ from fxprune.analysis.steps import Step
 from fxprune.errors import ShrinkError
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import card_of, is_standard, update_sizes
-from fxprune.graph.captured import is_compiled
 from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import modules_by_path
 from fxprune.passes.graph_pass import GraphPass
@@ -33,7 +32,7 @@ from fxprune.passes.repair.picks import pick_unevenly, renumber, rewrite_item
 from fxprune.passes.repair.rerun import Rerun
 from fxprune.rules.call import Call
 from fxprune.rules.registry import op_card
-from fxprune.torch_internals.graphs import is_erased
+from fxprune.torch_internals.graphs import has_code, is_erased
 from fxprune.torch_internals.operators import OpOverload, arguments_of
 
 _aten = torch.ops.aten
@@ -170,7 +169,7 @@ class _Repair:
         for inside, branch in module.branches(node.name):
             before = _contents(branch)
             self.stuck |= _Repair(branch, self.values, self.steps, self.kept, inside).run(arguments)
-            if _contents(branch) != before or not is_compiled(branch):
+            if _contents(branch) != before or not has_code(branch):
                 branch.recompile()
 
     def _rewrite(self, node: fx.Node, steps: Sequence[Step]) -> None:
