@@ -10,7 +10,6 @@ from torch import nn
 
 from fxprune.errors import CaptureWarning
 from fxprune.frontends.capture import Frontend, capture_graph
-from fxprune.frontends.model.hooks import Pruned
 from fxprune.graph.captured import CapturedModule, compile_all, compiled_later
 from fxprune.methods import methods
 from fxprune.passes.mask_parameters import insert_masks
@@ -52,8 +51,9 @@ def capture(
     """
     with uncollected(), compiled_later():
         found = capture_graph(model, example_inputs, example_kwargs, frontend)
-        for entry in found.pruned:
-            _mask_as(found.gm, entry)
+        for entry in found.pruned:  # masked as torch.nn.utils.prune had it, the record of its methods included
+            insert_masks(found.gm, {entry.name: entry.mask})
+            methods.adopt(found.gm, entry.name, entry.method)
         if found.pruned:
             found.gm.recompile()
     compile_all(found.gm)
@@ -61,9 +61,3 @@ def capture(
         for note in found.notes:
             warnings.warn(note, CaptureWarning, stacklevel=2)
     return found.gm
-
-
-def _mask_as(gm: CapturedModule, pruned: Pruned) -> None:
-    """Mask a parameter as ``torch.nn.utils.prune`` had it, the record of its methods included."""
-    insert_masks(gm, {pruned.name: pruned.mask})
-    methods.adopt(gm, pruned.name, pruned.method)

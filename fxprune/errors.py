@@ -107,16 +107,8 @@ def in_short(error: Exception, lines: int = 1) -> str:
     return f"{type(error).__name__}: {' '.join(text[:lines])}" if text else type(error).__name__
 
 
-_MIRRORED: tuple[tuple[type[Exception], type[PruningError]], ...] = (
-    (ValueError, PruningValueError),
-    (TypeError, PruningTypeError),
-    (AssertionError, PruningAssertionError),
-    (IndexError, PruningIndexError),
-    (AttributeError, PruningAttributeError),
-)
-
-
 def as_pruning_error(error: Exception, context: str) -> PruningError:
     """Return ``error`` as the :class:`PruningError` that is also of its builtin type, with ``context`` before its text."""
-    mirrored = next((ours for theirs, ours in _MIRRORED if isinstance(error, theirs)), PruningRuntimeError)
+    ours = (PruningValueError, PruningTypeError, PruningAssertionError, PruningIndexError, PruningAttributeError)
+    mirrored: type[PruningError] = next((each for each in ours if isinstance(error, each.__bases__[1])), PruningRuntimeError)
     return mirrored(f"{context}: {error}")

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import fx, nn
 
@@ -19,7 +19,7 @@ from fxprune.frontends.capture import Frontend
 from fxprune.graph.captured import CapturedModule, adopt, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
 from fxprune.graph.masks import all_masked
-from fxprune.graph.parts import shared_copy
+from fxprune.graph.parts import Graph, shared_copy
 from fxprune.importance import Importance
 from fxprune.passes.bake import Bake, baked_copy
 from fxprune.passes.graph_pass import run_all
@@ -31,20 +31,18 @@ from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
 from fxprune.torch_internals.switches import uncollected
-from fxprune.verification.inputs import Inputs, given
+from fxprune.verification.inputs import given
 from fxprune.verification.verify import verify as check
-
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 def shrink(
-    gm: _Graph,
+    gm: Graph,
     *,
     from_zeros: bool = False,
     verify: bool = True,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
-) -> _Graph:
+) -> Graph:
     """Take out of a graph what its masks remove, in place: the network gets smaller and computes what it did.
 
     Which units go is read from the masks, whoever made them: those of a plan, or masks of ``torch.nn.utils.prune``, of which
@@ -73,19 +71,15 @@ def shrink(
     as_graph_module(gm)
     inputs = _inputs(gm, example_inputs, example_kwargs) if verify else None
     if inputs is not None:
-        _note_examples(gm, given(gm, *inputs))
+        placeholders = gm.graph.find_nodes(op="placeholder")
+        for node, value in zip(placeholders, in_order(gm, given(gm, *inputs)), strict=True):
+            node.meta.setdefault("val", value)  # a graph from a pickle has no example values
     with compiled_later():
         smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
     if inputs is not None:
         check(gm, smaller, *inputs)
     adopt(gm, smaller)
     return gm
-
-
-def _note_examples(gm: fx.GraphModule, inputs: Inputs) -> None:
-    """Give the inputs of a graph example values where they have none, as after pickling."""
-    for node, value in zip(gm.graph.find_nodes(op="placeholder"), in_order(gm, inputs), strict=True):
-        node.meta.setdefault("val", value)
 
 
 def _inputs(gm: fx.GraphModule, args: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any] | None] | None:

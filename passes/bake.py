@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
 
 import torch
 from torch import fx, nn
 
 from fxprune.graph.masks import all_masked
-from fxprune.graph.metadata import KEEPS, METHODS
-from fxprune.graph.parts import shared_copy
+from fxprune.graph.metadata import KEEPS, METHODS, ORIGINAL
+from fxprune.graph.parts import Graph, shared_copy
 from fxprune.graph.paths import holders
-from fxprune.passes.compensate import EraseCorrections
-from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.passes.compensate import erase_corrections
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.mask_parameters import remove_masks
 from fxprune.torch_internals.graphs import free_names
-
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Bake(GraphPass):
                 fresh = nn.Parameter(old.clone() if old.is_inference() else old, requires_grad=masked.orig.requires_grad)
             for owner, attribute in held[masked.orig]:
                 owner._parameters[attribute] = fresh
-        modified = EraseCorrections().rewrite(gm)
+        modified = erase_corrections(gm)
         modified |= remove_masks(gm, all_masked(gm))
         METHODS.pop(gm)
         free_names(gm.graph)
@@ -45,11 +42,12 @@ class Bake(GraphPass):
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if a mask or a correction is left."""
-        check(not all_masked(gm), "a parameter is masked")
-        check(KEEPS.get(gm) is None, "a correction is left")
+        assert not all_masked(gm), "a parameter is masked"
+        assert not any(map(ORIGINAL.get, gm.graph.nodes)), "a correction is left"
+        assert KEEPS.get(gm) is None, "a correction is left"
 
 
-def baked_copy(gm: _Graph) -> _Graph:
+def baked_copy(gm: Graph) -> Graph:
     """Return a copy with all masks baked into parameters of its own; what is not masked is shared."""
     baked = shared_copy(gm)
     Bake()(baked)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.metadata import KEEPS, ORIGINAL
 from fxprune.graph.parts import Slot
 from fxprune.graph.pickling import found, picklable
-from fxprune.passes.graph_pass import GraphPass, check
 from fxprune.passes.lower import take_over
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.operators import arguments_of
@@ -27,48 +25,31 @@ from fxprune.torch_internals.operators import arguments_of
 _KEEP = "fxprune_keep_"  # vectors of flags at the root of a graph
 
 
-@dataclasses.dataclass(frozen=True)
-class Compensate(GraphPass):
-    """Pass: write corrections into a masked graph.
+def check_possible(wanted: Iterable[Correction]) -> None:
+    """Raise PlanError if a correction is impossible."""
+    for correction in wanted:
+        if isinstance(correction, Impossible):
+            raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
 
-    Requires: the corrections are possible, and the modules whose calls are restricted are written out. Ensures: the graph
-    computes what the smaller network will.
+
+class Compensation:
+    """Writes corrections into a masked graph, which computes then what the smaller network will.
+
+    The modules whose calls are restricted are written out already. The graph is not recompiled.
 
     Args:
-        deps: the analysis of the graph, from before it was masked.
-        kept: what the masks leave.
-        wanted: the corrections.
-
-    Raises:
-        PlanError: a correction is impossible.
+        gm: the graph.
+        deps: its analysis, from before it was masked.
+        kept: the positions that the masks leave.
     """
 
-    deps: Dependencies
-    kept: Remaining
-    wanted: Sequence[Correction]
-
-    def requires(self, gm: fx.GraphModule) -> None:
-        """Raise PlanError if a correction is impossible."""
-        for correction in self.wanted:
-            if isinstance(correction, Impossible):
-                raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
-
-    def rewrite(self, gm: fx.GraphModule) -> bool:
-        """Write the corrections, in place."""
-        writer = _Writer(gm, self.deps, self.kept)
-        for correction in self.wanted:
-            if not isinstance(correction, Impossible):
-                writer.write(correction)
-        return bool(self.wanted)
-
-
-class _Writer:
     def __init__(self, gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> None:
         self.gm, self.deps, self.kept = gm, deps, kept
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self.known: dict[Content, str] = {}
 
-    def write(self, correction: Fill | Clear | Rescale | Restrict) -> None:
+    def write(self, correction: Correction) -> None:
+        """Write one correction, in place."""
         graph = self.gm.graph
         if isinstance(correction, Fill):
             node, place = self.nodes[correction.place.node], correction.place
@@ -81,7 +62,7 @@ class _Writer:
             self._follow(correction.place, over_kept.keep_only, correction.place.dim, 0.0)
         elif isinstance(correction, Rescale):
             self._follow(correction.place, over_kept.mean_of_kept)
-        else:
+        elif isinstance(correction, Restrict):
             self._restrict(self.nodes[correction.places[0].node], correction)
 
     def _follow(self, place: Place, function: Callable[..., Any], *options: Any) -> None:
@@ -128,15 +109,12 @@ class _Writer:
         content = self.deps.units.content(place.axis)
         if content not in self.known:
             name = self.known[content] = f"{_KEEP}{len(self.known)}"
-            self.gm.register_buffer(name, flags.to(_device(self.gm)))
+            device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), torch.device("cpu"))
+            self.gm.register_buffer(name, flags.to(device))
         record = KEEPS.setdefault(self.gm, {}).setdefault(self.known[content], [])
         if (place.node, place.input, place.dim) not in record:
             record.append((place.node, place.input, place.dim))
         return self.gm.graph.create_node("get_attr", self.known[content])
-
-
-def _device(gm: fx.GraphModule) -> torch.device:
-    return next((t.device for t in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
 
 
 def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:
@@ -159,33 +137,24 @@ def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> Non
         _, node, dim = places[0]
         label = deps.values[node]
         assert isinstance(label, Label)
-        buffer = gm.get_buffer(name)
-        buffer.copy_(torch.from_numpy(kept(label.axes[dim])))
+        gm.get_buffer(name).copy_(torch.from_numpy(kept(label.axes[dim])))
 
 
-@dataclasses.dataclass(frozen=True)
-class EraseCorrections(GraphPass):
-    """Pass: take all corrections out of a graph. Ensures: its text is the one before :class:`Compensate`."""
-
-    def rewrite(self, gm: fx.GraphModule) -> bool:
-        """Erase the corrections, in place."""
-        record = KEEPS.pop(gm) or {}
-        graph = gm.graph
-        for node in list(graph.nodes):
-            if node.target in (over_kept.keep_only, over_kept.mean_of_kept):
-                node.replace_all_uses_with(node.all_input_nodes[0])
-                graph.erase_node(node)
-            elif (original := ORIGINAL.pop(node)) is not None:
-                _restore(graph, node, original)
-        for name in record:
-            for read in graph.find_nodes(op="get_attr", target=name):
-                graph.erase_node(read)
-            delattr(gm, name)
-        return bool(record)
-
-    def ensures(self, gm: fx.GraphModule) -> None:
-        """Raise AssertionError if a correction is left."""
-        check(KEEPS.get(gm) is None and not any(map(ORIGINAL.get, gm.graph.nodes)), "a correction is left")
+def erase_corrections(gm: fx.GraphModule) -> bool:
+    """Take all corrections out of a graph, in place, and tell whether there were any: its text is the one before them."""
+    record = KEEPS.pop(gm) or {}
+    graph = gm.graph
+    for node in list(graph.nodes):
+        if node.target in (over_kept.keep_only, over_kept.mean_of_kept):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
+        elif (original := ORIGINAL.pop(node)) is not None:
+            _restore(graph, node, original)
+    for name in record:
+        for read in graph.find_nodes(op="get_attr", target=name):
+            graph.erase_node(read)
+        delattr(gm, name)
+    return bool(record)
 
 
 def _restore(graph: fx.Graph, node: fx.Node, original: tuple[Any, ...]) -> None:

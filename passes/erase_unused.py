@@ -8,7 +8,7 @@ from torch import fx
 
 from fxprune.graph.paths import split
 from fxprune.graph.side_effects import may_write
-from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.passes.graph_pass import GraphPass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EraseUnused(GraphPass):
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if a node is of no use."""
         for node in gm.graph.nodes:
-            check(bool(node.users) or _has_effect(gm, node), f"node {node.name!r} is of no use")
+            assert bool(node.users) or _has_effect(gm, node), f"node {node.name!r} is of no use"
 
 
 def reads(gm: fx.GraphModule) -> frozenset[str]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
 
 from torch import fx
 
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import METHODS
-from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.graph.parts import Graph
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.mask_parameters import remove_masks
 from fxprune.passes.mask_units import note_dead_axes
-
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +32,10 @@ class Finalize(GraphPass):
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if a parameter is masked."""
-        check(not all_masked(gm), "a parameter is masked")
+        assert not all_masked(gm), "a parameter is masked"
 
 
-def finalize(gm: _Graph) -> _Graph:
+def finalize(gm: Graph) -> Graph:
     """Bake every mask of a graph into its parameter, in place; shapes stay as they are.
 
     The Parameter objects stay the same, so an optimizer over them keeps working and keeps its state. A graph without

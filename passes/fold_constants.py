@@ -17,15 +17,9 @@ from fxprune.zeros.folds import Fold
 
 
 def amounts_of(gm: fx.GraphModule, kept: Remaining, folds: Sequence[Fold]) -> list[Tensor]:
-    """Return what each bias has to take in, from weights that have lost nothing yet.
+    """Return the amount that each bias takes in: a tensor of one number for each output left, in float64.
 
-    Args:
-        gm: the graph.
-        kept: what will be left of its axes.
-        folds: the layers, with the numbers that stand at their inputs.
-
-    Returns:
-        Tensors of one number for each output that is left, in float64 on the weight's device.
+    The weights have lost nothing yet; ``kept`` says what will be left of their axes.
     """
     amounts = [_amount(find_parameter(gm, fold.weight), fold) for fold in folds]
     return [a[torch.from_numpy(kept.index(f.outputs)).to(a.device)] for a, f in zip(amounts, folds, strict=True)]
@@ -37,9 +31,8 @@ def _amount(weight: nn.Parameter, fold: Fold) -> Tensor:
         # Without a border each place of a kernel meets the same number.
         matrix = matrix.T if fold.inputs_first else matrix.flatten(2).sum(2) if matrix.dim() > 2 else matrix
         numbers = torch.from_numpy(fold.numbers.copy()).to(matrix)
-        groups = len(numbers) // matrix.shape[1]
-        per_group = matrix.view(groups, -1, matrix.shape[1])
-        return torch.einsum("goi,gi->go", per_group, numbers.view(groups, -1)).reshape(-1)
+        per_group = numbers.view(-1, matrix.shape[1])
+        return torch.einsum("goi,gi->go", matrix.view(len(per_group), -1, matrix.shape[1]), per_group).reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True)

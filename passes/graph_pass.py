@@ -47,9 +47,3 @@ def run_all(passes: Iterable[GraphPass], gm: fx.GraphModule) -> bool:
     for each in passes:
         modified |= each(gm).modified
     return modified
-
-
-def check(condition: bool, message: str) -> None:
-    """Raise AssertionError with a message unless a condition holds."""
-    if not condition:
-        raise AssertionError(message)

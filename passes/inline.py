@@ -73,12 +73,8 @@ def _inline(
 ) -> bool:
     """Write out the node of a name; tell whether that could be done.
 
-    Args:
-        gm: the graph.
-        deps: its analysis.
-        name: the node's name.
-        shapes: tensors like those that the nodes give, of a batch size that no other size is taken for.
-        known: the graphs of calls written out before; calls that are alike share one.
+    The tensors in ``shapes`` are like those that the nodes give, of a batch size that no other size is taken for. ``known`` has
+    the graphs of calls written out before; calls that are alike share a graph.
     """
     node = next((node for node in gm.graph.nodes if node.name == name), None)
     if node is None:
@@ -114,7 +110,8 @@ def _inline(
     key = (node.op, target, str(plain), str([(tuple(t.shape), t.dtype) for t in examples]))
     if key not in known:
         try:
-            known[key] = _captured(_Call(function, build).train(gm.training), examples)
+            with quiet(), compiled_later():
+                known[key] = capture_graph(_Call(function, build).train(gm.training), tuple(examples)).gm
         except FxpruneError:
             return False
     inner = known[key]
@@ -130,11 +127,6 @@ def _fixes_batch(inner: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) 
     checks = [node.args for node in inner.graph.nodes if node.target is layers.check_shape]
     sizes: list[tuple[Any, int]] = [pair for given, shape, _ in checks for pair in zip(shape, shapes[given], strict=True)]
     return any(isinstance(size, int) and size not in (-1, now) for size, now in sizes)
-
-
-def _captured(call: nn.Module, examples: list[Tensor]) -> fx.GraphModule:
-    with quiet(), compiled_later():
-        return capture_graph(call, tuple(examples)).gm
 
 
 def _splice(
@@ -153,8 +145,7 @@ def _splice(
             placed[old] = flags[0]
             continue
         with graph.inserting_before(node):
-            new = graph.node_copy(old, placed.__getitem__)
-        placed[old] = new
+            new = placed[old] = graph.node_copy(old, placed.__getitem__)
         if old.op in ("get_attr", "call_module") and old.target != "training":
             new.target = _moved(gm, inner, str(old.target))
     leaves = pytree.tree_leaves(result)

@@ -20,7 +20,7 @@ from fxprune.graph.masks import find_parameter
 from fxprune.graph.metadata import CALL, LOWERED, PATH
 from fxprune.graph.parts import Lowered, Slot
 from fxprune.graph.paths import join, replace_modules
-from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.passes.graph_pass import GraphPass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +43,16 @@ class Lower(GraphPass):
         wanted = {find_parameter(gm, name) for name in self.names}
         for node in gm.graph.find_nodes(op="call_module"):
             held = gm.get_submodule(str(node.target)).parameters()
-            check(wanted.isdisjoint(held), f"node {node.name!r} calls a module with one of the parameters")
+            assert wanted.isdisjoint(held), f"node {node.name!r} calls a module with one of the parameters"
 
 
 def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collection[str] = ()) -> bool:
-    """Write out the called leaf modules that hold any of ``parameters``, in place; all of them or, on an error, none.
+    """Write out the called leaf modules that hold any of ``parameters``, and the nodes ``names``: all or, on an error, none.
 
-    Args:
-        gm: the graph; it is not recompiled.
-        parameters: parameters of ``gm``.
-        names: nodes to write out besides.
-
-    Returns:
-        Whether the graph changed.
+    The graph is not recompiled. Returns whether it changed.
 
     Raises:
-        LoweringError: if one of the modules has no functional form; names node, module and class.
+        LoweringError: if a module has no functional form; names node, module and class.
     """
     wanted = set(parameters)
     called = [(node, gm.get_submodule(str(node.target))) for node in gm.graph.find_nodes(op="call_module")]
@@ -80,7 +74,9 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
     for (node, leaf), nodes in zip(calls, written, strict=True):
         if leaf not in stand_ins:
             stand_ins[leaf] = Lowered.of(leaf)
-        call, known = _with_slots(node), stand_ins[leaf].calls
+        slots = {read: Slot(f"${k}") for k, read in enumerate(node.all_input_nodes)}
+        to_slot: Callable[[fx.Node], Any] = slots.__getitem__
+        call, known = (tuple(fx.map_arg(node.args, to_slot)), dict(fx.map_arg(node.kwargs, to_slot))), stand_ins[leaf].calls
         if call not in known:
             known.append(call)
         CALL.set(nodes[-1], known.index(call))
@@ -109,21 +105,13 @@ def _write_out(graph: fx.Graph, node: fx.Node, leaf: nn.Module) -> list[fx.Node]
 
 
 def emit(module: nn.Module, path: str, graph: fx.Graph, args: Any, kwargs: Any) -> fx.Node:
-    """Write the functional form of ``module`` into ``graph`` at its insertion point.
+    """Write the functional form of ``module`` into ``graph`` at its insertion point; return the node of the result.
 
-    Args:
-        module: a leaf module; only its configuration is read.
-        path: its dotted path; parameters are read from there.
-        graph: the graph to write into.
-        args: the positional arguments of the call, with nodes of ``graph`` in them.
-        kwargs: the keyword arguments of the call.
-
-    Returns:
-        The node that holds the module's result.
+    Parameters are read by ``path``, such as "layer1.conv"; ``args`` and ``kwargs`` are those of the call.
 
     Raises:
-        LoweringError: if the class has no functional form, or this call of it has none. Nodes written so far stay; the
-            caller removes them.
+        LoweringError: if the class, or this call of it, has no functional form. Nodes written so far stay; the caller removes
+            them.
     """
     form = card_of(type(module)).form
     if form is None:
@@ -200,12 +188,3 @@ def stand_in(old: fx.Node, new: fx.Node) -> None:
     name = old.name
     old.graph.erase_node(old)
     new.name = name
-
-
-def _with_slots(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    slots: dict[fx.Node, Slot] = {}
-
-    def to_slot(argument: fx.Node) -> Any:
-        return slots.setdefault(argument, Slot(f"${len(slots)}"))
-
-    return tuple(fx.map_arg(node.args, to_slot)), dict(fx.map_arg(node.kwargs, to_slot))

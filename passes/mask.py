@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeVar
 
 from torch import Tensor, fx
 
 from fxprune.errors import PruningTypeError
 from fxprune.graph.masks import find_masked
-from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.graph.parts import Graph
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.mask_parameters import insert_masks
 from fxprune.passes.mask_units import mask_plan
 from fxprune.planning.plan import Plan
-
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +40,10 @@ class Mask(GraphPass):
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if one of the parameters is not masked."""
         for name in self.masks if isinstance(self.masks, Mapping) else ():
-            check(find_masked(gm, name) is not None, f"{name!r} is not masked")
+            assert find_masked(gm, name) is not None, f"{name!r} is not masked"
 
 
-def mask(gm: _Graph, masks: Plan | Mapping[str, Tensor]) -> _Graph:
+def mask(gm: Graph, masks: Plan | Mapping[str, Tensor]) -> Graph:
     """Mask parameters of a graph, in place.
 
     A plan masks all that its removed units own, by one vector of flags for each axis, and corrects what combines their

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,10 +38,7 @@ from fxprune.torch_internals.graphs import is_erased
 def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool = False) -> bool:
     """Mask parameters by masks of their shapes, in place; the graph is not recompiled. Returns whether anything changed.
 
-    Args:
-        gm: the graph.
-        masks: a mask for each name.
-        own: whether masks in uint8 become buffers as they are, without a copy: they are zeros and ones and no one else's.
+    With ``own`` masks in uint8 become buffers without a copy: they are zeros and ones, and nothing else holds them.
     """
     held = holders(as_graph_module(gm))
     parameters = {name: _maskable(gm, name, mask, held) for name, mask in masks.items()}
@@ -56,12 +53,10 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool =
 
 
 def put_masks(gm: fx.GraphModule, masks: Mapping[str, Mapping[str, Tensor]]) -> bool:
-    """Multiply parameters, written out already, by masks; tell whether anything changed.
+    """Multiply parameters, written out already, by masks; tell whether anything changed. The graph is not recompiled.
 
-    Args:
-        gm: the graph; it is not recompiled.
-        masks: by a name of each parameter its masks by their endings, of shapes that broadcast to the parameter's; see
-            :class:`fxprune.graph.masks.Masked`. Of several names of one parameter the first counts.
+    The masks stand by name and ending, as in ``{"fc.weight": {"_mask0": mask}}``, and broadcast to the parameter's shape; see
+    :class:`fxprune.graph.masks.Masked`. Of several names of one parameter the first counts.
     """
     held, reads, names = holders(gm), _reads(gm.graph), parameters_by_name(gm)
     present = {name: masked for masked in all_masked(gm) for name in masked.names}
@@ -73,8 +68,9 @@ def put_masks(gm: fx.GraphModule, masks: Mapping[str, Mapping[str, Tensor]]) -> 
             continue
         seen.add(parameter)
         for ending in given.keys() & old.keys():
-            if not _equal(old[ending], given[ending]):
-                replace_mask(held[parameter], given[ending], ending)
+            before, mask = old[ending], given[ending]
+            if before.dtype != mask.dtype or before.is_meta or not torch.equal(before, mask):
+                replace_mask(held[parameter], mask, ending)
                 modified = True
         fresh = {ending: mask for ending, mask in given.items() if ending not in old}
         if fresh:
@@ -99,10 +95,6 @@ def _check_aliases(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, T
         other = first.setdefault(parameter, name)
         if other != name and not masks[name].is_meta and not bool((masks[name] == masks[other]).all()):
             raise PruningValueError(f"{name!r} and {other!r} are one tied parameter, but their masks differ")
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and not a.is_meta and torch.equal(a, b)
 
 
 def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[Tensor | None, Held]) -> nn.Parameter:
@@ -183,14 +175,7 @@ def _add_factor(graph: fx.Graph, product: fx.Node, ending: str) -> None:
 def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
     """Bake masks and take them out of a graph, in place, and raise the leaf modules that are free of masks then.
 
-    The Parameter objects stay. The graph is not recompiled.
-
-    Args:
-        gm: the graph.
-        masked: the masked parameters, from :mod:`fxprune.graph.masks`.
-
-    Returns:
-        Whether anything changed.
+    The Parameter objects stay. The graph is not recompiled. Returns whether there was a mask.
     """
     moved, held, reads = list[fx.Node](), holders(gm), _reads(gm.graph)
     for entry in masked:
@@ -208,21 +193,15 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
     return bool(masked)
 
 
-def drop_masks(gm: fx.GraphModule, dropped: Callable[[str], bool]) -> None:
-    """Take masks out of a graph, in place, without baking them; it is not recompiled, and nothing is raised.
-
-    Args:
-        gm: the graph.
-        dropped: tells by the ending of its name whether a mask goes.
-    """
+def drop_structured_masks(gm: fx.GraphModule) -> None:
+    """Take the masks of axes out of a graph, in place, without baking them; it is not recompiled, and nothing is raised."""
     held, reads, left = holders(gm), _reads(gm.graph), dict[str, dict[str, Tensor]]()
     for entry in all_masked(gm):
-        if not any(dropped(ending) for ending in entry.masks):
-            continue
-        unregister_masks(held[entry.orig])
-        for name in entry.names:
-            _put_back(_erase_product(gm.graph, reads, name))
-        left[entry.name] = {ending: mask for ending, mask in entry.masks.items() if not dropped(ending)}
+        if entry.masks.keys() != {MASK}:
+            unregister_masks(held[entry.orig])
+            for name in entry.names:
+                _put_back(_erase_product(gm.graph, reads, name))
+            left[entry.name] = {ending: mask for ending, mask in entry.masks.items() if ending == MASK}
     put_masks(gm, left)
 
 
@@ -261,29 +240,24 @@ def is_product(node: fx.Node) -> bool:
     if node.op != "call_function" or node.target is not operator.mul or len(node.args) != 2:
         return False
     orig, factor = node.args
-    if not isinstance(orig, fx.Node) or not isinstance(factor, fx.Node):
+    if not isinstance(orig, fx.Node) or orig.op != "get_attr" or not str(orig.target).endswith(ORIG):
         return False
-    if orig.op != "get_attr" or not str(orig.target).endswith(ORIG):
-        return False
-    name = str(orig.target).removesuffix(ORIG)
-    return _is_mask_of(factor, name) or _is_factor(factor, name)
+    return _masked_by(factor) == str(orig.target).removesuffix(ORIG)
 
 
 def is_factor(node: fx.Node) -> bool:
     """Tell whether ``node`` multiplies masks of one parameter."""
-    masks = [str(leaf.target) for leaf in node.all_input_nodes if leaf.op == "get_attr"]
-    return any(_is_factor(node, re.sub(MASK + r"\d*$", "", name)) for name in masks)
+    return node.op == "call_function" and _masked_by(node) is not None
 
 
-def _is_mask_of(node: fx.Node, name: str) -> bool:
-    return node.op == "get_attr" and re.fullmatch(re.escape(name + MASK) + r"\d*", str(node.target)) is not None
-
-
-def _is_factor(node: fx.Node, name: str) -> bool:
-    """Tell whether ``node`` is a product of masks of one parameter."""
-    return (
-        node.op == "call_function"
-        and node.target is operator.mul
-        and len(node.args) == 2
-        and all(isinstance(a, fx.Node) and (_is_mask_of(a, name) or _is_factor(a, name)) for a in node.args)
-    )
+def _masked_by(value: object) -> str | None:
+    """Return the name of the parameter whose mask, or product of masks, a node is: "w" of ``w_mask0 * w_mask1``; else None."""
+    if not isinstance(value, fx.Node):
+        return None
+    if value.op == "get_attr":
+        found = re.fullmatch(rf"(.*){MASK}\d*", str(value.target))
+        return found and found[1]
+    if value.op != "call_function" or value.target is not operator.mul or len(value.args) != 2:
+        return None
+    name, other = map(_masked_by, value.args)
+    return name if name == other else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,35 +17,13 @@ from fxprune.analysis.remaining import Flags, Remaining
 from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
 from fxprune.graph.metadata import BAKED
 from fxprune.graph.parts import shared_copy
-from fxprune.passes.compensate import Compensate, EraseCorrections, has_places, update_keeps
-from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.passes.compensate import Compensation, check_possible, erase_corrections, has_places, update_keeps
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower
-from fxprune.passes.mask_parameters import drop_masks, put_masks
+from fxprune.passes.mask_parameters import drop_structured_masks, put_masks
 from fxprune.passes.raise_leaves import RaiseLeaves
 from fxprune.planning.plan import Plan
 from fxprune.torch_internals.switches import uncollected
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Vector:
-    """The mask of one axis of a parameter."""
-
-    name: str
-    parameter: nn.Parameter
-    dim: int
-    flags: Flags
-
-    @property
-    def ending(self) -> str:
-        return f"{MASK}{self.dim}"
-
-    @property
-    def tensor(self) -> Tensor:
-        """The flags in a shape that broadcasts to the parameter's, and in its dtype, which multiplies fastest."""
-        shape = [1] * self.parameter.dim()
-        shape[self.dim] = -1
-        flags = torch.from_numpy(self.flags.copy()).to(device=self.parameter.device, dtype=self.parameter.dtype)
-        return flags.view(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,28 +47,27 @@ class MaskUnits(GraphPass):
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Mask the units, in place."""
         deps, kept = self.deps, Remaining(self.deps.units, self.removed)
-        compensate = Compensate(deps, kept, needed_corrections(deps, kept))
-        compensate.requires(gm)
-        vectors = _vectors(gm, deps, kept)
-        if _update(gm, deps, kept, vectors, compensate.wanted):
+        wanted = needed_corrections(deps, kept)
+        check_possible(wanted)
+        masks = _masks(gm, deps, kept)
+        if _update(gm, deps, kept, masks, wanted):
             return True
         strip(gm)
-        restricted = {place.node for c in compensate.wanted if isinstance(c, Restrict) for place in c.places}
-        lower(gm, [vector.parameter for vector in vectors], restricted)
-        if any(vector.parameter.is_meta for vector in vectors):  # a mask there has no values that could say
-            BAKED.set(gm, {(vector.name, vector.dim): ~vector.flags for vector in vectors})
-        masks: dict[str, dict[str, Tensor]] = {}
-        for vector in vectors:
-            masks.setdefault(vector.name, {})[vector.ending] = vector.tensor
+        parameters = [find_parameter(gm, name) for name in masks]
+        lower(gm, parameters, {place.node for c in wanted if isinstance(c, Restrict) for place in c.places})
+        if any(parameter.is_meta for parameter in parameters):  # a mask there has no values that could say
+            BAKED.set(gm, {at: flags for at, flags in dead_places(deps, kept).items() if at[0] in masks})
         put_masks(gm, masks)
-        compensate.rewrite(gm)
+        compensation = Compensation(gm, deps, kept)
+        for correction in wanted:
+            compensation.write(correction)
         return True
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if an axis that loses positions has no mask of them."""
-        masks = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
-        for vector in _vectors(gm, self.deps, Remaining(self.deps.units, self.removed)):
-            check(vector.ending in masks.get(vector.name, {}), f"{vector.name}[{vector.dim}] is not masked")
+        present = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
+        for name, masks in _masks(gm, self.deps, Remaining(self.deps.units, self.removed)).items():
+            assert masks.keys() <= present.get(name, {}).keys(), f"{name!r} is not masked on every axis"
 
 
 @uncollected()
@@ -120,37 +97,48 @@ def needed_corrections(deps: Dependencies, kept: Remaining) -> list[Correction]:
     return list(corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, goes))
 
 
-def _vectors(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> list[_Vector]:
-    found = []
+def _masks(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> dict[str, dict[str, Tensor]]:
+    """Return by name and ending the masks of the parameters that lose positions: ``{"fc.weight": {"_mask0": (10, 1)}}``."""
+    masks: dict[str, dict[str, Tensor]] = {}
     for tracked in deps.tracked:
-        if not tracked.is_parameter or not kept.shrinks(tracked.label):
-            continue
-        parameter = find_parameter(gm, tracked.name)
-        check_prunable(tracked.name, parameter)
-        for dim, axis in enumerate(tracked.label.axes):
-            if kept.size(axis) != axis.size:
-                found.append(_Vector(tracked.name, parameter, dim, kept(axis)))
-    return found
+        if tracked.is_parameter and kept.shrinks(tracked.label):
+            parameter = find_parameter(gm, tracked.name)
+            check_prunable(tracked.name, parameter)
+            masks[tracked.name] = {
+                f"{MASK}{dim}": _vector(parameter, dim, kept(axis))
+                for dim, axis in enumerate(tracked.label.axes)
+                if kept.size(axis) != axis.size
+            }
+    return masks
+
+
+def _vector(parameter: nn.Parameter, dim: int, flags: Flags) -> Tensor:
+    """Return flags in a shape that broadcasts to the parameter's, and in its dtype, which multiplies fastest."""
+    vector = torch.from_numpy(flags.copy()).to(device=parameter.device, dtype=parameter.dtype)
+    return vector.view([-1 if d == dim else 1 for d in range(parameter.dim())])
 
 
 def _update(
-    gm: fx.GraphModule, deps: Dependencies, kept: Remaining, vectors: Sequence[_Vector], wanted: Sequence[Correction]
+    gm: fx.GraphModule,
+    deps: Dependencies,
+    kept: Remaining,
+    masks: Mapping[str, Mapping[str, Tensor]],
+    wanted: Sequence[Correction],
 ) -> bool:
     """Update the masks where they stand, if they are on all axes that need one; tell whether they were."""
     present = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
-    if any(vector.ending not in present.get(vector.name, {}) for vector in vectors):
+    if not masks or any(not given.keys() <= present.get(name, {}).keys() for name, given in masks.items()):
         return False
     places = [
         p for c in wanted for p in (c.places if isinstance(c, Restrict) else [c.place] if isinstance(c, Fill | Rescale) else [])
     ]
-    if not vectors or not has_places(gm, places):
+    if not has_places(gm, places):
         return False
-    for masks in present.values():
-        for ending, mask in masks.items():
-            if ending != MASK:
-                mask.fill_(1)
-    for vector in vectors:
-        present[vector.name][vector.ending].copy_(vector.tensor)
+    for mask in (mask for every in present.values() for ending, mask in every.items() if ending != MASK):
+        mask.fill_(1)
+    for name, given in masks.items():
+        for ending, mask in given.items():
+            present[name][ending].copy_(mask)
     update_keeps(gm, deps, kept)
     return True
 
@@ -162,9 +150,9 @@ def is_structured(gm: fx.GraphModule) -> bool:
 
 def strip(gm: fx.GraphModule) -> None:
     """Take structured masks and their corrections out of a graph, in place, without baking them; it is not recompiled."""
-    EraseCorrections().rewrite(gm)
+    erase_corrections(gm)
     if is_structured(gm):
-        drop_masks(gm, lambda ending: ending != MASK)
+        drop_structured_masks(gm)
     RaiseLeaves().rewrite(gm)
 
 
@@ -192,3 +180,13 @@ def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
             if ending != MASK and not mask.is_meta:
                 found[masked.name, int(ending.removeprefix(MASK))] = (mask == 0).reshape(-1).cpu().numpy()
     return found
+
+
+def dead_places(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Flags]:
+    """Return for every axis of a parameter or buffer that loses positions which go."""
+    return {
+        (t.name, dim): ~kept(axis)
+        for t in deps.tracked
+        for dim, axis in enumerate(t.label.axes)
+        if kept.size(axis) != axis.size
+    }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -49,15 +48,6 @@ class RaiseLeaves(GraphPass):
         return bool(restored)
 
 
-@dataclasses.dataclass
-class _Match:
-    """Where a pattern was found: its root, all its nodes (inputs before users), and the nodes in place of the slots."""
-
-    root: fx.Node
-    nodes: list[fx.Node]
-    slots: dict[str, fx.Node]
-
-
 def _readers(gm: fx.GraphModule) -> dict[Tensor, list[fx.Node]]:
     """Map each tensor of the graph to the get_attr nodes that read it."""
     tensors = dict(gm.named_parameters(remove_duplicate=False)) | dict(gm.named_buffers(remove_duplicate=False))
@@ -91,11 +81,10 @@ def _raise(
             name = PATH.get(site) or path
             if isinstance(owner := value_at(gm, name), Lowered) and owner is not lowered:
                 continue
-            match = _Matcher(module, path, tensor_of).run(pattern, site)
-            if match is None:
-                continue
-            _put_call(gm.graph, name if owner is lowered else path, args, kwargs, match)
-            found = True
+            matcher = _Matcher(module, path, tensor_of)
+            if matcher.same(pattern, site):
+                _put_call(gm.graph, name if owner is lowered else path, args, kwargs, matcher.matched)
+                found = True
     return found
 
 
@@ -111,41 +100,38 @@ def _pattern(module: nn.Module, path: str, args: Any, kwargs: Any) -> fx.Node:
             inputs[value] = scratch.create_node("placeholder", str(value), name=f"slot_{len(inputs)}")
         return inputs[value]
 
-    args, kwargs = map_aggregate(args, to_input), map_aggregate(kwargs, to_input)
-    return emit(module, path, scratch, args, kwargs)
+    return emit(module, path, scratch, map_aggregate(args, to_input), map_aggregate(kwargs, to_input))
 
 
-def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, match: _Match) -> None:
+def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, matched: dict[fx.Node, fx.Node]) -> None:
+    """Put the call of a module in place of the nodes that were matched, inputs before users, the root last."""
+    slots = {str(pattern.target): node for pattern, node in matched.items() if pattern.op == "placeholder"}
+    *inner, root = (node for pattern, node in matched.items() if pattern.op != "placeholder")
+
     def fill(value: Any) -> Any:
-        return match.slots[value] if isinstance(value, Slot) else value
+        return slots[value] if isinstance(value, Slot) else value
 
-    with graph.inserting_before(match.root):
+    with graph.inserting_before(root):
         call = graph.call_module(path, map_aggregate(args, fill), map_aggregate(kwargs, fill))
-    take_over(match.root, call)
-    for node in reversed(match.nodes[:-1]):
+    take_over(root, call)
+    for node in reversed(inner):
         if not is_erased(node) and not node.users:
             graph.erase_node(node)
 
 
 class _Matcher:
-    """Compares nodes of the graph with a pattern, from a root back to the slots."""
+    """Compares nodes of the graph with a pattern, from a root back to the slots; ``matched`` maps pattern to node."""
 
     def __init__(self, module: nn.Module, path: str, tensor_of: dict[fx.Node, Tensor]) -> None:
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        self.targets = {join(path, name): tensor for name, tensor in named if isinstance(tensor, Tensor)}
+        self.targets = {join(path, name): tensor for name, tensor in named}
         self.tensor_of = tensor_of
+        self.matched: dict[fx.Node, fx.Node] = {}
 
-    def run(self, pattern: fx.Node, site: fx.Node) -> _Match | None:
-        matched: dict[fx.Node, fx.Node] = {}
-        if not self._same(pattern, site, matched):
-            return None
-        slots = {str(p.target): n for p, n in matched.items() if p.op == "placeholder"}
-        nodes = [n for p, n in matched.items() if p.op != "placeholder"]
-        return _Match(site, nodes, slots)
-
-    def _same(self, pattern: fx.Node, node: fx.Node, matched: dict[fx.Node, fx.Node]) -> bool:
-        if pattern in matched:
-            return matched[pattern] is node
+    def same(self, pattern: fx.Node, node: fx.Node) -> bool:
+        """Tell whether a node computes what the pattern does."""
+        if pattern in self.matched:
+            return self.matched[pattern] is node
         if pattern.op == "get_attr":
             # A tied parameter may be read under another of its names.
             same = node.op == "get_attr" and (
@@ -154,27 +140,23 @@ class _Matcher:
             )
         else:
             same = pattern.op == "placeholder" or (
-                node.op == pattern.op and node.target == pattern.target and self._same_arguments(pattern, node, matched)
+                node.op == pattern.op and node.target == pattern.target and self._same_arguments(pattern, node)
             )
         if same:
-            matched[pattern] = node
+            self.matched[pattern] = node
         return same
 
-    def _same_arguments(self, pattern: fx.Node, node: fx.Node, matched: dict[fx.Node, fx.Node]) -> bool:
-        ours, theirs = list(_nodes_in(pattern)), list(_nodes_in(node))
-        return (
-            len(ours) == len(theirs)
-            and _without_nodes(pattern) == _without_nodes(node)
-            and all(self._same(p, n, matched) for p, n in zip(ours, theirs, strict=True))
-        )
+    def _same_arguments(self, pattern: fx.Node, node: fx.Node) -> bool:
+        (ours, plain), (theirs, other) = _split(pattern), _split(node)
+        return len(ours) == len(theirs) and plain == other and all(map(self.same, ours, theirs))
 
 
-def _nodes_in(node: fx.Node) -> Iterator[fx.Node]:
+def _split(node: fx.Node) -> tuple[list[fx.Node], Any]:
+    """Return the nodes that a node reads, as often as it does, and its arguments with an ellipsis in place of each."""
     found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
-    return iter(found)
 
+    def blank(argument: fx.Node) -> Any:
+        found.append(argument)
+        return Ellipsis
 
-def _without_nodes(node: fx.Node) -> Any:
-    blank: Callable[[fx.Node], Any] = lambda _: Ellipsis  # noqa: E731 (map_arg's annotation knows only graph arguments)
-    return fx.map_arg((node.args, node.kwargs), blank)
+    return found, fx.map_arg((node.args, node.kwargs), blank)

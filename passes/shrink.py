@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
 
 import numpy as np
 from torch import Tensor, fx
@@ -16,19 +15,18 @@ from fxprune.errors import AnalysisError
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.captured import adopt, compiled_later
 from fxprune.graph.masks import all_masked
-from fxprune.graph.metadata import BAKED, KEEPS
+from fxprune.graph.metadata import BAKED
+from fxprune.graph.parts import Graph
 from fxprune.graph.paths import all_modules
-from fxprune.passes.bake import baked_copy
+from fxprune.passes.bake import Bake, baked_copy
 from fxprune.passes.fold_constants import FoldConstants, amounts_of
-from fxprune.passes.graph_pass import GraphPass, check, run_all
-from fxprune.passes.mask_units import dead_axes
+from fxprune.passes.graph_pass import GraphPass, run_all
+from fxprune.passes.mask_units import dead_axes, dead_places
 from fxprune.passes.own_buffers import OwnBuffers, buffers_of
-from fxprune.passes.shrink_units import ShrinkUnits, dead_places
+from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.torch_internals.switches import alone, uncollected
 from fxprune.zeros.folds import Fold
 from fxprune.zeros.removable import ZeroSlices, masked_slices, removable, zero_slices
-
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +47,12 @@ class Shrink(GraphPass):
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if a mask or a correction is left."""
-        check(not all_masked(gm) and KEEPS.get(gm) is None, "a mask or a correction is left")
+        Bake().ensures(gm)
 
 
 @alone()
 @uncollected()
-def shrunk_copy(gm: _Graph, *, from_zeros: bool = False) -> tuple[_Graph, bool]:
+def shrunk_copy(gm: Graph, *, from_zeros: bool = False) -> tuple[Graph, bool]:
     """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`."""
     copy, dead = baked_copy(gm), dead_axes(gm)
     deps = recall(gm, copy) or find_dependencies(copy)

@@ -15,10 +15,11 @@ from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import KEPT_OF_VALUE
 from fxprune.graph.parts import shared_copy
 from fxprune.passes.erase_unused import EraseUnused, reads
-from fxprune.passes.graph_pass import GraphPass, check, run_all
+from fxprune.passes.graph_pass import GraphPass, run_all
 from fxprune.passes.in_place import WriteInPlace
 from fxprune.passes.inline import Inline
-from fxprune.passes.repair.repair import Repair, Steps, may_be_stuck, shrinking_steps
+from fxprune.passes.mask_units import dead_places
+from fxprune.passes.repair.repair import Repair, may_be_stuck, shrinking_steps
 from fxprune.passes.slice_tensors import SliceTensors
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.switches import alone, uncollected
@@ -59,8 +60,9 @@ class ShrinkUnits(GraphPass):
             kept = Remaining(deps.units, removed)
             steps = shrinking_steps(gm, deps, kept)
             spare = shared_copy(gm) if may_be_stuck(gm, steps) else None
+            slicing = SliceTensors(deps, kept), Repair(deps, kept, steps), NoteKept(deps, kept)
             try:
-                return run_all(_passes(gm, deps, kept, steps), gm)
+                return run_all((*slicing, EraseUnused(reads(gm)), WriteInPlace()), gm)
             except ShrinkError as error:
                 if spare is None:
                     raise
@@ -75,26 +77,6 @@ class ShrinkUnits(GraphPass):
                 stuck, dead = written_out, dead_places(deps, kept)
                 deps = find_dependencies(gm)
                 removed = removed_units(deps, dead)
-
-
-def _passes(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, steps: Steps) -> tuple[GraphPass, ...]:
-    return (
-        SliceTensors(deps, kept),
-        Repair(deps, kept, steps),
-        NoteKept(deps, kept),
-        EraseUnused(reads(gm)),
-        WriteInPlace(),
-    )
-
-
-def dead_places(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Flags]:
-    """Return for every axis of a parameter or buffer that loses positions which go."""
-    return {
-        (t.name, dim): ~kept(axis)
-        for t in deps.tracked
-        for dim, axis in enumerate(t.label.axes)
-        if kept.size(axis) != axis.size
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +103,7 @@ class NoteKept(GraphPass):
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if an example value of sizes from before is left."""
         for node in gm.graph.nodes:
-            check("val" not in node.meta or not self._shrinks(node), f"node {node.name!r} has an example value from before")
+            assert "val" not in node.meta or not self._shrinks(node), f"node {node.name!r} has an example value from before"
 
     def _shrinks(self, node: fx.Node) -> bool:
         return node.op not in ("placeholder", "output") and self.kept.shrinks_any(self.deps.values.get(node.name))

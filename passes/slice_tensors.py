@@ -14,7 +14,7 @@ from fxprune.analysis.remaining import Places, Remaining
 from fxprune.functional.leaf_cards import card_of, update_sizes
 from fxprune.graph.metadata import KEPT
 from fxprune.graph.paths import holders, join, modules_by_path, value_at
-from fxprune.passes.graph_pass import GraphPass, check
+from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower
 
 
@@ -64,7 +64,7 @@ class SliceTensors(GraphPass):
         """Raise AssertionError if a tensor has other sizes than those that are left."""
         for tracked in self.deps.tracked:
             for name in tracked.names if self.kept.shrinks(tracked.label) else ():
-                check(tuple(value_at(gm, name).shape) == self.kept.shape(tracked.label), f"{name!r} has other sizes")
+                assert tuple(value_at(gm, name).shape) == self.kept.shape(tracked.label), f"{name!r} has other sizes"
 
     def _lower_what_cannot_shrink(self, gm: fx.GraphModule) -> bool:
         """Write out the modules that lose something and cannot say what is left, such as multi-head attention."""

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.graph.masks import MaskLoading
 
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
+Graph = TypeVar("Graph", bound=fx.GraphModule)
 
 
 class Container(MaskLoading):
@@ -80,7 +80,7 @@ def clone_below(module: nn.Module, known: dict[int, Any]) -> None:
             cloned(child)
 
 
-def shared_copy(gm: _Graph) -> _Graph:
+def shared_copy(gm: Graph) -> Graph:
     """Return a copy of a graph with modules of its own that holds the same parameters and buffers."""
     known: dict[int, Any] = {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())}
     clone_below(gm, known)  # no deep copy is needed: passes replace attributes of modules, and write into none

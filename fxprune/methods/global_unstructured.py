@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,22 +13,22 @@ from fxprune.errors import FxpruneError, PruningTypeError, PruningValueError, as
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import base_names, check_prunable, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
+from fxprune.graph.parts import Graph
 from fxprune.methods.methods import CustomFromMask, chain, current_value, remember, scores_for
 from fxprune.methods.smallest import masks_of_smallest
 from fxprune.passes.mask_parameters import insert_masks
 from fxprune.torch_internals.pruning_methods import for_parameter
 
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 _COMPUTE_L1 = torch_prune.L1Unstructured.compute_mask
 
 
 def global_unstructured(
-    gm: _Graph,
+    gm: Graph,
     names: Iterable[str],
     pruning_method: type[torch_prune.BasePruningMethod],
     importance_scores: Mapping[str, Tensor] | None = None,
     **kwargs: Any,
-) -> _Graph:
+) -> Graph:
     """Prune several parameters in place by one ranking of all their elements; returns ``gm``.
 
     Args:

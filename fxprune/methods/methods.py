@@ -12,7 +12,7 @@ Source: https://docs.pytorch.org/docs/stable/nn.html#utilities (``torch.nn.utils
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,10 +22,9 @@ from fxprune.errors import PruningAssertionError, PruningError, PruningTypeError
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
+from fxprune.graph.parts import Graph
 from fxprune.passes.mask_parameters import insert_masks, remove_masks
 from fxprune.torch_internals.pruning_methods import for_parameter, parameter_of, parts_of, set_parts
-
-_Graph = TypeVar("_Graph", bound=fx.GraphModule)
 
 
 class BasePruningMethod(torch_prune.BasePruningMethod):
@@ -205,7 +204,7 @@ def adopt(gm: fx.GraphModule, name: str, method: torch_prune.BasePruningMethod) 
     remember(gm, kept)
 
 
-def identity(gm: _Graph, name: str) -> _Graph:
+def identity(gm: Graph, name: str) -> Graph:
     """Insert a mask of ones for one parameter, in place; returns ``gm``.
 
     Args:
@@ -219,7 +218,7 @@ def identity(gm: _Graph, name: str) -> _Graph:
     return gm
 
 
-def random_unstructured(gm: _Graph, name: str, amount: int | float) -> _Graph:
+def random_unstructured(gm: Graph, name: str, amount: int | float) -> Graph:
     """Prune elements of one parameter at random, in place; returns ``gm``.
 
     Args:
@@ -234,7 +233,7 @@ def random_unstructured(gm: _Graph, name: str, amount: int | float) -> _Graph:
     return gm
 
 
-def l1_unstructured(gm: _Graph, name: str, amount: int | float, importance_scores: Tensor | None = None) -> _Graph:
+def l1_unstructured(gm: Graph, name: str, amount: int | float, importance_scores: Tensor | None = None) -> Graph:
     """Prune the elements of one parameter with the smallest absolute value, in place; returns ``gm``.
 
     Args:
@@ -253,7 +252,7 @@ def l1_unstructured(gm: _Graph, name: str, amount: int | float, importance_score
     return gm
 
 
-def random_structured(gm: _Graph, name: str, amount: int | float, dim: int) -> _Graph:
+def random_structured(gm: Graph, name: str, amount: int | float, dim: int) -> Graph:
     """Prune channels of one parameter along ``dim`` at random, in place; returns ``gm``.
 
     Args:
@@ -270,8 +269,8 @@ def random_structured(gm: _Graph, name: str, amount: int | float, dim: int) -> _
 
 
 def ln_structured(
-    gm: _Graph, name: str, amount: int | float, n: int | float | str, dim: int, importance_scores: Tensor | None = None
-) -> _Graph:
+    gm: Graph, name: str, amount: int | float, n: int | float | str, dim: int, importance_scores: Tensor | None = None
+) -> Graph:
     """Prune the channels of one parameter along ``dim`` with the smallest Ln norm, in place; returns ``gm``.
 
     Args:
@@ -289,7 +288,7 @@ def ln_structured(
     return gm
 
 
-def custom_from_mask(gm: _Graph, name: str, mask: Tensor) -> _Graph:
+def custom_from_mask(gm: Graph, name: str, mask: Tensor) -> Graph:
     """Prune one parameter by a given mask, in place; returns ``gm``.
 
     Args:
@@ -304,7 +303,7 @@ def custom_from_mask(gm: _Graph, name: str, mask: Tensor) -> _Graph:
     return gm
 
 
-def remove(gm: _Graph, name: str) -> _Graph:
+def remove(gm: Graph, name: str) -> Graph:
     """Bake the mask of one parameter into it and take the mask out of the graph, in place; returns ``gm``.
 
     The Parameter object stays the same.

@@ -94,8 +94,7 @@ def _slice(node: fx.Node, item: slice, axis: Axis, numbers: Numbers) -> tuple[sl
     flags = numbers.kept(axis)
     found = slice_left(flags, old)
     if found is None:
-        picked = np.arange(axis.size)[old]
-        return slice(None), np.ascontiguousarray((np.cumsum(flags) - 1)[picked[flags[picked]]])
+        return slice(None), _sliced(old, axis, numbers.kept)
     start, stop, step = found
     parts = [
         None
@@ -164,6 +163,12 @@ def _left(places: Index, axis: Axis, kept: Remaining) -> Index:
     return np.asarray((np.cumsum(kept(axis)) - 1)[np.where(places < 0, places + axis.size, places)])
 
 
+def _sliced(item: slice, axis: Axis, kept: Remaining) -> Index:
+    """Return the places, among the positions that are left, of those that a slice picks."""
+    picked = np.arange(axis.size)[item]
+    return _left(picked[kept(axis)[picked]], axis, kept)
+
+
 def _table(gm: fx.GraphModule, node: fx.Node, values: Tensor) -> fx.Node:
     name = next(f"index_table_{k}" for k in range(len(gm.graph.nodes)) if f"index_table_{k}" not in gm._buffers)
     tensor = next(iter((*gm.parameters(), *gm.buffers())))
@@ -179,11 +184,10 @@ def pick_unevenly(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Number
         return False
     d = call.dim()
     axis = call.operand(0).axes[d]
-    flags, given = numbers.kept(axis), slice(call["start"], call["end"], call["step"])
-    if slice_left(flags, given) is not None:
+    given = slice(call["start"], call["end"], call["step"])
+    if slice_left(numbers.kept(axis), given) is not None:
         return False
-    picked = np.arange(axis.size)[given]
-    table = _table(gm, node, torch.from_numpy((np.cumsum(flags) - 1)[picked[flags[picked]]]))
+    table = _table(gm, node, torch.from_numpy(_sliced(given, axis, numbers.kept)))
     node.op, node.target = "call_function", torch.index_select
     node.args, node.kwargs = (node.args[0], d, table), {}
     return True

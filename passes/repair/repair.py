@@ -61,7 +61,11 @@ Steps = dict[str, list[Step]]
 def shrinking_steps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> Steps:
     """Return the calls of each node that has to do with a tensor that loses positions, by the node's name."""
     steps: Steps = {}
-    found = {name for name, node in _own_code(gm) if any(kept.shrinks_any(deps.values.get(n)) for n in _read(name, node))}
+    found = set()
+    for name, node in _own_code(gm):
+        inside = name.removesuffix(node.name)
+        if any(kept.shrinks_any(deps.values.get(inside + read.name)) for read in node.all_input_nodes):
+            found.add(name)
     for step in deps.steps:
         if step.call is not None:
             steps.setdefault(step.node, []).append(step)
@@ -80,11 +84,6 @@ def _own_code(gm: fx.GraphModule, inside: str = "") -> Iterator[tuple[str, fx.No
                 yield from _own_code(branch, name)
         elif runs_own_code(node):
             yield inside + node.name, node
-
-
-def _read(name: str, node: fx.Node) -> list[str]:
-    inside = name.removesuffix(node.name)
-    return [inside + read.name for read in node.all_input_nodes]
 
 
 def may_be_stuck(gm: fx.GraphModule, steps: Steps) -> bool:
@@ -187,12 +186,11 @@ class _Repair:
             self._restore(node, frozenset())
         if (is_own or len(steps) > 1) and not self.rerun.comes_out_right(node, steps):
             operators = ", ".join(sorted({step.op for step in steps}))
-            inside = (
+            runs = (
                 f"several operators ({operators}), which need" if len(steps) > 1 else f"an operator ({operators}), which needs"
             )
-            self.stuck[self.inside + node.name] = (
-                f"node {node.name!r} ({node.op} {node.target}) runs {inside} other sizes than its arguments can say"
-            )
+            text = f"node {node.name!r} ({node.op} {node.target}) runs {runs} other sizes than its arguments can say"
+            self.stuck[self.inside + node.name] = text
 
     def _rewrite_call(self, node: fx.Node, step: Step) -> None:
         if pick_unevenly(self.gm, node, step, self.numbers):

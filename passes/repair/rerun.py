@@ -26,12 +26,7 @@ _MADE_OF_NUMBERS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh
 
 
 class Rerun(TorchDispatchMode):
-    """Runs nodes of a graph on fake tensors of the sizes that are left, and notes the calls that the analysis would see.
-
-    Args:
-        gm: the graph.
-        numbers: its plain values.
-    """
+    """Runs nodes of a graph on fake tensors of the sizes that are left, and notes the calls that the analysis would see."""
 
     def __init__(self, gm: fx.GraphModule, numbers: Numbers) -> None:
         super().__init__()
@@ -62,12 +57,7 @@ class Rerun(TorchDispatchMode):
         return result
 
     def comes_out_right(self, node: fx.Node, steps: Sequence[Step]) -> bool:
-        """Tell whether every operator that a node runs gets the sizes that it needs.
-
-        Args:
-            node: the node; its arguments and module are those that it has now.
-            steps: its calls as analysed.
-        """
+        """Tell whether every operator that a node runs gets the sizes that it needs, given the node's calls as analysed."""
         self.calls = []
         result: Any = None
         try:
