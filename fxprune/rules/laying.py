@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from fxprune.algebra.axes import Axis
-from fxprune.rules.call import Call
+from fxprune.rules.call import Call, Mixing
 from fxprune.rules.labels import Label, Zero, product
 from fxprune.rules.parsing import STATES, Dim, Shape, parse
 
@@ -20,24 +19,6 @@ _ZERO_IS_NEUTRAL = frozenset({"sum", "norm"})
 
 class DoesNotFitError(Exception):
     """The pattern is for other shapes; the message says how."""
-
-
-class MixingPlace(NamedTuple):
-    """An operand dimension along which a call combines positions; see :class:`fxprune.rules.call.Mixing`."""
-
-    kind: str
-    operand: int
-    dim: int
-    name: str
-    zero: Zero
-    neutral: bool
-
-
-class Zeros(NamedTuple):
-    """The states of the results of a call, by result and dimension, and its mixing points."""
-
-    results: list[tuple[Zero, ...]]
-    mixings: list[MixingPlace]
 
 
 class Laid:
@@ -59,7 +40,6 @@ class Laid:
         self.operands, self.results, self.sizes, self.unread = operands, results, sizes, unread
         self.mixed: dict[str, list[tuple[int, int]]] = {}
         self._places: dict[tuple[int, str], int] = {}  # which dimension of an operand has a name
-        self._zeros: dict[Any, Zeros] = {}
         for i, dims in operands.items():
             for d, (dim, _) in enumerate(dims):
                 for name in dim.names:
@@ -67,9 +47,9 @@ class Laid:
                     if name in dim.mixed:
                         self.mixed.setdefault(name, []).append((i, d))
 
-    def bind(self, call: Call) -> dict[str, Axis]:
-        """Couple the axes that have the same name, and keep whole axes; return the axes by name."""
-        axes: dict[str, Axis] = {}
+    def bind(self, call: Call) -> None:
+        """Couple the axes that have the same name, keep whole axes, and set ``call.axes`` to the axes by name."""
+        call.axes = {}
         for i in self.unread:
             for axis in call.operand(i).axes:
                 call.keep_whole(axis, "used as a whole")
@@ -78,90 +58,71 @@ class Laid:
                 for name in dim.names[:-1]:
                     why = call.why("has to keep the layout that this operation needs")
                     part, axis = call.units.split(axis, self.sizes[name], why)
-                    self._bind(call, part, name, dim, axes)
+                    self._bind(call, part, name, dim)
                 if dim.names:
-                    self._bind(call, axis, dim.names[-1], dim, axes)
-        return axes
+                    self._bind(call, axis, dim.names[-1], dim)
 
-    def _bind(self, call: Call, part: Axis, name: str, dim: Dim, axes: dict[str, Axis]) -> None:
+    def _bind(self, call: Call, part: Axis, name: str, dim: Dim) -> None:
         if name in dim.whole:
             call.keep_whole(part, _WHOLE)
-        elif name in axes:
-            call.couple(axes[name], part)
-        axes.setdefault(name, part)
+        elif name in call.axes:
+            call.couple(call.axes[name], part)
+        call.axes.setdefault(name, part)
 
-    def result(self, index: int, call: Call, axes: dict[str, Axis], zeros: tuple[Zero, ...]) -> Label:
-        """Return the label of a result; a name that no operand has is a new axis, which is added to ``axes``."""
+    def mixings(self, call: Call, mixes: str | Mapping[str, str]) -> Iterator[Mixing]:
+        """Yield the mixing points of a call whose axes are bound; ``mixes`` says how they combine positions."""
+        for name, places in self.mixed.items():
+            kind = mixes if isinstance(mixes, str) else mixes[name]
+            states = [self._state(call, operand, name) for operand, _ in places]
+            # A product is zero if a single operand is; with any other kind each operand has to be neutral itself.
+            together = kind == "contract" and product(states) is Zero.ZERO
+            for (operand, dim), state in zip(places, states, strict=True):
+                neutral = together or (kind in _ZERO_IS_NEUTRAL and state is Zero.ZERO)
+                yield Mixing(kind, operand, dim, call.axes[name], state, neutral, name)
+
+    def result(self, index: int, call: Call, zeros: str, mixed_zeros: str | None) -> Label:
+        """Return the label of a result; a name that no operand has is a new axis, which is added to ``call.axes``."""
         dims = self.results[index]
         if dims is None:
             return Label.whole(call.shapes[index], call.why("carries no removable positions"))
-        made = []
+        texts = zeros.split(",")
+        text = texts[min(index, len(texts) - 1)].strip()
+        axes, states = [], []
         for dim, width in dims:
             axis: Axis | None = None
+            state = Zero.ZERO if dim.names else Zero.FINITE
             for name in dim.names:
                 size = width if len(dim.names) == 1 else self.sizes[name]
                 if name in dim.whole:
                     part = call.whole(size, _WHOLE)
-                elif name in axes:
-                    part = axes[name]
+                elif name in call.axes:
+                    part = call.axes[name]
                 else:
-                    part = axes[name] = call.units.fresh(size)
+                    part = call.axes[name] = call.units.fresh(size)
                 axis = part if axis is None else axis.merge(part)
-            made.append(Axis.whole(1) if axis is None else axis)
-        return Label(tuple(made), zeros)
-
-    def zeros(self, rule: Any, text: str, call: Call) -> Zeros:
-        """Return how zeros travel through a call, by the text and by ``mixed_zeros`` and ``mixes`` of the rule."""
-        given = [None if label is None else label.zeros for label in call.operands]
-        key = (rule, text, *given)
-        if (known := self._zeros.get(key)) is None:
-            known = self._zeros[key] = Zeros(
-                [self._result_zeros(i, text, rule.mixed_zeros, given) for i in range(len(self.results))],
-                [place for name, places in self.mixed.items() for place in self._mixings(name, places, rule.mixes, given)],
-            )
-        return known
-
-    def _mixings(
-        self, name: str, places: list[tuple[int, int]], mixes: str | dict[str, str], given: Sequence[tuple[Zero, ...] | None]
-    ) -> Iterator[MixingPlace]:
-        kind = mixes if isinstance(mixes, str) else mixes[name]
-        states = [self._state(operand, name, given) for operand, _ in places]
-        # A product is zero if a single operand is; with any other kind each operand has to be neutral itself.
-        together = kind == "contract" and product(states) is Zero.ZERO
-        for (operand, dim), state in zip(places, states, strict=True):
-            neutral = together or (kind in _ZERO_IS_NEUTRAL and state is Zero.ZERO)
-            yield MixingPlace(kind, operand, dim, name, state, neutral)
-
-    def _result_zeros(
-        self, index: int, text: str, mixed_text: str | None, given: Sequence[tuple[Zero, ...] | None]
-    ) -> tuple[Zero, ...]:
-        dims, by_result = self.results[index], text.split(",")
-        text = by_result[min(index, len(by_result) - 1)].strip()
-        found = []
-        for dim, _ in dims or ():
-            state = Zero.ZERO if dim.names else Zero.FINITE
-            for name in dim.names:
                 if name not in dim.whole or len(dim.names) == 1:  # of ``(!g h)`` only h has removed positions
-                    expression = mixed_text if mixed_text is not None and name in self.mixed else text
-                    state = min(state, self._zero(name, expression, given))
-            found.append(state)
-        return tuple(found)
+                    own = text if mixed_zeros is None or name not in self.mixed else mixed_zeros
+                    state = min(state, self._zero(call, name, own))
+            axes.append(Axis.whole(1) if axis is None else axis)
+            states.append(state)
+        return Label(tuple(axes), tuple(states))
 
-    def _zero(self, name: str, expression: str, given: Sequence[tuple[Zero, ...] | None]) -> Zero:
+    def _zero(self, call: Call, name: str, text: str) -> Zero:
+        """Return the state that a zeros text gives at removed positions of an axis."""
         terms = []
-        for term in expression.split("+"):
+        for term in text.split("+"):
             factors = [
-                STATES[factor] if factor in STATES else self._state(int(factor), name, given)
+                STATES[factor] if factor in STATES else self._state(call, int(factor), name)
                 for factor in term.split("*")
-                if factor in STATES or (int(factor) < len(given) and given[int(factor)] is not None)
+                if factor in STATES or (int(factor) < len(call.operands) and call.operands[int(factor)] is not None)
             ]
             if factors:
                 terms.append(product(factors))
         return min(terms, default=Zero.FINITE)
 
-    def _state(self, operand: int, name: str, given: Sequence[tuple[Zero, ...] | None]) -> Zero:
-        states, d = given[operand], self._places.get((operand, name))
-        return Zero.FINITE if states is None or d is None else states[d]
+    def _state(self, call: Call, operand: int, name: str) -> Zero:
+        label, d = call.operands[operand], self._places.get((operand, name))
+        return Zero.FINITE if label is None or d is None else label.zeros[d]
 
 
 @functools.lru_cache(maxsize=1 << 14)  # layers repeat

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fxprune.errors import RuleError
-from fxprune.rules.call import Call, Mixing
+from fxprune.rules.call import Call
 from fxprune.rules.labels import Label
 from fxprune.rules.laying import DoesNotFitError, Laid, lay
 from fxprune.rules.parsing import KINDS, Dim, check_zeros, parse
@@ -64,12 +64,10 @@ class Pattern:
     def apply(self, call: Call) -> list[Label]:
         """Couple the axes that meet in the call, and return the label of each of its results."""
         laid = self.lay(call)
-        axes = laid.bind(call)
-        zeros = laid.zeros(self, self.zeros_of(call), call)
-        for kind, operand, dim, name, state, neutral in zeros.mixings:
-            call.mixings.append(Mixing(kind, operand, dim, axes[name], state, neutral, name))
-        call.axes = axes
-        return [laid.result(i, call, axes, states) for i, states in enumerate(zeros.results)]
+        laid.bind(call)
+        call.mixings += laid.mixings(call, self.mixes)
+        zeros = self.zeros_of(call)
+        return [laid.result(i, call, zeros, self.mixed_zeros) for i in range(len(laid.results))]
 
     def zeros_of(self, call: Call) -> str:
         """Return the text of how zeros travel through a call."""

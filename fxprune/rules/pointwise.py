@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +19,10 @@ from fxprune.torch_internals.tensors import pytree
 
 def broadcast(call: Call) -> str:
     """Return the pattern of operands that broadcast against each other."""
-    return _broadcast(tuple([None if label is None else label.shape for label in call.operands]), tuple(call.shapes))
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def _broadcast(operands: tuple[tuple[int, ...] | None, ...], results: tuple[tuple[int, ...], ...]) -> str:
-    rank = len(results[0]) if results else max((len(shape) for shape in operands if shape is not None), default=0)
-    names = [f"x{d}" for d in range(rank)]
-    before = ", ".join("" if shape is None else broadcasting(names, shape) for shape in operands)
-    return f"{before} -> {', '.join(broadcasting(names, shape) for shape in results)}"
+    shapes = [*(label.shape for label in call.operands if label is not None), *call.shapes]
+    names = [f"x{d}" for d in range(max(map(len, shapes), default=0))]
+    before = ", ".join("" if label is None else broadcasting(names, label.shape) for label in call.operands)
+    return f"{before} -> {', '.join(broadcasting(names, shape) for shape in call.shapes)}"
 
 
 class Pointwise:
@@ -53,16 +47,9 @@ class Pointwise:
         for d in range(-rank, 0):
             at = tuple([_state(operand, d) for operand in call.operands])
             if at not in known:
-                known[at] = self._evaluate(call, at)
+                known[at] = _try(call, at)
             states.append(known[at])
         return [Label(label.axes, tuple(states[rank - len(label) :])) for label in results]
-
-    def _evaluate(self, call: Call, states: tuple[Zero | None, ...]) -> Zero:
-        if Zero.UNKNOWN in states:
-            return Zero.UNKNOWN
-        if torch.Tag.nondeterministic_seeded in call.op.tags:
-            return Zero.FINITE  # a single draw proves nothing, and would advance the user's random state
-        return _try(call, states)
 
 
 def _plain(value: Any) -> Any:
@@ -87,6 +74,10 @@ _ANY = torch.tensor([0.7, -1.3, 2.1, -40.0, 0.02, 5e3, -0.3, 17.0])
 
 def _try(call: Call, states: tuple[Zero | None, ...]) -> Zero:
     """Return the state of the result where operands are in these states, from calls on zeros and on some other numbers."""
+    if Zero.UNKNOWN in states:
+        return Zero.UNKNOWN
+    if torch.Tag.nondeterministic_seeded in call.op.tags:
+        return Zero.FINITE  # a single draw proves nothing, and would advance the user's random state
     with no_modes(), torch.no_grad():
         usual = _values(call, states, _USUAL)
         if usual is None or not usual.isfinite().all() or not _has_gradient(call, states):
