@@ -41,7 +41,7 @@ class PositionsLeft(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A number of operations and the axes over which they repeat: without half of the positions of an axis it is half of that.
+    """A number of operations and the axes over which they repeat: an axis that loses half of its positions halves it.
 
     Attributes:
         flops: the operations, two for each multiplication with its addition.

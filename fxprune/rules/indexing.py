@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fxprune.algebra.axes import Axis, Index
+from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import replaced, spliced
@@ -18,29 +18,22 @@ from fxprune.rules.views import reshape
 from fxprune.torch_internals.operators import no_modes
 
 
-def _positions(index: Label, size: int) -> Index | None:
-    """Return the positions along an axis of this size that an index names; None where its values are not known."""
-    values = index.constant
-    if values is None or values.is_floating_point():
-        return None
-    with no_modes():
-        flat = values.numpy().reshape(-1).astype(np.intp)
-    return np.where(flat < 0, flat + size, flat)
-
-
 def look_up(call: Call, axis: Axis, zero: Zero, index: Label) -> Label:
     """Return the label of the positions of ``axis`` that ``index`` picks.
 
     An entry of a constant index goes if the position goes that it names. With any other index ``axis`` stays whole.
     """
-    states = []
-    positions = _positions(index, axis.size)
-    if positions is None:
+    values = index.constant
+    if values is None or values.is_floating_point():
         call.keep_whole(axis, "is indexed by values that are not known")
         return Label(index.axes, (Zero.FINITE,) * len(index))
+    with no_modes():
+        flat = values.numpy().reshape(-1).astype(np.intp)
+    positions = np.where(flat < 0, flat + axis.size, flat)
     if not len(index):
         call.keep_whole(axis.take(positions), "is picked by its index")
         return Label((), ())
+    states = []
     picked = reshape(call, Label((axis.take(positions),), (Zero.FINITE,)), index.shape)
     for one, other in zip(picked.axes, index.axes, strict=True):
         live = bool(call.units.resolve(one).size)  # entries that name whole positions may still go
@@ -52,7 +45,7 @@ def look_up(call: Call, axis: Axis, zero: Zero, index: Label) -> Label:
 
 @dataclass(frozen=True)
 class IndexSelect:
-    """Picks positions along one dimension by the values of operand 1."""
+    """Picks positions along a dimension by the values of operand 1."""
 
     notation: str = "x n, i -> x n[i]"
 

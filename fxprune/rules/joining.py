@@ -148,8 +148,6 @@ def _pad_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> di
         d = len(label) - 1 - k
         before, after = pad[2 * k : 2 * k + 2]
         axis, padded = label.axes[d], result.axes[d]
-        if left.size(axis) == axis.size and left.size(padded) == padded.size:
-            continue
         flags, count = left(padded), places_left(left, axis)
         pad[2 * k] = int(flags[:before].sum()) if before > 0 else -count(-before)
         pad[2 * k + 1] = int(flags[padded.size - after :].sum()) if after > 0 else -(left.size(axis) - count(axis.size + after))

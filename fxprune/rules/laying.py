@@ -1,4 +1,4 @@
-"""Patterns laid over the shapes of a call. Calls of the same shapes share one layout."""
+"""Patterns laid over the shapes of a call. All calls of the same shapes share a layout."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _narrow(call: Call) -> list[dict[int, Index]]:
 
 
 def _pieces(call: Call) -> list[dict[int, Index]]:
-    """Return the positions of results that follow one another along a dimension."""
+    """Return the positions of results that are consecutive pieces of a dimension."""
     d = call.dim()
     ends = np.cumsum([0, *(shape[d] for shape in call.shapes)])
     return [{d: np.arange(start, end)} for start, end in itertools.pairwise(ends)]
@@ -234,8 +234,6 @@ def _narrow_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) ->
 
 def _index_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
     axis = call.operand(0).axes[call.dim()]
-    if left.size(axis) == axis.size:
-        return {"index": call["index"]}
     place = places_left(left, axis)(call["index"] % axis.size)
     return {"index": place if call["index"] >= 0 else place - left.size(axis)}
 

@@ -25,8 +25,8 @@ def nothing_of(shape: Sequence[int]) -> Known:
 class Reading:
     """Evaluates the zeros text of a pattern on the slices of a call's operands.
 
-    For ``linear`` the text ``"0*1+2"`` holds of output 3: if slice 3 of the weight is zero and slice 3 of the bias is 0.5
-    throughout, slice 3 of the result is 0.5 throughout.
+    Example: ``linear`` has the text ``"0*1+2"``. If row 3 of the weight is zero and element 3 of the bias is 0.5, slice 3 of
+    the result is 0.5 throughout.
     """
 
     def __init__(self, rule: Pattern, call: Call, operands: Sequence[Known]) -> None:
@@ -39,8 +39,8 @@ class Reading:
         self.mixed = {name for dim in dims for name in dim.mixed}
         self.zeros, self.mixed_zeros = rule.zeros_of(call), rule.mixed_zeros
         if self.mixed_zeros is not None:
-            # "z" relies on the correction that a masked graph has, and this graph has none. A softmax then makes some number
-            # of a zero; a norm divides by a number, so that zeros of operand 0 stay.
+            # "z" relies on the correction of a masked graph, and this graph has none. Without it a softmax turns a zero into
+            # some number, and a weight norm divides operand 0 by a number, so that its zeros stay.
             self.mixed_zeros = self.mixed_zeros.replace("z", "0" if rule.mixes == "norm" else "n")
         self._read_running_mean()
 
