@@ -1,13 +1,16 @@
 """Compares a graph with its model as programs: by the operators that they call, without computing any of them.
 
-Both run on stand-ins: tensors whose values nobody computes. A dispatch mode sees every operator and gives its result a
-number, the same for the same operator on arguments of the same numbers (value numbering). The numbers of parameters,
-buffers and inputs say which ones they are. So where graph and model end with the same numbers, they compute the same
-function, whatever the values are. Where they do not, nothing is said: they may still be equal, and numbers have to tell.
+Both run on stand-ins: tensors without computed values. A dispatch mode sees every operator and gives its result a number, the
+same for the same operator on arguments of the same numbers (value numbering). Each parameter, buffer and input has a number of
+its own. So if graph and model end with the same numbers, they compute the same function, whatever the values are. If the
+numbers differ, graph and model may still be equal, and real runs have to decide::
 
-A stand-in is an ordinary tensor: of the type, device, shape, strides and ``requires_grad`` of what it stands for, so that
-no code, of the model or of torch, takes another path than in a real run (a FakeTensor can be asked whether it is one).
-What would need its values is noticed: operators that hand them to Python do not propagate, and other ways to the memory
+    h = linear(x, w, b)     number 4 = (linear, 1, 2, 3)
+    y = relu(h)             number 5 = (relu, 4)            a graph of the model ends with number 5 as well
+
+A stand-in is an ordinary tensor with the type, device, shape, strides and ``requires_grad`` of the real tensor, so that all
+code, of the model and of torch, takes the path of a real run. (A FakeTensor has a type of its own, which code can ask for.)
+Code that needs the values of a stand-in is noticed: operators that hand values to Python raise, and other ways to the memory
 are locked.
 """
 
@@ -29,7 +32,7 @@ from fxprune.torch_internals.tensors import pytree
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
-    """Return what a value consists of, to be compared by ``==``: its types, ``leaf`` of each tensor, and all else as it is."""
+    """Return a value in a form to compare by ``==``: with the types of containers, and ``leaf`` of each tensor."""
     if isinstance(value, Tensor):
         return Tensor, leaf(value)
     if isinstance(value, Mapping):
@@ -44,7 +47,7 @@ def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What a run came to, by numbers: the results, the inputs as it left them, and the tensors of the model."""
+    """The numbers at the end of a run: of the results, of the inputs, and of the model's tensors."""
 
     results: Any
     inputs: Any
@@ -52,7 +55,7 @@ class _Outcome:
 
 
 class Programs:
-    """Comparisons of graphs with one model, as programs. What was found out about the model and its layers is kept."""
+    """Compares graphs with one model, as programs; remembers the runs of the model."""
 
     def __init__(self, kept: ModelSnapshot) -> None:
         self._kept, self._tensors = kept, list(kept.tensors.values())
@@ -62,21 +65,21 @@ class Programs:
         self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
 
     def same(self, run: Callable[[Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes | None:
-        """Tell whether a graph and its model are the same program on inputs of these forms; neither changes, nor do the inputs.
+        """Compare a graph with the model on inputs of these forms; graph, model and inputs stay as they are.
 
         Args:
-            run: runs the graph when called with ``args`` and ``kwargs``; it has the model's tensors.
+            run: runs the graph, which holds the model's tensors, on ``args`` and ``kwargs``.
             args: positional inputs.
             kwargs: keyword inputs.
 
         Returns:
-            What the model's code tried to change besides tensors; None if the programs are different or cannot be compared.
+            The attributes, besides tensors, that the model's code changes; None if the programs differ or cannot be compared.
         """
         known = self._of_model((args, kwargs))
         if known is None:
             return None
         theirs, changes = known
-        return changes if self._run(self._of_graph, run, (args, kwargs)) == theirs else None
+        return changes if self._run(lambda execution: self._of_graph(execution, run, (args, kwargs))) == theirs else None
 
     def _of_model(self, inputs: Any) -> tuple[_Outcome, Changes] | None:
         try:
@@ -88,15 +91,15 @@ class Programs:
             if known == key:
                 return found
         changes = Changes()
-        outcome = self._run(self._of_code, changes, inputs)
+        outcome = self._run(lambda execution: self._of_code(execution, changes, inputs))
         self._runs.append((key, None if outcome is None else (outcome, changes)))
         return self._runs[-1][1]
 
-    def _run(self, run: Callable[[Execution, Any, Any], _Outcome], what: Any, inputs: Any) -> _Outcome | None:
-        """Run the model, or a graph of it, without values; None if what it does cannot be followed."""
+    def _run(self, run: Callable[[Execution], _Outcome]) -> _Outcome | None:
+        """Return the outcome of ``run`` in a new execution; None if its operators cannot be numbered."""
         execution = Execution(self._numbering)
         try:
-            return run(execution, what, inputs)
+            return run(execution)
         except IncomparableError:
             return None
         finally:
@@ -105,7 +108,7 @@ class Programs:
                     execution.mend_leaks()
 
     def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> _Outcome:
-        """Run the model's code, which may do anything with its tensors: so others stand for them."""
+        """Run the model's code with stand-ins as its parameters and buffers, which the code may write to or replace."""
         state = [execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)]
         stood_for = _inputs(execution, inputs)
         with fixed_seed(self._kinds), self._kept.untouched(changes):
@@ -114,9 +117,9 @@ class Programs:
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
 
     def _call_with(self, execution: Execution, tensors: list[Tensor], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
-        """Call the model with ``tensors`` in the place of its own; return its result, and what is in their place then.
+        """Call the model with ``tensors`` as its parameters and buffers; return the result and the tensors that it holds then.
 
-        As ``torch.func.functional_call`` does, which looks for each module by its name.
+        ``torch.func.functional_call`` does the same, but finds each module by its name, which takes longer.
         """
         self._hold(tensors)
         try:
@@ -132,7 +135,7 @@ class Programs:
             owner[registry][name] = tensors[place]
 
     def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> _Outcome:
-        """Run a graph, which does with the model's tensors what its nodes say; its own constants stay what they are."""
+        """Run a graph on the model's tensors, which get numbers without stand-ins: only the nodes of the graph use them."""
         for place, tensor in enumerate(self._tensors):
             execution.leaf(tensor, "state", place)
         stood_for = _inputs(execution, inputs)
@@ -143,7 +146,7 @@ class Programs:
 
 
 def _holders(modules: Modules, tensors: list[Tensor]) -> list[tuple[dict[str, Any], str, str, int]]:
-    """Return where modules hold tensors: attributes of a module, registry, name in that, and which of ``tensors`` it is."""
+    """Return each place that holds a tensor: attributes of a module, registry, name in it, and index in ``tensors``."""
     places = {id(tensor): place for place, tensor in enumerate(tensors)}
     return [
         (vars(module), registry, name, places[id(tensor)])

@@ -1,4 +1,4 @@
-"""What value numbering knows about tensors: what they hold, by number, and whose memory they share."""
+"""The records of value numbering: numbers of tensors, shared memory, calls of operators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxprune.torch_internals.tensors import keep_python_object, pytree
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Memory:
-    """What tensors that share memory have in common: the number of the last write to it, 0 for none."""
+    """Memory that tensors share, with the number of the last write to it, 0 before any."""
 
     written: int = 0
     storage: torch.UntypedStorage | None = None  # keeps its address taken
@@ -23,20 +23,21 @@ class Memory:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Value:
-    """A tensor: its number when it was made, its memory then, and, unless it is computed, the tensor itself."""
+    """The record of one tensor."""
 
-    number: int
+    number: int  # when the tensor was made
     form: Form
     memory: Memory
-    written: int
-    real: Tensor | None = None
+    written: int  # the last write to the memory when the tensor was made
+    real: Tensor | None = None  # the real tensor of a parameter, buffer, input or constant
     address: int = 0  # of a stand-in's storage, which only an assignment to ``.data`` changes
 
 
 class OfTensors:
-    """The values of tensors that are alive.
+    """The values of tensors, by tensor; a value goes when its tensor is freed.
 
-    What ``torch.utils.weak.WeakTensorKeyDictionary`` is, too, but a look-up there makes a reference, and there are many.
+    ``torch.utils.weak.WeakTensorKeyDictionary`` does the same, but makes a weak reference for each look-up: a capture takes
+    twice as long with it.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class OfTensors:
         entries[key] = weakref.ref(tensor, lambda _: entries.pop(key, None)), value
 
     def get(self, tensor: Tensor) -> Value | None:
-        """Return the value of a tensor, if it has one."""
+        """Return the value of a tensor, None for an unknown tensor."""
         entry = self._entries.get(id(tensor))
         return None if entry is None else entry[1]
 
@@ -58,7 +59,7 @@ class OfTensors:
         return len(self._entries)
 
     def items(self) -> list[tuple[Tensor, Value]]:
-        """Return all that are alive, which keeps them so."""
+        """Return the tensors that are alive, with their values."""
         found = []
         for reference, value in list(self._entries.values()):
             tensor = reference()
@@ -68,13 +69,13 @@ class OfTensors:
         return found
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all values."""
         self._entries.clear()
 
 
 @dataclasses.dataclass(eq=False)
 class OperatorCall:
-    """A call of an operator: what it does, the values of its operands, and which values are new among its results."""
+    """A call of an operator: its frozen arguments, the values of its operands, and of its results those that are new."""
 
     func: Any
     frozen: Any
@@ -82,7 +83,7 @@ class OperatorCall:
     made: list[Value | None]
 
     def run(self, env: dict[Value, Tensor]) -> None:
-        """Compute it on the tensors that values have by now."""
+        """Compute the call on the tensors in ``env``, and add its results."""
         args, kwargs = thawed(self.frozen, iter([env.get(value, value.real) for value in self.values]))
         leaves = pytree.tree_leaves(self.func(*args, **kwargs))
         env.update({v: leaf for v, leaf in zip(self.made, leaves, strict=True) if v is not None})
