@@ -77,8 +77,7 @@ def by_trace(example: Example) -> Attempt:
     with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
         traced = trace(example.kept, call)
     attempt = Attempt(assemble(example.model, traced.graph, traced.constants))
-    changes = _check_first(example, attempt.gm, record=True)
-    attempt.notes += _state_notes(changes)
+    attempt.notes += _state_notes(_check_first(example, attempt.gm, record=True))
     if reads:
         _follow_mode(attempt, example, reads, lambda: trace(example.kept, call, decides=traced.decides))
     if traced.for_several:
@@ -181,8 +180,8 @@ def _is_container(leaf: Any) -> bool:
     return isinstance(made, type) and (issubclass(made, tuple | dict) or dataclasses.is_dataclass(made))
 
 
-def _check(example: Example, gm: CapturedModule) -> Changes:
-    return check_against_model(gm, example.model, example.args, example.kwargs, programs=example.programs)
+def _check(example: Example, gm: CapturedModule, record: bool = False) -> Changes:
+    return check_against_model(gm, example.model, example.args, example.kwargs, record=record, programs=example.programs)
 
 
 def _check_if_possible(example: Example, gm: CapturedModule) -> None:
@@ -194,17 +193,13 @@ def _check_if_possible(example: Example, gm: CapturedModule) -> None:
 
 def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) -> Changes:
     """Check a new graph in the mode of the capture, on the example, or on two samples if the model takes no other batch."""
-    model, failure = example.model, None
     # Some layers need two samples to train on.
-    for double in (example.training, not example.training):
-        tried = example.doubled() if double else example
+    first, second = (example.doubled(), example) if example.training else (example, example.doubled())
+    with in_mode(all_modules(gm), example.training), in_mode(example.kept.modules, example.training):
         try:
-            with in_mode(all_modules(gm), model.training), in_mode(example.kept.modules, model.training):
-                return check_against_model(gm, model, tried.args, tried.kwargs, record=record, programs=example.programs)
-        except ModelError as error:
-            failure = error
-    assert failure is not None
-    raise failure
+            return _check(first, gm, record)
+        except ModelError:
+            return _check(second, gm, record)
 
 
 def _name(training: bool) -> str:
@@ -212,8 +207,8 @@ def _name(training: bool) -> str:
 
 
 def _mode_note(path: str, training: bool, reads: ModeReads) -> str:
-    asked = reads.inside(path)
-    by_user = [read for read in asked if "torch/nn/modules" not in read.line.replace("\\", "/")] or asked
+    found = reads.inside(path)
+    by_user = [read for read in found if "torch/nn/modules" not in read.line.replace("\\", "/")] or found
     return (
         f"module {path or '(the model itself)'!r} computes something else in train mode than in eval mode, in a way that one "
         f"graph cannot keep; this part of the graph does what it does in {_name(training)} mode, whatever gm.train() or "

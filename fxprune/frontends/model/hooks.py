@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import prune as torch_prune
 
 from fxprune.errors import HookError
@@ -62,17 +62,12 @@ def without_prune_hooks(modules: Modules) -> Iterator[list[Pruned]]:
             for key, hook in hooks.items():
                 name = parameter_of(hook)
                 found.append(Pruned(join(path, name), module.get_buffer(name + MASK), hook))
-                del module._forward_pre_hooks[key]
-                _undress(module, name)
+                del module._forward_pre_hooks[key], module._buffers[name + MASK]
+                vars(module).pop(name, None)
+                rename(module, name + ORIG, name)
+                # The assignment also updates the list of weights that recurrent modules keep.
+                setattr(module, name, module._parameters[name])
         yield found
     finally:
         for snapshot in snapshots:
             snapshot.restore(Changes())
-
-
-def _undress(module: nn.Module, name: str) -> None:
-    module.__dict__.pop(name, None)
-    rename(module, name + ORIG, name)
-    del module._buffers[name + MASK]
-    # The assignment also updates the list of weights that recurrent modules keep.
-    setattr(module, name, module._parameters[name])
