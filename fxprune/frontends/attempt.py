@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import CaptureError
@@ -16,8 +17,8 @@ from fxprune.frontends.equivalence.program import Programs
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.frontends.modes.align import flatten
 from fxprune.frontends.modes.merge import merge_modes
-from fxprune.frontends.modes.reads import ModeReads, in_mode, is_mixed, noting_mode_reads
-from fxprune.frontends.torch_export import Exported, batched, export, two_samples
+from fxprune.frontends.modes.reads import ModeReads, in_mode, noting_mode_reads
+from fxprune.frontends.torch_export import Exported, batched, export
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.paths import all_modules
@@ -45,15 +46,17 @@ class Example:
         tensors = [*self.model.parameters(), *self.model.buffers(), *pytree.tree_leaves((self.args, self.kwargs))]
         return all(tensor.is_meta for tensor in tensors if isinstance(tensor, Tensor))
 
-    def sample(self, first: int) -> Example:
-        """Return the example with the first samples of its batch alone."""
-        ids = {id(t) for t in batched(self.args, self.kwargs)}
-        args, kwargs = pytree.tree_map(lambda leaf: leaf[:first] if id(leaf) in ids else leaf, (self.args, self.kwargs))
-        return dataclasses.replace(self, args=args, kwargs=kwargs)
+    def one_sample(self) -> Example:
+        """Return the example with the first sample of its batch alone."""
+        return self._with_batch(lambda batch: batch[:1])
 
     def doubled(self) -> Example:
-        """Return the example with a batch of one sample repeated; a larger batch stays."""
-        args, kwargs = two_samples(self.args, self.kwargs)
+        """Return the example with a batch of one sample repeated, as torch.export takes a size of 1 for a constant."""
+        return self._with_batch(lambda batch: torch.cat([batch, batch]) if len(batch) == 1 else batch)
+
+    def _with_batch(self, change: Callable[[Tensor], Tensor]) -> Example:
+        ids = {id(t) for t in batched(self.args, self.kwargs)}
+        args, kwargs = pytree.tree_map(lambda leaf: change(leaf) if id(leaf) in ids else leaf, (self.args, self.kwargs))
         return dataclasses.replace(self, args=args, kwargs=kwargs)
 
 
@@ -81,7 +84,7 @@ def by_trace(example: Example) -> Attempt:
     if reads:
         _follow_mode(attempt, example, reads, lambda: trace(example.kept, call, decides=traced.decides))
     if traced.for_several:
-        _check_if_possible(example.sample(1), attempt.gm)
+        _check_if_possible(example.one_sample(), attempt.gm)
     return attempt
 
 
@@ -109,7 +112,7 @@ def by_export(example: Example) -> Attempt:
     if reason is None:
         try:
             changes = _check_first(example, attempt.gm)
-            _check_if_possible(example.sample(1), attempt.gm)
+            _check_if_possible(example.one_sample(), attempt.gm)
         except CaptureError as error:
             if isinstance(error, ModelError) and example.is_meta:
                 # Code that reads values outside of an export fails here, as the meta device has no values.
@@ -165,7 +168,7 @@ def _follow_mode(attempt: Attempt, example: Example, reads: ModeReads, capture: 
         with in_mode(all_modules(gm), training), in_mode(example.kept.modules, training):
             # Some layers need two samples to train on.
             _check_if_possible(example.doubled() if training else example, gm)
-    if is_mixed(example.kept.modules):
+    if len({module.training for _, module in example.kept.modules}) > 1:
         _check_if_possible(example.doubled(), gm)
 
 

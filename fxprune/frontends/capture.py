@@ -18,7 +18,7 @@ from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import bind
 from fxprune.graph.captured import CapturedModule, compiled_later
-from fxprune.graph.paths import Modules, all_modules
+from fxprune.graph.paths import all_modules
 from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected
 from fxprune.torch_internals.tensors import pytree
 
@@ -52,7 +52,10 @@ def capture_graph(
             f"the model draws numbers from {name}; those drawn during the capture are constants of the graph"
             for name in other_generators
         ]
-        notes = [*attempt.notes, *drawn, *switching_changes(modules), *_unsynchronised(modules)]
+        notes = [*attempt.notes, *drawn, *switching_changes(modules)]
+        if paths := [path for path, module in modules if isinstance(module, nn.SyncBatchNorm)]:
+            where = ", ".join(paths)
+            notes.append(f"{where}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does")
     return Captured(attempt.gm, pruned, list(dict.fromkeys(notes)))
 
 
@@ -60,13 +63,6 @@ def _as_written(model: Any) -> Any:
     """Return the model inside the wrapper that ``torch.compile`` makes, which puts a prefix before all names."""
     compiled = type(model).__module__.startswith("torch._dynamo") and isinstance(model, nn.Module)
     return model._modules.get("_orig_mod", model) if compiled else model
-
-
-def _unsynchronised(modules: Modules) -> list[str]:
-    paths = [path for path, module in modules if isinstance(module, nn.SyncBatchNorm)]
-    if not paths:
-        return []
-    return [f"{', '.join(paths)}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does"]
 
 
 def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

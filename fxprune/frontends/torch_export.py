@@ -132,16 +132,6 @@ def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     return [t for t in tensors if t.shape[0] == tensors[0].shape[0]]
 
 
-def two_samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Repeat a batch of one: ``torch.export`` takes a dimension of size 1 for a constant."""
-    tensors = batched(args, kwargs)
-    if not tensors or tensors[0].shape[0] != 1:
-        return args, kwargs
-    ids = {id(t) for t in tensors}
-    args, kwargs = pytree.tree_map(lambda leaf: torch.cat([leaf, leaf]) if id(leaf) in ids else leaf, (args, kwargs))
-    return args, kwargs
-
-
 def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     shapes = torch.export.ShapesCollection()
     for tensor in batched(args, kwargs):
@@ -161,19 +151,14 @@ def _write_guards(graph: fx.Graph) -> None:
         for node in placeholders:
             value = node.meta.get("val")
             if isinstance(value, Tensor):
-                _check_shape(graph, node, value, size, batch)
+                expected: list[Any] = [-1 if _is_free(s) else int(s) for s in value.shape]
+                if node in batch[1:] and _symbol(node) == _symbol(batch[0]):  # the export has one size for both
+                    expected[0] = size
+                if any(s != -1 for s in expected):
+                    graph.call_function(layers.check_shape, (node, expected, str(node.target)))
             elif value is None or isinstance(value, bool | int | float | str):
                 node.type = node.type if value is None else type(value)
                 check_value(graph.call_function, node, str(node.target), value)
-
-
-def _check_shape(graph: fx.Graph, node: fx.Node, value: Tensor, size: fx.Node | None, batch: list[fx.Node]) -> None:
-    """Check the constant sizes, and the batch size against the first input's where the export uses one symbol for both."""
-    expected: list[Any] = [-1 if _is_free(s) else int(s) for s in value.shape]
-    if node in batch[1:] and _symbol(node) == _symbol(batch[0]):
-        expected[0] = size
-    if any(s != -1 for s in expected):
-        graph.call_function(layers.check_shape, (node, expected, str(node.target)))
 
 
 def _symbol(node: fx.Node) -> Any:

@@ -30,6 +30,7 @@ from fxprune.frontends.torch_export import check_value
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK, STACK_TRACE
+from fxprune.graph.paths import value_at
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.operators import TorchDispatchMode
 from fxprune.torch_internals.tensors import pytree
@@ -41,20 +42,17 @@ class Tracer(fx.Tracer):
     Args:
         call: the model's forward signature bound to the example inputs.
         tensors: the model's parameters and buffers by their names.
-        fixed_numbers: fix ints and floats among the inputs and the shapes of parameters, for models that branch on them.
-        decisions: answers questions about the number behind a symbolic value; None to raise TraceError instead.
+        decisions: answers questions about the number behind a symbolic value; ints and floats among the inputs and the shapes
+            of parameters are fixed, too. None to raise TraceError at such questions.
     """
 
     # A buffer read as a constant would go stale when the model's buffer changes.
     proxy_buffer_attributes = True
 
-    def __init__(
-        self, call: inspect.BoundArguments, tensors: Mapping[str, Tensor], *, fixed_numbers: bool, decisions: Decisions | None
-    ) -> None:
-        super().__init__(autowrap_functions=layers.ALL, param_shapes_constant=fixed_numbers)
+    def __init__(self, call: inspect.BoundArguments, tensors: Mapping[str, Tensor], decisions: Decisions | None) -> None:
+        super().__init__(autowrap_functions=layers.ALL, param_shapes_constant=decisions is not None)
         self._call = call
         self._context = _context()
-        self._fixed_numbers = fixed_numbers
         self._decisions = decisions
         self._deciding, self._thread = False, threading.get_ident()
         self._lines_around = ""
@@ -214,7 +212,7 @@ class Tracer(fx.Tracer):
     def _unpack(self, proxy: Any, name: str, value: Any) -> Any:
         """Return the input that the model's code gets for ``value``: symbolic tensors inside real containers."""
         kind: Any = type(value)
-        if isinstance(value, Tensor) or (kind in (int, float) and not self._fixed_numbers):
+        if isinstance(value, Tensor) or (kind in (int, float) and not self.decides):
             if isinstance(value, Tensor) and self._decisions is not None:
                 self._decisions.inputs[proxy.node] = value
             return proxy
@@ -317,7 +315,7 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
     model = kept.model
     with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness():
         decisions = Decisions(call, model) if decides else None
-        tracer = Tracer(call, kept.tensors, fixed_numbers=decides, decisions=decisions)
+        tracer = Tracer(call, kept.tensors, decisions)
         try:
             graph = tracer.trace(model)
         finally:
@@ -337,10 +335,7 @@ def _check_names(graph: fx.Graph) -> None:
         root, *names = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}".split(".")
         if root != "torch" or type(function) is not types.FunctionType:
             continue
-        named: Any = torch
-        for name in names:
-            named = getattr(named, name, None)
-        if named is not function:
+        if value_at(torch, ".".join(names)) is not function:
             where = f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
             raise CaptureError(
                 f"the function at {where} goes by the name of torch's {'.'.join(names)}, as functools.wraps lets it"

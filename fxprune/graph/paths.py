@@ -51,7 +51,7 @@ def split(name: str) -> tuple[str, str]:
     return path, last
 
 
-def value_at(root: nn.Module, target: str) -> Any:
+def value_at(root: object, target: str) -> Any:
     """Return the value that a get_attr node of this ``target`` reads from ``root``; None if there is no such attribute."""
     value: Any = root
     for part in target.split("."):

@@ -95,11 +95,6 @@ def in_mode(modules: Modules, training: bool) -> Iterator[None]:
             found["training"] = flag
 
 
-def is_mixed(modules: Modules) -> bool:
-    """Tell whether some modules are in train mode and others in eval mode."""
-    return len({module.training for _, module in modules}) > 1
-
-
 def switching_changes(modules: Modules) -> list[str]:
     """Describe each module whose own ``train`` or ``eval`` changes more than flags; both are tried on a copy."""
     notes = []
