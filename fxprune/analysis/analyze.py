@@ -1,7 +1,7 @@
 """analyze: which positions of which parameters have to be removed together.
 
-The graph is run once on fake tensors. Whatever a node is - a module, a function, an operator - it dissolves into calls of
-ATen operators, which a dispatch mode sees; the rule of each operator carries labels from its operands to its results.
+The graph runs once on fake tensors. Every node, whether it calls a module, a function or an operator, dissolves into calls of
+ATen operators, which a dispatch mode sees. The rule of each operator carries labels from its operands to its results.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.abstract.counters import Counters, number
+from fxprune.abstract.counters import READS_VALUE, Counters, number
 from fxprune.abstract.fakes import Fakes, has_hints
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import remember
 from fxprune.analysis.flops import work_of
-from fxprune.analysis.operators import Operator
+from fxprune.analysis.operators import parameters_of
 from fxprune.analysis.sources import MAX_CONSTANT, Sources, named_tensors
 from fxprune.analysis.steps import MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError
@@ -32,7 +32,7 @@ from fxprune.graph.interpreter import NodeRunner
 from fxprune.graph.metadata import LABEL
 from fxprune.graph.parts import ByMode
 from fxprune.graph.source_lines import code_line
-from fxprune.rules import Call, Label, Rule, Zero
+from fxprune.rules import POINTWISE, Call, Label, Rule, Zero, find_rule
 from fxprune.rules.call import tensors_in
 from fxprune.rules.card import Work
 from fxprune.rules.registry import is_by_user, op_card
@@ -79,7 +79,6 @@ def find_dependencies(gm: fx.GraphModule) -> Dependencies:
 
 
 def _example_inputs(gm: fx.GraphModule, fakes: Fakes) -> list[Any]:
-    """Return fake tensors like the example values on the input nodes."""
     inputs: list[Any] = []
     for node in gm.graph.find_nodes(op="placeholder"):
         if "val" not in node.meta:
@@ -92,7 +91,7 @@ def _example_inputs(gm: fx.GraphModule, fakes: Fakes) -> list[Any]:
 
 
 class _Labelling(TorchDispatchMode):
-    """Sees every ATen call of a graph and labels what it returns."""
+    """Sees every ATen call of a graph and labels its results."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__()
@@ -100,17 +99,17 @@ class _Labelling(TorchDispatchMode):
         self.units = Units()
         self.fakes = Fakes()
         self.here = Reason("")
-        self.inside = ""  # what the names of nodes inside a part that differs by mode start with
-        self.operators: dict[OpOverload, Operator] = {}
-        self.example: Any = None  # what the node that runs gave for the example inputs, if that was noted
+        self.inside = ""  # prefix of the names of nodes inside a part that differs by mode
+
+        self.example: Any = None  # the value of the node that runs, for the example inputs
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
         self.work: list[Work] = []
-        self.counts = True  # whether what runs is work
+        self.counts = True  # whether the calls are work
         self.steps: list[Step] = []
         self.without_rule: dict[str, None] = {}
         self.counters = Counters()
-        self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}
+        self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}  # by memory
         self.stepping: dict[int, list[_Stepping]] = {}  # by memory
         self.sources = Sources(self.units)
         for name, tensor in named_tensors(gm):
@@ -119,8 +118,8 @@ class _Labelling(TorchDispatchMode):
     # The run.
 
     def run(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        """Run a graph, or one inside."""
-        # Its values are held by the calls anyway.
+        """Run a graph, or a branch of a part that differs by mode."""
+        # The calls hold all values anyway.
         runner = NodeRunner(gm, before=self._begin, call=self._run_call, after=self._finish, keep_values=True)
         try:
             return runner.run(*inputs)
@@ -141,14 +140,14 @@ class _Labelling(TorchDispatchMode):
         if isinstance(function, ByMode):
             return self._run_both(function, *args, **kwargs)
         if function is layers.add_if_:
-            self.forget(args[0])  # it is written to in the other mode, if not in this one
+            self.forget(args[0])  # written to in one of the two modes
         return function(*args, **kwargs)
 
     def _run_both(self, module: ByMode, *inputs: Any) -> Any:
-        """Run both versions of what differs by mode, since dependencies have to hold in either."""
+        """Run both branches of a part that differs by mode: dependencies have to hold in either mode."""
         here, inside, counts, results = self.here, self.inside, self.counts, list[Any]()
         for self.inside, branch in module.branches(here.node):
-            # Only what runs in the present mode is work.
+            # Only the calls of the present mode are work.
             self.counts = counts and branch is (module.in_train if module.training else module.in_eval)
             results.append(self.run(branch, inputs))
         self.here, self.inside, self.counts = here, inside, counts
@@ -157,9 +156,9 @@ class _Labelling(TorchDispatchMode):
         return in_train if module.training else in_eval
 
     def _finish(self, node: fx.Node, value: Any) -> None:
-        """Take note of a node's value."""
+        """Label the inputs, keep the outputs whole, and note the value of a node."""
         if self.inside:
-            pass  # what goes in and comes out is a value of the graph outside
+            pass  # inputs and outputs of a branch are values of the graph outside
         elif node.op == "placeholder":
             why = replace(self.here, text=f"graph input {node.name!r}")
             for leaf in pytree.tree_leaves(value):
@@ -172,29 +171,22 @@ class _Labelling(TorchDispatchMode):
                         self.units.keep_whole(axis, replace(self.here, text="graph output"))
         elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
             self._track(str(node.target), value)
-        self.values[self.inside + node.name] = self._labelled(value)
+        labelled = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
+        self.values[self.inside + node.name] = labelled
 
     def _couple(self, one: Any, other: Any) -> None:
-        """Say that two results, of the two modes, stand for the same."""
+        """Couple the results of the two modes axis by axis."""
         for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
             if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
                 continue
             for x, y in zip(self.label(a).axes, self.label(b).axes, strict=True):
                 if x.size == y.size:
                     self.units.couple(x, y, replace(self.here, text="differs by mode"))
-                else:
-                    self.units.keep_whole(x, replace(self.here, text="has another size in the other mode"))
-                    self.units.keep_whole(y, replace(self.here, text="has another size in the other mode"))
+                    continue
+                for axis in (x, y):
+                    self.units.keep_whole(axis, replace(self.here, text="has another size in the other mode"))
 
     # Labels.
-
-    def _labelled(self, value: Any) -> Any:
-        """Return a value with a label in place of each tensor."""
-        if isinstance(value, Tensor):
-            return self.label(value)
-        if value is None or type(value) in (int, float, bool, str):
-            return value
-        return pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
     def _track(self, name: str, tensor: Tensor) -> None:
         if (tracked := self.sources.add(name, tensor, producer=len(self.steps))) is not None:
@@ -208,10 +200,9 @@ class _Labelling(TorchDispatchMode):
         return self.sources.label(tensor, self.here)
 
     def _set(self, tensor: Tensor, label: Label) -> None:
-        if not isinstance(tensor, FakeTensor):
-            return
-        LABEL.set(tensor, label)
-        self.aliases.setdefault(memory_of(tensor), []).append(weakref.ref(tensor))
+        if isinstance(tensor, FakeTensor):
+            LABEL.set(tensor, label)
+            self.aliases.setdefault(memory_of(tensor), []).append(weakref.ref(tensor))
 
     # Calls.
 
@@ -219,29 +210,27 @@ class _Labelling(TorchDispatchMode):
         self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        op = self.operators.get(func)
-        if op is None:
-            op = self.operators[func] = Operator.of(func)
-        if op.is_free:
+        if func.namespace == "prim":  # asks for a device or a dtype
             return func(*args, **kwargs)
-        if op.rule is None and is_composite(func):
+        rule = find_rule(func, lambda: POINTWISE)
+        if rule is None and is_composite(func):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if op.reads_value:
+        if func in READS_VALUE:
             return self._item(args[0])
         try:
             result = self.fakes.call(func, args, kwargs)
-        except DynamicOutputShapeException:  # how many there are depends on values; the example's were counted
+        except DynamicOutputShapeException:  # the sizes depend on values; the example has those of its own
             if not isinstance(self.example, Tensor) or not has_hints(self.example):
                 raise
             result = self.fakes.like(self.example)
         returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        if not returned and not op.is_mutable:
-            return result  # a check, or a size: nothing that could carry positions
-        call = self._call(op, args, kwargs, returned)
-        labels, constants = self._apply(op.rule, call), self._evaluate(func, args, kwargs, returned)
+        if not returned and not is_mutable(func):
+            return result  # a check or a size
+        call = self._call(func, args, kwargs, returned)
+        labels, constants = self._apply(rule, call), self._evaluate(func, args, kwargs, returned)
         labels = [Label(la.axes, la.zeros, c, len(self.steps)) for la, c in zip(labels, constants, strict=True)]
         self._record(call, labels, result)
         for tensor, label in zip(returned, labels, strict=True):
@@ -250,31 +239,35 @@ class _Labelling(TorchDispatchMode):
             given = slice(call["start"], call["end"], call["step"])
             stepping = _Stepping(call.operand(0).axes[call.dim()], given, returned[0].untyped_storage())
             self.stepping.setdefault(memory_of(returned[0]), []).append(stepping)
-        if op.is_mutable:
+        if is_mutable(func):
             self._written(func, args)
             self.counters.written(func, args, kwargs)
         return result
 
-    def _call(self, op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
+    def _call(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
         arguments: dict[str, Any] = {}
         operands: list[Label | None] = []
-        for place, (name, default, takes_tensors) in enumerate(op.parameters):
+        for place, (name, default, takes_tensors) in enumerate(parameters_of(op)):
             value = arguments[name] = args[place] if place < len(args) else kwargs.get(name, default)
             if isinstance(value, Tensor):
                 operands.append(self.label(value))
             elif takes_tensors:
                 operands += [None] if value is None else [None if t is None else self.label(t) for t in tensors_in(value)]
         shapes = [tuple(r.shape) for r in returned]
-        at = Reason("", op.name, self.here.node, self.here.source)
-        return Call(op.func, arguments, operands, shapes, self.units, at)
+        at = Reason("", str(op), self.here.node, self.here.source)
+        return Call(op, arguments, operands, shapes, self.units, at)
 
     def _apply(self, rule: Rule | None, call: Call) -> list[Label]:
-        """Return the labels of the results; where a rule of ours does not fit the call, nothing is known."""
+        """Return the labels of the results. Where a built-in rule does not fit the call, all axes of the call stay whole."""
         if rule is None:
             return self._unknown(call, "an operator without a rule: see fxprune.register_rule")
         try:
             labels = rule.apply(call)
-            self._check(call, labels)
+            if [label.shape for label in labels] != call.shapes:
+                raise RuleError(
+                    f"the rule of {call.op} at node {call.at.node!r} gives results of shapes "
+                    f"{[list(la.shape) for la in labels]}, where the operator gives {[list(s) for s in call.shapes]}"
+                )
         except RuleError as error:
             if is_by_user(call.op):
                 raise
@@ -284,7 +277,7 @@ class _Labelling(TorchDispatchMode):
         return labels
 
     def _unknown(self, call: Call, text: str) -> list[Label]:
-        """Keep whole all that a call touches."""
+        """Keep every axis of the operands whole, and return whole results."""
         why = call.why(text)
         for label in call.operands:
             for axis in label.axes if label is not None else ():
@@ -292,13 +285,6 @@ class _Labelling(TorchDispatchMode):
                     self.without_rule[f"{call.op} at node {call.at.node!r}"] = None
                 self.units.keep_whole(axis, why)
         return [Label.whole(shape, why) for shape in call.shapes]
-
-    def _check(self, call: Call, labels: list[Label]) -> None:
-        if [label.shape for label in labels] != call.shapes:
-            raise RuleError(
-                f"the rule of {call.op} at node {call.at.node!r} gives results of shapes {[list(la.shape) for la in labels]}, "
-                f"where the operator gives {[list(s) for s in call.shapes]}"
-            )
 
     def _record(self, call: Call, labels: list[Label], result: Any) -> None:
         for m in call.mixings:
@@ -312,16 +298,14 @@ class _Labelling(TorchDispatchMode):
     def _evaluate(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]
     ) -> list[Tensor | None]:
-        """Return the values of results that are integers or flags and depend on nothing else."""
+        """Return the values of results of integers or flags that depend on known values alone."""
         unknown: list[Tensor | None] = [None] * len(returned)
-        if any(map(Tensor.is_floating_point, returned)):
+        if any(r.is_floating_point() or r.is_complex() or r.numel() > MAX_CONSTANT or r.is_meta for r in returned):
             return unknown
-        if any(r.is_complex() or r.numel() > MAX_CONSTANT or r.is_meta for r in returned):
+        if is_mutable(func) or torch.Tag.nondeterministic_seeded in func.tags or op_card(func).is_uninitialised:
             return unknown
         leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if is_mutable(func) or torch.Tag.nondeterministic_seeded in func.tags or not returned:
-            return unknown
-        if any(self.label(leaf).constant is None for leaf in leaves) or op_card(func).is_uninitialised:
+        if not returned or any(self.label(leaf).constant is None for leaf in leaves):
             return unknown
         real_args, real_kwargs = pytree.tree_map(
             lambda x: self.label(x).constant if isinstance(x, Tensor) else x, (args, kwargs)
@@ -340,16 +324,15 @@ class _Labelling(TorchDispatchMode):
         return number(constant)
 
     def _written(self, func: OpOverload, args: tuple[Any, ...]) -> None:
-        """After a write in place, expect no zeros and no known values of whatever shares the memory."""
+        """Forget the zeros and constants in the memory that a call wrote to."""
         for argument, value in zip(arguments_of(func), args, strict=False):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            for tensor in tensors_in(value):
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            for tensor in tensors_in(value) if is_written else ():
                 if tensor is not None:
                     self.forget(tensor)
 
     def forget(self, tensor: Tensor) -> None:
-        """Expect no zeros and no known values of whatever shares the memory of a tensor that is written to."""
+        """Forget the zeros and constants of every tensor that shares the memory of ``tensor``, which is written to."""
         memory = memory_of(self.fakes.of(tensor))
         for reference in self.aliases.get(memory, ()):
             if (alias := reference()) is not None and alias is not tensor:
@@ -360,24 +343,17 @@ class _Labelling(TorchDispatchMode):
             self.sources.forget_values(origin)
 
     def dependencies(self) -> Dependencies:
-        """Return what was found."""
-        return Dependencies(
-            gm=self.gm,
-            units=self.units,
-            tracked=self.sources.tracked,
-            values=self.values,
-            points=self.mixing_points,
-            work=self.work,
-            steps=self.steps,
-            without_rule=tuple(self.without_rule),
-        )
+        """Return the result of the analysis."""
+        tracked, without_rule = self.sources.tracked, tuple(self.without_rule)
+        return Dependencies(self.gm, self.units, tracked, self.values, self.mixing_points, self.work, self.steps, without_rule)
 
 
 class _Stepping(NamedTuple):
-    """A slice with a step; its memory is held, so that no other takes its address.
+    """A view such as ``x[::2]``; holds the memory, so that no other memory takes its address.
 
-    When positions go, such a slice may have to pick uneven places, which no view can, and what is written to the memory has to
-    show in it. Where the positions from one that it picks to the next go together, it stays a slice.
+    A write to ``x`` has to show in the view. If position 1 of ``x`` goes, the positions 0, 2 and 4 become 0, 1 and 3, which no
+    view picks. So when ``x`` is written to, positions from a picked one up to the next picked one are coupled: 0 with 1, 2
+    with 3.
     """
 
     axis: Axis

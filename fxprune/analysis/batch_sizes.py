@@ -1,4 +1,4 @@
-"""Which sizes in a graph are those of the batch."""
+"""Finds the sizes in a graph that grow with the batch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fxprune.torch_internals.switches import alone
 from fxprune.torch_internals.tensors import pytree
 
 
-class _Standing(TorchDispatchMode):
-    """Gives fake tensors for what operators make of tensors."""
+class _OnFakes(TorchDispatchMode):
+    """Calls every operator on fake tensors."""
 
     def __init__(self, fakes: Fakes) -> None:
         super().__init__()
@@ -30,35 +30,31 @@ class _Standing(TorchDispatchMode):
 
 @alone()
 def shapes_of_batch(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
-    """Return what every node gives, as fake tensors, for inputs whose first dimension is ``batch`` times the example's."""
+    """Return the value of every node, with fake tensors, for inputs whose first dimension is ``batch`` times the example's."""
     fakes, found = Fakes(), dict[fx.Node, Any]()
 
     def larger(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return getattr(getattr(leaf, "node", None), "hint", leaf)
-        shape = [int(getattr(getattr(n, "node", None), "hint", n)) for n in leaf.shape]
-        return torch.empty([batch * n if d == 0 else n for d, n in enumerate(shape)], dtype=leaf.dtype)
+        fake = fakes.like(leaf)
+        if not isinstance(fake, Tensor):
+            return fake
+        return torch.empty([batch * n if d == 0 else n for d, n in enumerate(fake.shape)], dtype=fake.dtype)
 
     with torch.no_grad(), fakes.mode:
         inputs = [pytree.tree_map(larger, n.meta["val"]) for n in gm.graph.find_nodes(op="placeholder")]
-        with _Standing(fakes):
+        with _OnFakes(fakes):
             NodeRunner(gm, after=found.__setitem__).run(*inputs)
     return {node.name: value for node, value in found.items()}
 
 
 class Batches:
-    """Tells which sizes of a graph's values grow with the batch; runs the graph, on fake tensors, when it is first asked.
-
-    Args:
-        gm: the graph, with example values on its inputs.
-    """
+    """Tells which sizes grow with the batch. The first question runs the graph, which has example values on its inputs."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
         self._shapes: list[dict[str, Any]] | None = None
 
     def grows(self, node: str, dim: int) -> bool:
-        """Tell whether a dimension of what a node gives is larger for twice the batch; no, for a graph that takes no other."""
+        """Tell whether a dimension of a node's value is larger for twice the batch; no, if the graph takes one batch size."""
         if self._shapes is None:
             try:
                 self._shapes = [shapes_of_batch(self._gm, batch) for batch in (1, 2)]

@@ -1,8 +1,8 @@
-"""Corrections: what a masked graph has to do at a mixing point so that it computes what the smaller network will.
+"""Corrections: what a masked graph has to do at a mixing point so that it computes what the smaller graph will.
 
-Masks make removed positions zero at the parameters, but not everywhere behind them, and a mean counts zeros, too. Here is
-decided, call by call, what makes up for it; :mod:`fxprune.passes.compensate` writes it into the graph. What cannot be made
-up for is held whole by the analysis.
+A mask makes removed positions of a parameter zero. Behind the parameter they may have other values, and a mean counts zeros
+too. This file decides on the correction of each call; :mod:`fxprune.passes.compensate` writes it into the graph. The analysis
+keeps an axis whole for which there is no correction.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fxprune.rules.registry import op_card
 from fxprune.torch_internals.operators import is_mutable
 from fxprune.torch_internals.tensors import pytree
 
-# What changes nothing in each kind of combination.
+# The value whose positions change nothing, by the kind of the mixing point.
 _NEUTRAL = {
     "contract": 0.0,
     "sum": 0.0,
@@ -42,7 +42,7 @@ _NEUTRAL = {
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A dimension of a value that a node reads: the reading node, the node read, the dimension."""
+    """A dimension of a tensor that a node reads; ``input`` is the node that returns the tensor."""
 
     node: str
     input: str
@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Fill:
-    """Let removed positions of an input hold ``value``."""
+    """Set the removed positions of an operand to ``value``: to -inf in front of a softmax."""
 
     place: Place
     value: float
@@ -60,21 +60,21 @@ class Fill:
 
 @dataclass(frozen=True, eq=False)
 class Clear:
-    """Let removed positions of what a node returns be zero: of nothing it made something infinite."""
+    """Set the removed positions of the node's result to zero, as those of a log_softmax, which are -inf."""
 
     place: Place
 
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
-    """Let a mean over positions, zero where they were removed, be the mean over the others."""
+    """Multiply a mean over 8 positions, 2 of them removed and zero, by 8 / 6: it becomes the mean over the 6 kept ones."""
 
     place: Place
 
 
 @dataclass(frozen=True, eq=False)
 class Restrict:
-    """Call another function in place of the node's, which takes the same statistics over kept positions."""
+    """Call the function of ``fxprune.functional`` that takes the statistics over kept positions alone."""
 
     places: tuple[Place, ...]
     form: OverKept
@@ -83,7 +83,7 @@ class Restrict:
 
 @dataclass(frozen=True, eq=False)
 class Impossible:
-    """Nothing can make up for what happens to an axis at a call."""
+    """No correction exists for an axis at a call."""
 
     axis: Axis
     step: Step
@@ -101,15 +101,12 @@ def corrections(
     units: Units,
     is_live: Callable[[Axis], bool],
 ) -> Iterator[Correction]:
-    """Yield what each call of an analysed graph needs.
+    """Yield the corrections of an analysed graph, call by call.
 
     Args:
         gm: the graph, with example values on its inputs.
         values: the value of every node, a label in place of each tensor.
-        steps: the calls.
-        points: the mixing points.
-        units: the units.
-        is_live: tells of an axis whether positions of it go.
+        is_live: tells whether an axis loses positions.
     """
     by_step: dict[int, list[MixingPoint]] = {}
     for point in points:
@@ -129,12 +126,12 @@ def corrections(
             continue
         live = _live_steps(values, steps) if live is None else live
         if number in live:
-            one = _Corrected(step, nodes.get(step.node), values, together[step.node], units, is_live, batches)
-            yield from one.all(found)
+            call = _Corrected(step, nodes.get(step.node), values, together[step.node], units, is_live, batches)
+            yield from call.all(found)
 
 
 def _live_steps(values: dict[str, Any], steps: Sequence[Step]) -> set[int]:
-    """Return the calls on which a result of the graph depends, or which write into something."""
+    """Return the numbers of the calls that an output of the graph depends on, or that write to an operand."""
     waiting = [leaf.producer for leaf in pytree.tree_leaves(values.get("output")) if isinstance(leaf, Label)]
     waiting += [n for n, step in enumerate(steps) if step.call is not None and is_mutable(step.call.op)]
     found: set[int] = set()
@@ -148,10 +145,10 @@ def _live_steps(values: dict[str, Any], steps: Sequence[Step]) -> set[int]:
 
 @dataclass
 class _Corrected:
-    """One call that needs something."""
+    """A call that needs corrections; ``beside`` are all calls of its node."""
 
     step: Step
-    node: fx.Node | None
+    node: fx.Node | None  # None inside a part that differs by mode
     values: dict[str, Any]
     beside: list[Step]
     units: Units
@@ -181,10 +178,10 @@ class _Corrected:
             yield from self._contracted(sides)
         if counted:
             yield self._restricted(counted)
-        yield from self._sanitised([point.axis.rows for point in points])
+        yield from self._kept_finite([point.axis.rows for point in points])
 
     def _place(self, operand: int, dim: int) -> Place | None:
-        """Return where the node reads an operand, if it does so itself."""
+        """Return the place of an operand of the call, if the operand is also one of the node."""
         label = self.call.operands[operand]
         if self.node is None or label is None:
             return None
@@ -192,8 +189,8 @@ class _Corrected:
         return None if read is None else self._place_of(read.name, dim, label.axes[dim])
 
     def _place_of(self, value: str, dim: int, axis: Axis) -> Place | None:
-        """Return a dimension of a value of the graph, unless its size is the batch's: flags could not follow that."""
-        # An axis with a part that came with an input has a reason from the start.
+        """Return the place of a dimension, unless its size grows with the batch: a keep vector has a fixed size."""
+        # Only an axis with a reason can have a part of an input's axis.
         if axis.why is not None and self.batches.grows(value, dim):
             return None
         return Place(self.step.node, value, dim, axis)
@@ -202,35 +199,32 @@ class _Corrected:
         place = self._place(operand, dim)
         tensor = next((t for label, t in self.call.given() if label is self.call.operands[operand]), None)
         label = self.call.operands[operand]
-        # What the same node's other calls read has to suit them as well.
+        # Where several calls of the node read the operand, the value has to suit all of them.
         readers = [step for step in self.beside if any(label is other for other in step.operands)]
         if place is None or tensor is None or not (len(readers) == 1 or value == 0.0):
             return None
         if is_mutable(self.call.op):  # it would write into the filled copy
             return None
-        if math.isinf(value) and not tensor.is_floating_point():
-            return None
-        return Fill(place, value)
+        return None if math.isinf(value) and not tensor.is_floating_point() else Fill(place, value)
 
     def _filled(self, point: MixingPoint, is_filled: bool) -> Iterator[Correction]:
         if not is_filled:
             fill = self._fill(point.operand, point.dim, _NEUTRAL[point.kind])
+            yield fill or self._impossible(point.axis, point.kind)
             if fill is None:
-                yield self._impossible(point.axis, point.kind)
                 return
-            yield fill
         if point.kind == "mean":
             place = self._place(point.operand, point.dim)
-            # The mean has to be what the node returns, where it can be rescaled.
+            # A mean inside of a function is out of reach: only the node's own result can be rescaled.
             ends = self._is_result(self.step.results[0])
             yield Rescale(place) if place is not None and ends else self._impossible(point.axis, point.kind)
 
     def _contracted(self, sides: list[MixingPoint]) -> Iterator[Correction]:
-        """Correct all sides that may be infinite; or else one, a small one."""
+        """Fill every operand of a contraction that may be infinite there (0 * inf is NaN); else the smallest operand alone."""
         unknown = [point for point in sides if point.zero is Zero.UNKNOWN]
         fills = [(self._fill(p.operand, p.dim, 0.0), p) for p in unknown or sides]
         if unknown:
-            yield from (fill if fill is not None else self._impossible(p.axis, p.kind) for fill, p in fills)
+            yield from (fill or self._impossible(p.axis, p.kind) for fill, p in fills)
             return
         possible = [(math.prod(self.call.operand(p.operand).shape), fill) for fill, p in fills if fill is not None]
         if possible:
@@ -240,36 +234,43 @@ class _Corrected:
 
     def _restricted(self, points: list[MixingPoint]) -> Correction:
         form = self.card.over_kept
-        first = min(p.operand for p in points)  # the others, such as weights, have the same positions
+        first = min(p.operand for p in points)  # later operands, such as weights, have the same positions
         places = [self._place(first, dim) for dim in dict.fromkeys(p.dim for p in points if p.operand == first)]
         if form is None or len(self.beside) > 1 or None in places or self._hides_operands():
             return self._impossible(points[0].axis, points[0].kind)
         return Restrict(tuple(place for place in places if place is not None), form, self.call)
 
     def _hides_operands(self) -> bool:
-        """Tell whether the node calls a function of the user's own, which may give the operator what it likes."""
+        """Tell whether the node calls the user's own function, so that the operator's arguments need not be the node's."""
         if self.node is None or not runs_own_code(self.node):
             return False
         is_single = self.node.args == (*self.node.all_input_nodes,) and len(self.node.args) == 1 and not self.node.kwargs
         return not is_single or len(list(self.call.given())) > 1
 
-    def _sanitised(self, mixed: list[Rows]) -> Iterator[Correction]:
-        """Keep zeros out of a call that makes of them what is infinite or no number, for its gradient's sake."""
-        if self.card.is_uninitialised:  # makes nothing of them
+    def _kept_finite(self, mixed: list[Rows]) -> Iterator[Correction]:
+        """Correct a call that returns inf or NaN at removed positions, which would make gradients NaN.
+
+        Example: ``1 / x`` at a removed position, where x is 0. A fill of x with 1 keeps the result finite.
+
+        Args:
+            mixed: the rows of the axes that the call combines.
+        """
+        if self.card.is_uninitialised:  # it reads no values
             return
         combined = {(mixing.operand, mixing.dim) for mixing in self.call.mixings}
         for label in self.step.results:
             for d, (axis, zero) in enumerate(zip(label.axes, label.zeros, strict=True), -len(label)):
                 if zero is not Zero.UNKNOWN or not self.is_live(axis):
                     continue
-                if any(axis.rows is rows for rows in mixed):  # a logarithm of a share: nothing in its place would do
+                if any(axis.rows is rows for rows in mixed):  # a log_softmax, which is filled with -inf: no fill is finite
                     result = self._place_of(self.step.node, len(label) + d, axis) if self._is_result(label) else None
                     if result is not None and not is_mutable(self.call.op):
                         yield Clear(result)
                     continue
-                if any(state is Zero.UNKNOWN and self._is_same(one, axis) for one, state in self._dimensions()):
-                    continue  # it was so before
-                # Other dimensions may have the same units and yet be combined.
+                before = [pair for o in self.step.operands for pair in zip(o.axes, o.zeros, strict=True)]
+                if any(state is Zero.UNKNOWN and self._is_same(of_operand, axis) for of_operand, state in before):
+                    continue  # the operand is not finite already
+                # A dimension with the same units that the call combines is another one.
                 sides = [
                     (i, len(operand) + d, operand.zeros[d])
                     for i, operand in enumerate(self.call.operands)
@@ -281,14 +282,9 @@ class _Corrected:
                         yield self._fill(i, place, 1.0) or self._impossible(axis, "of zeros that are not numbers")
 
     def _is_result(self, label: Label) -> bool:
-        """Tell whether a result of the call is what the node returns."""
+        """Tell whether a result of the call is the node's result."""
         result = self.values.get(self.step.node)
         return isinstance(result, Label) and result.axes == label.axes
-
-    def _dimensions(self) -> Iterator[tuple[Axis, Zero]]:
-        """Yield each dimension of each operand, and what is at its removed positions."""
-        for operand in self.step.operands:
-            yield from zip(operand.axes, operand.zeros, strict=True)
 
     def _is_same(self, one: Axis, other: Axis) -> bool:
         return one is other or self.units.content(one) is self.units.content(other)

@@ -18,11 +18,9 @@ Flags = NDArray[np.bool_]
 
 
 class Census:
-    """The positions of many axes side by side, so that all of them are counted at once.
+    """The rows of many axes side by side, so that the positions left on all of them are counted at once.
 
-    Args:
-        units: what is known about the units.
-        axes: the axes; those with the same units at the same positions are laid out once.
+    Axes with the same units at the same positions share one slot.
     """
 
     def __init__(self, units: Units, axes: Iterable[Axis]) -> None:
@@ -34,7 +32,7 @@ class Census:
         self.blocks = list(self._side_by_side())
 
     def _side_by_side(self) -> Iterator[tuple[Index, Index, Index]]:
-        """Yield all rows that are equally wide in one array: of which axes, where each starts, and the array."""
+        """Yield for each width the slots of the axes whose rows have it, the start of each in one array, and the array."""
         widths = np.array([rows.shape[1] if len(rows) else 0 for rows in self.rows], np.intp)
         for width in np.unique(widths[widths > 0]):
             at = np.flatnonzero(widths == width)
@@ -45,13 +43,13 @@ class Census:
             yield at, starts, beside
 
     def slot(self, axis: Axis) -> int:
-        """Return the place of an axis in ``rows``, ``sizes`` and what :meth:`kept` returns."""
+        """Return the index of an axis in ``rows``, in ``sizes`` and in the result of :meth:`kept`."""
         return self._slots[self._units.content(axis)]
 
     def kept(self, removed: Flags) -> Index:
         """Return how many positions of every axis are left when the units flagged in ``removed`` go."""
         left, flags = self.sizes.copy(), np.append(removed, False)
-        assert NONE == -1, "the filler of rows finds the flag at the end"
+        assert NONE == -1, "NONE finds the flag at the end"
         for at, starts, rows in self.blocks:
             gone = flags[rows[:, 0]]
             for column in rows.T[1:]:
@@ -61,33 +59,22 @@ class Census:
 
 
 class Costs:
-    """Counts parameters and operations of one graph, for as many choices of units as asked.
-
-    Args:
-        units: what is known about the units.
-        steps: parameters and calls in the order of the run.
-        tracked: the parameters and buffers of the graph.
-        work: the floating-point operations of every call.
-
-    Attributes:
-        census: every axis that the analysis met.
-    """
+    """Counts the parameters and operations that are left of a graph, for any choice of units; ``census`` has all its axes."""
 
     def __init__(self, units: Units, steps: Sequence[Step], tracked: Sequence[Tracked], work: Sequence[Work]) -> None:
         labels = [label for step in steps for label in step.results] + [t.label for t in tracked]
         places = [part.axes for part in work] + [label.axes for label in labels]
-        axes = [axis for axes in places for axis in axes]
-        self.census = Census(units, axes)
+        self.census = Census(units, [axis for axes in places for axis in axes])
         self._parameters = [[self.census.slot(axis) for axis in t.label.axes] for t in tracked if t.is_parameter]
         self._work = [(part.flops, [self.census.slot(axis) for axis in part.axes]) for part in work]
 
     def parameters(self, removed: Flags) -> int:
-        """Return how many elements the parameters have left; a tied parameter counts once."""
+        """Return how many elements of parameters are left; a tied parameter counts once."""
         kept = self.census.kept(removed).tolist()
         return sum(math.prod(kept[slot] for slot in slots) for slots in self._parameters)
 
     def flops(self, removed: Flags) -> float:
-        """Return how many operations are left: each call's, times the share that is left of every axis it repeats over."""
+        """Return how many operations are left: those of each call times the share left of every axis of its work."""
         sizes = self.census.sizes
         share = (self.census.kept(removed) / np.where(sizes, sizes, 1)).tolist()
         return float(sum(flops * math.prod(share[slot] for slot in slots) for flops, slots in self._work))

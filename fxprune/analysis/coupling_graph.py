@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 
@@ -22,14 +23,9 @@ GroupsOn = Callable[[Label, int], tuple[str, ...]]
 def coupling_graph(units: Units, groups: Iterable[Group], steps: Iterable[Step]) -> nx.MultiGraph[str]:
     """Return the graph of parameter axes and of the operations that positions with units pass.
 
-    A parameter or buffer axis is a node like ``"conv1.weight[0]"``; a call is a node like ``"conv1:aten.conv2d.default"``, with
-    a number behind it where a graph node calls the operator several times. An edge joins two places if an axis with units
-    goes from one to the other.
-
-    Args:
-        units: what is known about the units.
-        groups: the groups of units.
-        steps: parameters and calls in the order of the run.
+    A parameter or buffer axis is a node like ``"conv1.weight[0]"``. A call is a node like ``"conv1:aten.conv2d.default"``, with
+    a number behind it where a graph node calls the operator several times. An edge leads from a parameter axis or call to the
+    call that reads an axis with units from there.
     """
     group_of = np.full(units.count, NONE, np.intp)
     for group in groups:
@@ -65,7 +61,7 @@ def coupling_graph(units: Units, groups: Iterable[Group], steps: Iterable[Step])
 
 
 def _edges(operands: Iterable[Label], places: dict[int, str], groups_on: GroupsOn) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Yield where the operands' axes with groups come from: a parameter axis, or the call that made the tensor."""
+    """Yield the parameter axis or call that each operand with groups comes from, and the groups."""
     for label in operands:
         if (source := places.get(label.producer)) is None:
             continue
@@ -80,9 +76,8 @@ def _edges(operands: Iterable[Label], places: dict[int, str], groups_on: GroupsO
 
 
 def _free_name(graph: nx.MultiGraph[str], name: str) -> str:
-    if name not in graph:
-        return name
-    return next(f"{name}#{k}" for k in range(2, len(graph) + 3) if f"{name}#{k}" not in graph)
+    numbered = (f"{name}#{k}" for k in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if free not in graph)
 
 
 def write_graph(graph: nx.MultiGraph[str], path: str | os.PathLike[str]) -> None:
@@ -98,7 +93,7 @@ def write_graph(graph: nx.MultiGraph[str], path: str | os.PathLike[str]) -> None
 
 
 def _dot(graph: nx.MultiGraph[str]) -> Iterable[str]:
-    """Yield the lines of a DOT file; networkx writes them only with pydot or Graphviz installed."""
+    """Yield the lines of a DOT file, which networkx writes only with pydot or Graphviz."""
     yield "graph couplings {\n"
     for name, data in graph.nodes(data=True):
         shape = "box" if data["kind"] == "axis" else "ellipse"

@@ -1,4 +1,4 @@
-"""What an analysis found: groups of units, why axes stay whole, mixing points, and the graph of couplings."""
+"""The result of an analysis: groups of units, reasons of whole axes, mixing points, and the graph of couplings."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Dependencies:
 
     Attributes:
         gm: the graph.
-        units: what is known about the units.
+        units: all units, and the equations between them.
         tracked: the parameters and buffers of the graph.
         values: every node's value by node name, a label in place of each tensor.
-        points: everything that combines positions, those of whole axes included.
+        points: all mixing points, those of whole axes included.
         work: the floating-point operations of every call.
         steps: parameters and calls in the order of the run.
         without_rule: operators without a rule that met an axis with units, each with its node.
@@ -62,7 +62,7 @@ class Dependencies:
         self._found = form_groups(self.units, [(t.label, t.is_parameter) for t in self.tracked], self.work)
 
     def _hold_what_cannot_go(self) -> None:
-        """Keep what nothing uses, and units whose removal would leave nothing of some tensor."""
+        """Keep unused parameters whole, and units whose removal would leave an axis without positions."""
         makers: list[Tracked | Step] = [*self.tracked, *self.steps]
         made: dict[Content, tuple[Axis, Tracked | Step]] = {}  # the axis that first has the content, and where
         for maker in makers:
@@ -70,7 +70,7 @@ class Dependencies:
                 for axis in label.axes:
                     if not axis.is_whole:
                         made.setdefault(self.units.content(axis), (axis, maker))
-        # Units only ever become fewer, so that what holds for no unit now never will.
+        # Keeping an axis only takes units away, so the test of each content made in front of the loop stays right.
         for content, (axis, maker) in made.items():
             if isinstance(maker, Tracked) and not maker.used:
                 self.units.keep_whole(axis, Reason(f"{maker.name!r} is not used by the graph"))
@@ -81,17 +81,16 @@ class Dependencies:
                 self.units.keep_covering_whole(axis, why)
 
     def _hold_what_no_mask_corrects(self) -> None:
-        """Keep what a masked graph could not compute as the smaller one."""
-
-        def is_live(axis: Axis) -> bool:
-            return self.units.content(axis).is_live
-
-        for found in corrections(self.gm, self.values, self.steps, self.points, self.units, is_live):
+        """Keep axes whole for which a masked graph has no correction."""
+        units = self.units
+        for found in corrections(
+            self.gm, self.values, self.steps, self.points, units, lambda axis: units.content(axis).is_live
+        ):
             if isinstance(found, Impossible):
                 self.units.keep_whole(found.axis, Reason(found.text, found.step.op, found.step.node))
 
     def _hold_what_is_never_combined(self) -> None:
-        """Keep what no result depends on, such as the places of a position table behind the end of the example."""
+        """Keep units that reach no mixing point, such as the rows of a position table behind the length of the example."""
         combined = np.zeros(self.units.count + 1, bool)
         combined[NONE] = True
         for content in {self.units.content(point.axis) for point in self.points}:
@@ -106,24 +105,22 @@ class Dependencies:
         """The groups that own positions of at least one parameter, in the order of the parameters."""
         groups = []
         for index, found in enumerate(self._found.groups):
-            members = [
-                Member(self.tracked[t].name, dim, positions, not self.tracked[t].is_parameter)
-                for t, dim, positions in found.members
-            ]
+            axes = [(self.tracked[t], dim, positions) for t, dim, positions in found.members]
+            members = [Member(tracked.name, dim, positions, not tracked.is_parameter) for tracked, dim, positions in axes]
             members.sort(key=lambda m: m.is_buffer)
             groups.append(Group(index, len(found.units), tuple(members), found.parameters, found.units, self._found))
         return tuple(groups)
 
     @cached_property
     def costs(self) -> Costs:
-        """What counts positions, parameters and operations that are left when units go."""
+        """Counts the positions, parameters and operations that are left when units go."""
         return Costs(self.units, self.steps, self.tracked, self.work)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 digest, in hex, of what a plan depends on: names and shapes of the parameters, and the groups on them.
+        """A sha256 digest, in hex, of all that a plan depends on: names and shapes of the parameters, and the groups on them.
 
-        Masks neither change it nor, therefore, make a plan outdated; nor does the order in which parameters are registered.
+        Neither masks nor the order in which parameters are registered change it.
         """
         names = sorted(f"{t.name} {list(t.label.shape)}" for t in self.tracked if t.is_parameter)
         groups = sorted(digest(group) for group in self.groups)
@@ -150,8 +147,8 @@ class Dependencies:
             The explanation; ``print`` it.
 
         Raises:
-            UnknownParameterError: the graph has no such parameter or buffer; names those most alike.
-            PruningIndexError: it has no such dimension.
+            UnknownParameterError: the graph has no such parameter or buffer; the message proposes similar names.
+            PruningIndexError: the parameter has no such dimension.
 
         Example:
             >>> print(deps.explain("fc.weight", dim=0))
@@ -187,8 +184,8 @@ class Dependencies:
     def graph(self) -> nx.MultiGraph[str]:
         """The couplings: parameter axes and the operations between them, an edge wherever positions that can go pass.
 
-        Nodes have ``kind`` ("axis" or "op"); edges have ``groups``, the indices of the groups that pass, apart by blanks.
-        Plain numbers and strings throughout, so that ``networkx.write_graphml`` and :meth:`save` take it.
+        Nodes have ``kind`` ("axis" or "op"). Edges have ``groups``, the indices of the groups that pass, separated by blanks.
+        All attributes are numbers and strings, which ``networkx.write_graphml`` and :meth:`save` take.
         """
         return coupling_graph(self.units, self.groups, self.steps)
 
@@ -199,7 +196,7 @@ class Dependencies:
             path: the file; ``.graphml`` or ``.dot`` says in which format.
 
         Raises:
-            ValueError: the file's name ends in neither.
+            ValueError: the file's name ends in neither ``.graphml`` nor ``.dot``.
         """
         write_graph(self.graph, path)
 
@@ -208,11 +205,7 @@ class Dependencies:
             [g.index, g.size, g.parameters, round(g.flops), len(g.members), _shortened([str(m) for m in g.members])]
             for g in self.groups
         ]
-        table = tabulate(
-            rows,
-            headers=["group", "units", "parameters / unit", "FLOPs / unit", "axes", "members"],
-            intfmt=",",
-        )
+        table = tabulate(rows, ["group", "units", "parameters / unit", "FLOPs / unit", "axes", "members"], intfmt=",")
         total = f"{len(self.groups)} groups, {self.share:.1%} of the parameters in at least one"
         return f"{table}\n{total}"
 

@@ -1,4 +1,4 @@
-"""What ``explain`` prints: which groups live on an axis of a parameter, and why the rest of it stays."""
+"""The text of ``explain``: which groups live on an axis of a parameter, and why other positions stay."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Explanation:
     Attributes:
         parameter: the dotted name.
         dim: the dimension.
-        size: its positions.
-        groups: the groups on it.
-        free: how many positions belong to a group.
-        reasons: why the others, or parts of their units, stay.
+        size: the number of positions.
+        groups: the groups on the axis.
+        free: how many positions can go.
+        reasons: why other positions, or parts of their units, stay.
     """
 
     parameter: str

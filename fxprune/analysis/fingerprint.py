@@ -1,9 +1,9 @@
 """Whether an analysis still holds: a fingerprint of all that it depends on, kept with the analysis on the graph.
 
-The analysis follows the nodes, the configuration of the modules that they call, the forms of all tensors and how these share
-memory, the values of counters and index tables, the example inputs and the rules. It reads no weight. So an analysis made
-before a graph was masked is that of the graph without its masks, and neither ``mask`` nor ``shrink`` makes it again.
-Code that a fingerprint cannot see through, such as a user's own function, has none: such a graph is analysed each time.
+An analysis depends on the nodes, the configuration of the modules that they call, the forms of all tensors and the memory that
+they share, the values of counters and index tables, the example inputs and the rules. It reads no weight. So the analysis of a
+graph is also that of the masked graph without its masks: ``mask`` and ``shrink`` use it again. A graph with code that a
+fingerprint cannot describe, such as a user's own function, has no fingerprint and is analysed each time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def remember(gm: fx.GraphModule, base: fx.GraphModule, deps: Dependencies) -> No
     mark = fingerprint(base) if isinstance(gm, CapturedModule) else None
     ANALYSIS.pop(gm)
     if mark is not None:
-        ANALYSIS.set(gm, (mark, _about(None, deps)))  # without the graph, which would hold itself then
+        ANALYSIS.set(gm, (mark, _about(None, deps)))  # without the graph, which would hold itself
 
 
 def recall(gm: fx.GraphModule, base: fx.GraphModule) -> Dependencies | None:
@@ -49,7 +49,7 @@ def _about(gm: fx.GraphModule | None, deps: Dependencies) -> Dependencies:
 
 
 def fingerprint(gm: fx.GraphModule) -> Any:
-    """Return what tells graphs apart of which the analysis may differ; None if that cannot be said."""
+    """Return a value that is equal for two graphs only if their analyses are; None if the graph runs unknown code."""
     if is_watched():
         return None
     reader = _Reader()
@@ -65,13 +65,13 @@ def _settings() -> tuple[Any, ...]:
     return version(), torch.get_default_dtype(), torch.get_default_device(), deterministic, *autocast
 
 
-# Functions and methods that read the values of a tensor past the dispatcher.
+# Functions and methods that read the values of a tensor without an operator.
 _READ_VALUES = frozenset(["tolist", "numpy", "data_ptr", "__array__", "__dlpack__"])
 _PLACEHOLDER = torch.empty(0)  # for nodes in arguments
 
 
 class _Reader:
-    """Describes graphs, modules and tensors as values that compare; what is met again is a number."""
+    """Describes graphs, modules and tensors as values that compare; an object met a second time is its number."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
@@ -131,7 +131,7 @@ class _Reader:
         return frozen(value, tensors), *map(self.tensor, tensors)
 
     def tensor(self, tensor: Tensor) -> Any:
-        """Describe a tensor, its values included where the analysis may ask for them."""
+        """Describe a tensor, with its values if the analysis may read them."""
         number, is_new = self._number(id(tensor))
         if not is_new:
             return number
@@ -144,7 +144,7 @@ class _Reader:
         return type(tensor), tensor.dtype, tensor.device, tensor.requires_grad, place, _values(tensor)
 
 
-# The ends of names of attributes of modules that are described otherwise, or have no say in what a module computes.
+# Ends of names of attributes of modules: those that ``_module`` describes by itself, and hooks, which are checked there.
 _OF_MODULES = ("_parameters", "_buffers", "_modules", "_hooks", "_hooks_with_kwargs", "_hooks_always_called", "_buffers_set")
 
 
@@ -156,7 +156,7 @@ def _values(tensor: Tensor) -> Any:
 
 
 def _example(node: fx.Node) -> Any:
-    """Describe what a node gave for the example inputs, if that was noted."""
+    """Describe the example value of a node."""
     return tuple(map(_form, pytree.tree_leaves(node.meta["val"]))) if "val" in node.meta else None
 
 
@@ -168,5 +168,5 @@ def _form(leaf: Any) -> Any:
 
 
 def _hint(number: Any) -> Any:
-    """Return what a symbolic number is for the example inputs; any other as it is."""
+    """Return the value of a symbolic number for the example inputs; a plain number as it is."""
     return getattr(getattr(number, "node", None), "hint", number)

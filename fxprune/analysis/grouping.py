@@ -19,16 +19,16 @@ from fxprune.rules.labels import Label
 
 @dataclass(frozen=True, eq=False)
 class FoundGroup:
-    """A group by numbers: its units, its members as (tensor, dimension, positions), and the parameter elements of one."""
+    """A group by numbers."""
 
     units: Index
-    members: list[tuple[int, int, Index]]
-    parameters: int
+    members: list[tuple[int, int, Index]]  # (tensor, dimension, positions)
+    parameters: int  # elements of parameters that go with one unit
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """All groups."""
+    """All groups; their operations and share are computed when asked for."""
 
     groups: list[FoundGroup]
     _tensors: Sequence[tuple[Label, bool]]
@@ -45,26 +45,32 @@ class Found:
     @cached_property
     def share(self) -> float:
         """The share of the parameters' elements that belong to at least one group."""
-        return _share(self._tensors, [group.members for group in self.groups])
+        marks: dict[tuple[int, int], NDArray[np.bool_]] = {}
+        for tensor, dim, positions in (member for group in self.groups for member in group.members):
+            flags = marks.setdefault((tensor, dim), np.zeros(self._tensors[tensor][0].shape[dim], bool))
+            flags[positions.reshape(-1)] = True
+        total = inside = 0
+        for t, (label, is_parameter) in enumerate(self._tensors):
+            if is_parameter:
+                outside = [int((~marks[t, d]).sum()) if (t, d) in marks else size for d, size in enumerate(label.shape)]
+                total += math.prod(label.shape)
+                inside += math.prod(label.shape) - math.prod(outside)
+        return inside / total if total else 0.0
 
 
 def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Sequence[Work]) -> Found:
-    """Form the groups of what parameters and buffers depend on.
+    """Form the groups of at least two units that have positions on a parameter, ordered by first appearance.
 
     Args:
-        units: what is known about the units.
         tensors: for each parameter and buffer its label, and whether it is a parameter.
         work: the work of every call.
-
-    Returns:
-        The groups of at least two units with positions on a parameter, ordered by first appearance.
     """
     places: dict[Content, list[tuple[int, int]]] = {}  # the axes of each content
     for t, (label, _) in enumerate(tensors):
         for dim, axis in enumerate(label.axes):
             if (content := units.content(axis)).is_live:
                 places.setdefault(content, []).append((t, dim))
-    # From here on a unit is known by its place among those that stand on an axis, which are few of all that were made.
+    # From here on a unit is its index in ``live``, the units on axes of parameters and buffers: few of all that were made.
     number = np.zeros(units.count, np.intp)
     for content in places:
         number[content.owned.units] = 1
@@ -94,31 +100,29 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
 def _classes(kinds: Rows, at: Mapping[Content, Index]) -> tuple[Index, Index]:
     """Return for every unit its class and its place in the order of first appearance.
 
-    Units are of one class that are of one kind and own equally many positions on each axis.
+    Units of one class are of one kind and own equally many positions on each axis. Example: kind 0 has the units 0 to 3, and a
+    content has the rows ``[[0], [0], [1], [2]]``. Unit 0 owns two positions, units 1 and 2 one, unit 3 none: three classes.
 
     Args:
         kinds: the kind of every unit.
-        at: which units stand on each content, in its order.
+        at: the units on each content, in the order of ``content.owned.units``.
     """
     classes, order = kinds.astype(np.intp), np.full(len(kinds), -1, np.intp)
     next_class, seen = int(kinds.max(initial=-1)) + 1, 0
     for content, found in at.items():
         _, counts, positions, first = content.owned
         new = order[found] < 0
-        # Of two that start at one position the one that goes on sooner is the outer one: a head before a place in all heads.
+        # Two units may have the same first position, as a head and a place in all heads. The head comes first: its second
+        # position is the nearer one.
         second = positions[first + np.minimum(counts - 1, 1)]
         by_position = np.lexsort((second[new], positions[first[new]]))
         order[found[new][by_position]] = seen + np.arange(len(by_position))
         seen += len(by_position)
-        # What an axis tells apart gets a new class; units that it does not have keep theirs.
+        # The units on the content get new classes, one for each pair of class and count; all other units keep theirs.
         told_apart = classes[found] * (int(counts.max()) + 1) + counts
-        if (told_apart == told_apart[0]).all():
-            classes[found] = next_class
-            next_class += 1
-        else:
-            _, refined = np.unique(told_apart, return_inverse=True)
-            classes[found] = next_class + refined.reshape(-1)
-            next_class += int(refined.max()) + 1
+        _, refined = np.unique(told_apart, return_inverse=True)
+        classes[found] = next_class + refined.reshape(-1)
+        next_class += int(refined.max()) + 1
     return classes, order
 
 
@@ -131,27 +135,22 @@ def _blocks(classes: Index, order: Index) -> list[Index]:
 
 
 def _by_group(content: Content, group_of: Index, rank: Index) -> Iterator[tuple[int, Index]]:
-    """Yield for each group on an axis the positions of its units, shape (units, p).
+    """Yield for each group on a content the positions of its units, shape (units, p).
 
     Args:
-        content: what stands on the axis.
-        group_of: the group of each of its units, -1 for none.
-        rank: the place of each of its units in the group.
+        group_of: the group of each unit on the content, -1 for none.
+        rank: the place of each unit in its group.
     """
-    if (group_of >= 0).all() and (group_of == group_of[:1]).all() and (rank[1:] > rank[:-1]).all():  # all in order already
-        if len(group_of):
-            yield int(group_of[0]), content.owned.positions.reshape(len(group_of), -1)
-        return
     _, counts, positions, first = content.owned
     order = np.lexsort((rank, group_of))
     for units in np.split(order, starts(group_of[order])[1:]):
         if len(units) and (group := int(group_of[units[0]])) >= 0:
-            # All of them have equally many.
+            # The units of a group have equally many positions.
             yield group, positions[first[units][:, None] + np.arange(counts[units[0]])]
 
 
 def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[Label, bool]]) -> int:
-    """Return how many parameter elements go with one unit; it may own positions on several dimensions of one parameter."""
+    """Return how many parameter elements go with one unit, which may own positions on several dimensions of one parameter."""
     left: dict[int, dict[int, int]] = {}
     for tensor, dim, positions in members:
         if tensors[tensor][1]:
@@ -165,11 +164,11 @@ def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[L
 
 
 def _flops(live: Index, work: Sequence[Work], units: Units) -> NDArray[np.float64]:
-    """Return the operations that go with every unit of ``live``, which are in order."""
+    """Return the operations that go with every unit of ``live``, which is sorted."""
     total, kept = np.zeros(len(live)), np.ones(len(live))
     if not len(live):
         return total
-    # The live units on each content, and the share of it that is left without one of them.
+    # By content the live units on it, and the share of its positions that is left without each of them.
     known: dict[Content, tuple[Index, NDArray[np.float64]]] = {}
     for part in work:
         contents = [content for axis in part.axes if (content := units.content(axis)).is_live]
@@ -184,22 +183,5 @@ def _flops(live: Index, work: Sequence[Work], units: Units) -> NDArray[np.float6
         for content in contents:
             here, _ = known[content]
             total[here] += part.flops * (1 - kept[here])
-            kept[here] = 1  # which also counts a unit on several axes once
+            kept[here] = 1  # so a unit on several axes counts once
     return total
-
-
-def _share(tensors: Sequence[tuple[Label, bool]], members: Sequence[Sequence[tuple[int, int, Index]]]) -> float:
-    marks: dict[tuple[int, int], Index] = {}
-    for found in members:
-        for tensor, dim, positions in found:
-            if (tensor, dim) not in marks:
-                marks[tensor, dim] = np.zeros(tensors[tensor][0].shape[dim], bool)
-            marks[tensor, dim][positions.reshape(-1)] = True
-    total = inside = 0
-    for t, (label, is_parameter) in enumerate(tensors):
-        if is_parameter:
-            shape = label.shape
-            outside = [int((~marks[t, d]).sum()) if (t, d) in marks else size for d, size in enumerate(shape)]
-            total += math.prod(shape)
-            inside += math.prod(shape) - math.prod(outside)
-    return inside / total if total else 0.0

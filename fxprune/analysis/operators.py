@@ -1,18 +1,16 @@
-"""What the analysis has to know of an operator before any call of it."""
+"""What the analysis reads off operators and functions before they are called."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxprune.abstract.counters import READS_VALUE
-from fxprune.rules import POINTWISE, Rule, find_rule
-from fxprune.torch_internals.operators import OpOverload, arguments_of, is_mutable
+from fxprune.torch_internals.operators import OpOverload, arguments_of
 
-_ROOTS = ("torch", "_operator", "builtins", "math", "fxprune")  # where functions come from that do what their operator does
+_ROOTS = ("torch", "_operator", "builtins", "math", "fxprune")  # packages of functions that do what their operators do
 
 
 def runs_own_code(node: fx.Node) -> bool:
@@ -23,37 +21,7 @@ def runs_own_code(node: fx.Node) -> bool:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Operator:
-    """An operator.
-
-    Attributes:
-        func: the operator.
-        name: its name.
-        rule: its rule.
-        parameters: the name and the default of each parameter, and whether it takes tensors.
-        is_mutable: whether it writes into an operand.
-        is_free: whether it asks for what no rule is about, such as a device.
-        reads_value: whether it asks for the value of a tensor.
-    """
-
-    func: OpOverload
-    name: str
-    rule: Rule | None
-    parameters: list[tuple[str, Any, bool]]
-    is_mutable: bool
-    is_free: bool
-    reads_value: bool
-
-    @staticmethod
-    def of(func: OpOverload) -> Operator:
-        """Return an operator as the analysis takes it."""
-        return Operator(
-            func,
-            str(func),
-            find_rule(func, lambda: POINTWISE),
-            [(a.name, a.default_value, "Tensor" in str(a.type)) for a in arguments_of(func)],
-            is_mutable(func),
-            func.namespace == "prim",
-            func in READS_VALUE,
-        )
+@functools.cache
+def parameters_of(op: OpOverload) -> list[tuple[str, Any, bool]]:
+    """Return the name and the default of each parameter of an operator, and whether the parameter takes tensors."""
+    return [(a.name, a.default_value, "Tensor" in str(a.type)) for a in arguments_of(op)]

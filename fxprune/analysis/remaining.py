@@ -1,4 +1,4 @@
-"""What is left of axes when some units go."""
+"""The positions of axes that are left when some units go."""
 
 from __future__ import annotations
 
@@ -21,12 +21,8 @@ Flags = NDArray[np.bool_]
 Places = tuple[Tensor | None, ...]
 
 
-# What holds no labels and is a value of its own.
-PLAIN = (int, float, bool, str, type(None))
-
-
 class _Left(NamedTuple):
-    """What is left of an axis: one flag for each position, the positions left, and these as a tensor, None if all are."""
+    """The keep vector of a content, the positions left, and these as a tensor, None if all are left."""
 
     flags: Flags
     positions: Index
@@ -34,16 +30,11 @@ class _Left(NamedTuple):
 
 
 class Remaining:
-    """Says of any axis of an analysis which of its positions are left.
-
-    Args:
-        units: what the analysis knows of the units.
-        removed: one flag for each unit, whether it goes; a position goes with any of its units.
-    """
+    """Tells which positions of an axis are left when the units flagged in ``removed`` go."""
 
     def __init__(self, units: Units, removed: Flags) -> None:
         self._units = units
-        # The last flag is that of ``NONE``, which numpy takes for the last element.
+        # NONE is -1, which indexes the flag at the end.
         self._removed = np.append(removed, False)
         self._known: dict[Content, _Left] = {}
 
@@ -58,11 +49,11 @@ class Remaining:
         return left
 
     def __call__(self, axis: Axis) -> Flags:
-        """Return one flag for each position, whether it is left."""
+        """Return the keep vector of an axis."""
         return self._left(axis).flags
 
     def places(self, axis: Axis) -> Tensor | None:
-        """Return the positions that are left, int64 of shape (size,); None if they all are."""
+        """Return the positions that are left, int64 of shape (size,); None if all are."""
         return None if axis.is_whole else self._left(axis).places
 
     def index(self, axis: Axis) -> Index:
@@ -74,38 +65,28 @@ class Remaining:
         return axis.size if axis.is_whole else len(self._left(axis).positions)
 
     def shape(self, label: Label) -> tuple[int, ...]:
-        """Return the shape that is left of a tensor."""
+        """Return the shape of a tensor without its removed positions."""
         return tuple(map(self.size, label.axes))
 
     def places_of(self, label: Label) -> Places:
-        """Return for each dimension of a tensor the positions that are left; None if they all are."""
+        """Return for each dimension of a tensor the positions that are left; None if all are."""
         return tuple(map(self.places, label.axes))
 
     def shrinks_any(self, value: Any) -> bool:
-        """Tell whether any label in a value stands for a tensor that loses positions."""
-        if isinstance(value, Label):
-            return self.shrinks(value)
-        if type(value) in (tuple, list):
-            return any(map(self.shrinks_any, value))
-        return type(value) not in PLAIN and any(map(self.shrinks_any, leaves(value)))
+        """Tell whether the tensor of any label in a value loses positions."""
+        return any(isinstance(leaf, Label) and self.shrinks(leaf) for leaf in pytree.tree_leaves(value))
 
     def shrinks(self, label: Label) -> bool:
         """Tell whether any position of a tensor goes."""
         return any(self.places(axis) is not None for axis in label.axes)
 
 
-def leaves(value: Any) -> list[Any]:
-    """Return the leaves of a value that has some besides itself."""
-    found = pytree.tree_leaves(value)
-    return [] if len(found) == 1 and found[0] is value else found
-
-
 def removed_units(deps: Dependencies, dead: Mapping[tuple[str, int], Flags]) -> Flags:
-    """Return which units go: those all of whose positions on parameters are dead.
+    """Return a flag for each unit: whether all of its positions on parameters are dead.
 
     Args:
         deps: the analysis.
-        dead: flags of dead positions by parameter and dimension; axes that are not named have none.
+        dead: flags of dead positions by parameter and dimension; an axis that is left out has no dead positions.
     """
     removed = np.zeros(deps.units.count, bool)
     for group in deps.groups:

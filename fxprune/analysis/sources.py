@@ -1,4 +1,7 @@
-"""The tensors that an analysis starts from: parameters, buffers and constants of the code, told apart by their memory."""
+"""The tensors that an analysis starts from: parameters, buffers and constants of the model's code.
+
+Two tensors are the same parameter if they are one object, or have the same memory, shape, strides and dtype (tied weights).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from fxprune.rules.labels import Label, Zero
 from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.tensors import memory_of
 
-# Index tables and flags are followed by value up to this many elements; larger ones keep what they index whole.
+# Up to this many elements the analysis follows the values of index tables and flags. A larger table keeps the axis that it
+# indexes whole.
 MAX_CONSTANT = 1 << 20
 
 _SINGLE = Reason("has a single position")
@@ -25,19 +29,12 @@ _SINGLE = Reason("has a single position")
 
 @dataclass(eq=False)
 class Tracked:
-    """A parameter or buffer of the graph.
+    """A parameter or buffer of the graph."""
 
-    Attributes:
-        names: its dotted names; a tied parameter has several.
-        is_parameter: whether it is a parameter, not a buffer.
-        label: its axes.
-        used: whether any operation reads it.
-    """
-
-    names: list[str]
+    names: list[str]  # several for a tied parameter
     is_parameter: bool
     label: Label
-    used: bool = False
+    used: bool = False  # whether any call reads it
 
     @property
     def name(self) -> str:
@@ -46,7 +43,7 @@ class Tracked:
 
 
 class _Layout(NamedTuple):
-    """Which bytes of a storage a tensor is, as what and in which order."""
+    """The place of a tensor in its storage."""
 
     offset: int
     shape: tuple[int, ...]
@@ -60,19 +57,14 @@ class _Layout(NamedTuple):
         return _Layout(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
     @property
-    def start(self) -> int:
-        """The first byte."""
-        return self.offset * self.dtype.itemsize
-
-    @property
-    def end(self) -> int:
-        """The place behind the last byte."""
+    def bytes(self) -> range:
+        """The bytes from the first to the last element."""
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=False))
-        return (last + 1) * self.dtype.itemsize
+        return range(self.offset * self.dtype.itemsize, (last + 1) * self.dtype.itemsize)
 
 
 class Sources:
-    """Finds the parameter or buffer that a tensor is, and gives each its units."""
+    """Finds the parameter or buffer that a tensor is, and makes the axes of each."""
 
     def __init__(self, units: Units) -> None:
         self.units = units
@@ -81,7 +73,7 @@ class Sources:
         self._by_storage: dict[int, dict[_Layout, Tracked]] = {}
 
     def add(self, name: str, tensor: Tensor, producer: int) -> Tracked | None:
-        """Take a parameter or buffer in; return it if it is a new one, not another name of one that is known."""
+        """Take in a parameter or buffer; return it if it is new, None if this is another name of a known parameter."""
         storage, layout = memory_of(tensor), _Layout.of(tensor)
         beside = self._by_storage.setdefault(storage, {})
         tracked = self._by_identity.get(id(tensor)) or beside.get(layout)
@@ -104,7 +96,7 @@ class Sources:
         return self._find(tensor) is not None
 
     def label(self, tensor: Tensor, here: Reason) -> Label:
-        """Return the label of a real tensor; one that is no parameter or buffer as a whole stays whole."""
+        """Return the label of a real tensor. Any other tensor than a parameter or buffer is whole."""
         tracked = self._find(tensor)
         if tracked is not None:
             tracked.used = True
@@ -115,7 +107,7 @@ class Sources:
         return replace(whole, constant=exact_values(tensor))
 
     def forget_values(self, tensor: Tensor) -> None:
-        """After a write into its memory: what is in it is not known any more, nor that masks made it zero."""
+        """Forget the constant and the zeros of every parameter or buffer in the memory of a tensor that is written to."""
         for tracked in self._by_storage.get(memory_of(tensor), {}).values():
             zeros = tuple(min(zero, Zero.FINITE) for zero in tracked.label.zeros)
             tracked.label = replace(tracked.label, zeros=zeros, constant=None)
@@ -125,9 +117,9 @@ class Sources:
         return known or self._by_storage.get(memory_of(tensor), {}).get(_Layout.of(tensor))
 
     def _overlapping(self, tensor: Tensor) -> Iterator[Tracked]:
-        mine = _Layout.of(tensor)
+        mine = _Layout.of(tensor).bytes
         for layout, tracked in self._by_storage.get(memory_of(tensor), {}).items():
-            if layout.start < mine.end and mine.start < layout.end:
+            if layout.bytes.start < mine.stop and mine.start < layout.bytes.stop:
                 yield tracked
 
     def _keep_whole(self, tracked: Tracked, why: Reason) -> None:
@@ -136,9 +128,8 @@ class Sources:
 
 
 def named_tensors(gm: fx.GraphModule) -> list[tuple[str, Tensor]]:
-    """Return all parameters, then all buffers, by all of their names; what is masked first comes under its own name."""
-    parameters: list[tuple[str, Tensor]] = []
-    buffers: list[tuple[str, Tensor]] = []
+    """Return all parameters, then all buffers, under all of their names; a masked ``weight_orig`` first as ``weight``."""
+    parameters, buffers = list[tuple[str, Tensor]](), list[tuple[str, Tensor]]()
     for path, module in modules_by_path(gm).items():
         parameters += [(join(path, name), p) for name, p in module._parameters.items() if p is not None]
         buffers += [(join(path, name), b) for name, b in module._buffers.items() if b is not None]
@@ -147,7 +138,7 @@ def named_tensors(gm: fx.GraphModule) -> list[tuple[str, Tensor]]:
 
 
 def exact_values(tensor: Tensor) -> Tensor | None:
-    """Return the values of a real tensor of integers or flags, which index tables are made of; None for any other."""
+    """Return the values of a real tensor of integers or flags, such as an index table; None for any other tensor."""
     if type(tensor) is not Tensor or tensor.is_meta or tensor.is_floating_point() or tensor.is_complex():
         return None
     with no_modes():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.algebra.axes import Axis
-from fxprune.analysis.remaining import PLAIN, Remaining, leaves
+from fxprune.analysis.remaining import Remaining
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.tensors import pytree
 
@@ -163,11 +163,7 @@ class Numbers:
 
 def holds_tensors(value: Any) -> bool:
     """Tell whether a value has labels in it."""
-    if isinstance(value, Label):
-        return True
-    if type(value) in (tuple, list):
-        return any(map(holds_tensors, value))
-    return type(value) not in PLAIN and any(map(holds_tensors, leaves(value)))
+    return any(isinstance(leaf, Label) for leaf in pytree.tree_leaves(value))
 
 
 def differ(one: Any, other: Any) -> bool:
