@@ -1,6 +1,6 @@
 """Axes: the positions of one tensor dimension, each with the units that it goes with.
 
-Pure values: nothing here changes, and nothing knows what the units are. :mod:`fxprune.algebra.units` does.
+An axis never changes. :mod:`fxprune.algebra.units` has what is learnt of the units.
 """
 
 from __future__ import annotations
@@ -20,21 +20,13 @@ NONE = -1  # fills a row up to the width of its array
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an axis or a unit can never go.
-
-    Attributes:
-        text: what holds it, in a few words.
-        op: the operator that does, or ``""``.
-        node: the graph node at which it does, or ``""``.
-        source: the line of the model's code, or ``""``.
-        because: why the other side of a coupling can never go.
-    """
+    """Why an axis or a unit can never go: the cause, and the operator, graph node and line of the model's code if known."""
 
     text: str
     op: str = ""
     node: str = ""
     source: str = ""
-    because: Reason | None = None
+    because: Reason | None = None  # why the axis on the other side of a coupling can never go
 
     def __str__(self) -> str:
         at = " in ".join(part for part in (self.op, f"node {self.node!r}" if self.node else "") if part)
@@ -47,10 +39,13 @@ class Reason:
 class Axis:
     """The positions of one tensor dimension.
 
+    Example: the rows ``[[0, 2], [0, 3], [1, NONE]]`` are three positions. The first goes if unit 0 or unit 2 goes, the last if
+    unit 1 goes.
+
     Attributes:
         rows: int32 array of shape (positions, k): the units of each position, filled up with ``NONE``.
-        why: why there are no units here, if somebody said so.
-        block: the number of the kind of units that were made for this axis, all of them in order; -1 for any other rows.
+        why: why the axis has no units, or why a part of it has none.
+        block: the number of the block, if the rows are all units of one block in order; else -1.
     """
 
     rows: Rows
@@ -69,11 +64,11 @@ class Axis:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the axis was made without units; one whose units froze later says so only when resolved."""
+        """Whether the axis was made without units. An axis whose units are all held later is empty only when resolved."""
         return not self.rows.shape[1]
 
     def take(self, index: Index) -> Axis:
-        """Return the axis whose position i is position ``index[i]`` of this one; an index of -1 gives an empty row."""
+        """Return the axis whose position i is position ``index[i]`` of this axis; an index of -1 gives an empty row."""
         if self.is_whole:
             return Axis.whole(len(index), self.why)
         rows = self.rows[index]
@@ -82,9 +77,9 @@ class Axis:
         return Axis(rows, self.why)
 
     def merge(self, inner: Axis) -> Axis:
-        """Return the axis of all pairs of positions, this one's outermost: a pair goes if either position goes."""
+        """Return the axis of all pairs of positions, with this axis outermost: a pair goes if either position goes."""
         for one, other in ((self, inner), (inner, self)):
-            if other.size == 1 and other.is_whole:  # nothing new
+            if other.size == 1 and other.is_whole:
                 why = self.why or inner.why
                 return one if one.why is why else Axis(one.rows, why, one.block)
         rows = np.concatenate([np.repeat(self.rows, inner.size, 0), np.tile(inner.rows, (self.size, 1))], 1)

@@ -14,14 +14,14 @@ from fxprune.algebra.contents import Content
 
 @dataclass(eq=False)
 class Reading:
-    """What rows resolve to, as long as nothing is learnt of the units in it.
+    """The content of rows, kept until something is learnt of its units.
 
     Attributes:
         given: the rows.
-        content: what they resolve to; the rows themselves as long as nothing is known of them.
+        content: the resolved rows; the given rows before the first look.
         blocks: the numbers of the blocks of the units in ``content``.
-        version: the version of the equations up to which ``content`` is known to be right; -1 before the first look.
-        is_shared: whether ``content`` is the one object that all axes with equal units at equal positions have.
+        version: the version of the equations up to which ``content`` is right; -1 before the first look.
+        is_shared: whether ``content`` is the one object for all axes with equal units at equal positions.
     """
 
     given: Rows
@@ -47,7 +47,7 @@ class Block:
         size: how many units there are.
         rows: the numbers of the units, shape (size, 1); None until they are needed.
         learnt: the version of the equations that last said something of any of these units; 0 if none did.
-        reading: what the units resolve to; None if that was not asked for.
+        reading: the reading of the units; None before the first look.
     """
 
     __slots__ = ("_kind", "_same", "learnt", "number", "reading", "rows", "size")
@@ -81,7 +81,7 @@ class Block:
         return block
 
     def join(self, later: Block) -> None:
-        """Say that a block made later, and the first of those that are the same, has the same units as this one."""
+        """Say that a block made later, the first of its own ``same``, has the same units as this block."""
         later._same = self
         self.join_kind(later)
 

@@ -14,11 +14,11 @@ from fxprune.algebra.axes import NONE, Index, Reason, Rows
 from fxprune.algebra.blocks import Block
 from fxprune.algebra.rows import distinct, without_empty
 
-_LEAST = 1 << 12  # units that there is room for once there are any
+_LEAST = 1 << 12  # the arrays' size at the first unit
 
 
 class Equations:
-    """Units with what was learnt of them; every operation only ever adds something.
+    """Units and the equations between them.
 
     Example: blocks 0 and 1 have the units 0, 1 and 2, 3.
 
@@ -41,9 +41,9 @@ class Equations:
         self.blocks: list[Block] = []
         # One entry a unit. The last entry of each is that of NONE, so that a look-up needs no case for it.
         self._parent: Rows = np.full(1, NONE, np.int32)  # a unit that is the same and has a lower number, or the unit itself
-        self._parts: Rows = np.full((2, 1), NONE, np.int32)  # the two units that it stands for; the second may be NONE
-        self._held: Rows = np.full(1, NONE, np.int32)  # the index of the reason that holds it
-        self._block: Rows = np.full(1, NONE, np.int32)  # the number of the block that it was made in
+        self._parts: Rows = np.full((2, 1), NONE, np.int32)  # the two units that a unit stands for; the second may be NONE
+        self._held: Rows = np.full(1, NONE, np.int32)  # the index of the reason that holds a unit
+        self._block: Rows = np.full(1, NONE, np.int32)  # the number of the block that a unit was made in
 
     # Making.
 
@@ -83,7 +83,7 @@ class Equations:
     # Reading.
 
     def find(self, units: Rows) -> Rows:
-        """Return for every unit the one of lowest number that is the same; ``NONE`` stays."""
+        """Return for every unit the same unit of lowest number; ``NONE`` stays."""
         near: Rows = self._parent.take(units)
         roots, above = near, self._parent.take(near)
         while np.count_nonzero(above != roots):
@@ -182,7 +182,7 @@ class Equations:
             reasons = self._held.take(high)
             if np.count_nonzero(reasons >= 0):
                 np.maximum.at(self._held, low, reasons)
-            # Of several claims on one unit the smallest wins; the next round carries the others on.
+            # Where one unit is the same as several others, the lowest number wins; the next round unites the rest.
             np.minimum.at(self._parent, high, low)
             lost = self._parent.take(high) != low
             a, b = self.find(low[lost]), self.find(high[lost])

@@ -1,12 +1,10 @@
 """Units and axes: which positions of which axes have to be removed together.
 
 A *unit* is the smallest thing that can be removed. An :class:`~fxprune.algebra.axes.Axis` of n positions is an ``(n, k)``
-array of units: position i goes as soon as ANY unit of row i goes; an empty row never goes. :class:`Units` makes axes, couples
-and splits them, and reads them; it writes what it learns of single units into :class:`~fxprune.algebra.equations.Equations`.
-Everything works on whole arrays.
+array of units: position i goes as soon as any unit of row i goes; an empty row never goes. :class:`Units` makes axes, couples
+and splits them, and reads them. It writes equations between single units into :class:`~fxprune.algebra.equations.Equations`.
 
-Every operation only ever adds equations between units, so an axis made earlier stays right: :meth:`Units.resolve` reads it
-in the light of all that was learnt since.
+Every operation only adds equations, so an axis made earlier stays right: :meth:`Units.resolve` reads it with all equations.
 """
 
 from __future__ import annotations
@@ -24,18 +22,18 @@ from fxprune.algebra.coupling import couple_once, factor
 from fxprune.algebra.equations import Equations
 from fxprune.errors import AnalysisError
 
-_MAX_ROUNDS = 16  # splits and couplings that have not settled by then are held
+_MAX_ROUNDS = 16  # a split or coupling that takes more rounds keeps its axes whole
 
 
 class _Unread(Axis):
-    """An axis whose units have no numbers until somebody reads them."""
+    """An axis whose units have no numbers before its rows are read."""
 
     def __init__(self, equations: Equations, block: Block) -> None:
         vars(self).update(_equations=equations, _size=block.size, why=None, block=block.number)
 
     @cached_property
     def rows(self) -> Rows:
-        """The units of each position: this axis's own, or those that they are the same as by now."""
+        """The units of each position: those of the block, or of the first block that has the same units by now."""
         equations: Equations = vars(self).pop("_equations")
         block = equations.blocks[self.block].same
         return equations.numbered(block) if block.reading is None else block.reading.given
@@ -53,7 +51,7 @@ class _Unread(Axis):
 
 
 class Units:
-    """What is known about all units made so far.
+    """All units, and the equations between them.
 
     Example:
         >>> units = Units()
@@ -78,24 +76,20 @@ class Units:
         return self._equations.count
 
     def fresh(self, size: int) -> Axis:
-        """Return an axis of ``size`` new units of one new kind, one a position."""
+        """Return an axis of ``size`` positions with one new unit each, all of one new kind."""
         block = self._equations.block(size)
         return Axis(self._equations.numbered(block), None, block.number)
 
     def unread(self, size: int) -> Axis:
-        """Return an axis as :meth:`fresh` does, whose units take up room only if they are read before they are others'."""
+        """Return a fresh axis whose units get numbers only if its rows are read."""
         return _Unread(self._equations, self._equations.block(size))
 
     def resolve(self, axis: Axis) -> Rows:
-        """Return the rows of an axis as sets of units that can still go, each once in a row.
-
-        Returns:
-            int32 array of shape (positions, k), without empty columns; read only.
-        """
+        """Return the rows of an axis with units that can still go, each once in a row, without empty columns; read only."""
         return axis.rows if axis.is_whole else self._reading(axis).content.rows
 
     def content(self, axis: Axis) -> Content:
-        """Return what stands on an axis: one and the same object for all axes with the same units at the same positions."""
+        """Return the content of an axis: one object for all axes with the same units at the same positions."""
         if self._read_at != self._equations.version:
             self._read, self._read_at = {}, self._equations.version
         found = self._read.get(axis)
@@ -119,7 +113,7 @@ class Units:
         return self._equations.blocks[axis.block].same if axis.block >= 0 else None
 
     def _reading(self, axis: Axis) -> Reading:
-        """Return what an axis resolves to, as of now."""
+        """Return the reading of an axis, with all equations of now."""
         equations, block = self._equations, self._block(axis)
         reading = self._readings.get(axis) if block is None else block.reading
         if reading is None:
@@ -158,7 +152,7 @@ class Units:
             reading.blocks, reading.version = frozenset(), self._equations.version
 
     def keep_units_whole(self, rows: Rows, why: Reason) -> None:
-        """Say that no unit in rows, as :meth:`resolve` gives them, can go."""
+        """Say that no unit in resolved rows can go."""
         self._equations.hold(rows, why)
 
     def keep_covering_whole(self, axis: Axis, why: Reason) -> None:
@@ -172,9 +166,7 @@ class Units:
         """Say that a position of one axis goes if and only if the same position of the other goes.
 
         Args:
-            one: an axis.
-            other: an axis of the same size.
-            why: the reason to note where a position of either can never go.
+            why: the reason to note where a position of either axis can never go.
 
         Raises:
             AnalysisError: the axes are of different sizes.
@@ -200,10 +192,9 @@ class Units:
             reasons[known:] = [replace(r, because=roots[0] if roots else None) for r in reasons[known:]]
 
     def join(self, one: Axis, other: Axis) -> bool:
-        """Couple two axes if one is a block of which nothing is known, or if both are whole; other axes stay as they are.
+        """Couple two axes if one is a block of which nothing is known; tell whether they go together now.
 
-        Returns:
-            Whether the same positions of both go together now.
+        No other axes are coupled; two whole axes go together anyway.
         """
         if one.size != other.size:
             return False
@@ -232,8 +223,8 @@ class Units:
 
         - The axis resolves to ``[[0], [1], [2], [0]]``: units 6 and 9 become the same as unit 0, 7 as 1, and 8 as 2.
         - It resolves to ``[[0, 2], [0, 3], [1, 2], [1, 3]]``: unit 6 stands for 0 and 2, 7 for 0 and 3, and so on.
-        - It resolves to ``[[0, 2], [1, 3], [4, 5], ...]``, where some column repeats nothing: each unit of that column could be
-          the same as the block's, which :func:`~fxprune.algebra.coupling.couple_once` finds out.
+        - It resolves to ``[[0, 2], [1, 3], [4, 5], ...]``, where no unit of some column repeats: the units of that column may
+          be the same as the block's. This is left to :func:`~fxprune.algebra.coupling.couple_once`.
         """
         reading = self._reading(axis)
         content = reading.content
@@ -250,18 +241,14 @@ class Units:
         return True
 
     def split(self, axis: Axis, outer: int, why: Reason) -> tuple[Axis, Axis]:
-        """Split an axis in two, as a view of a*b positions as (a, b) does.
+        """Split an axis into an outer and an inner axis, as a view of a*b positions as (a, b) does.
 
-        Units that do not vary along one of the two go to the other. A unit for each pair of positions is replaced: it
-        stands from now on for a new unit of the first axis together with a new one of the second.
+        A unit that does not vary along one of the two axes goes to the other. A unit that varies along both stands from now on
+        for a new unit of the outer axis together with a new unit of the inner one. The merged axes equal the axis.
 
         Args:
-            axis: the axis.
-            outer: the size of the first, outer axis; divides the size of ``axis``.
+            outer: the size of the outer axis; divides the size of the axis.
             why: the reason to note where units have to be held.
-
-        Returns:
-            The outer and the inner axis; merging them gives rows equal to those of ``axis``.
 
         Raises:
             AnalysisError: ``outer`` does not divide the size.
@@ -281,7 +268,7 @@ class Units:
             rows = self.resolve(axis).reshape(outer, inner, -1)
             along_outer = (rows == rows[:, :1]).all((0, 1))
             along_inner = (rows == rows[:1]).all((0, 1))
-            # A unit that every position has can never go; it would take all of them.
+            # A unit that every position has can never go: no position would be left.
             both = along_outer & along_inner
             if both.any():
                 self._equations.hold(rows[0, 0, both], why)
@@ -294,7 +281,7 @@ class Units:
         return Axis.whole(outer, why), Axis.whole(inner, why)
 
     def _split_block(self, block: Block, outer: int, why: Reason | None) -> tuple[Axis, Axis]:
-        """Split a block of which nothing is known: its units stand for pairs of new ones."""
+        """Split a block of which nothing is known: its units stand for pairs of new units."""
         first, second = (replace(self.fresh(size), why=why) for size in (outer, block.size // outer))
         pairs = first.merge(second).rows
         self._equations.define(block, pairs)
@@ -302,7 +289,7 @@ class Units:
         return first, second
 
     def _axis_of(self, rows: Rows, why: Reason | None) -> Axis:
-        """Return an axis of resolved rows, a block if they are all of one of which nothing is known."""
+        """Return an axis of resolved rows; the axis has a block if the rows are all of a block of which nothing is known."""
         if rows.shape[1] == 1 and len(rows) and rows[0, 0] != NONE:
             block = self._equations.block_of(rows[0, 0])
             if block.is_free and block.rows is not None and np.array_equal(block.rows, rows):

@@ -13,12 +13,7 @@ from fxprune.torch_internals.operators import arguments_of
 
 
 def work_of(call: Call, result: Any) -> list[Work]:
-    """Return the work of a call, in parts whose axes multiply; nothing for operators that torch does not count.
-
-    Args:
-        call: the call, after its rule was applied.
-        result: what it returned, of fake tensors.
-    """
+    """Return the parts of the work of a call whose rule was applied; none for an operator that torch does not count."""
     if (work := op_card(call.op).work) is not None:
         return work(call)
     count = flop_counter.flop_registry.get(call.op.overloadpacket)

@@ -1,4 +1,4 @@
-"""Groups as people see them: on which axes of parameters their units live, and why other axes have none."""
+"""Groups as users see them, with members by the names of parameters."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Group:
 
     Attributes:
         index: its place in ``Dependencies.groups``.
-        size: how many units there are.
-        members: the axes that they live on, parameters first.
+        size: the number of units.
+        members: the axes on which the units have positions, parameters first.
         parameters: elements of parameters that go with one unit.
         units: the units themselves.
     """
@@ -66,12 +66,10 @@ class Group:
 
 
 def digest(group: Group) -> str:
-    """Return a digest of a group's places on parameters, in which the order of members and of units makes no difference."""
+    """Return a digest of a group's positions on parameters. It does not depend on the order of members and units."""
     members = sorted((m for m in group.members if not m.is_buffer), key=lambda m: (m.parameter, m.dim))
     positions = np.concatenate([np.empty((group.size, 0), np.int64), *(m.positions for m in members)], 1)
-    if not (positions[1:, :1] > positions[:-1, :1]).all():  # in order already if the first column is
-        positions = positions[np.lexsort(positions.T[::-1])]
-    ordered = positions.astype("<i8")
+    positions = positions[np.lexsort(positions.T[::-1])]
     digest = hashlib.sha256(" ".join(f"{m.parameter} {m.dim} {m.positions.shape[1]}" for m in members).encode())
-    digest.update(ordered.tobytes())
+    digest.update(positions.astype("<i8").tobytes())
     return f"{group.size} {digest.hexdigest()}"

@@ -1,4 +1,4 @@
-"""What an analysis notes on its way: where tensors are made, and where positions are combined."""
+"""Steps and mixing points, which an analysis notes on its way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxprune.rules.labels import Label, Zero
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One place where a tensor was made: a parameter, or a call of an operator at a node."""
+    """A place where tensors are made: a parameter, or a call of an operator at a node."""
 
     node: str
     op: str
@@ -22,7 +22,7 @@ class Step:
 
     @property
     def operands(self) -> tuple[Label, ...]:
-        """The labels of the tensors that the call was given."""
+        """The labels of the tensor arguments of the call."""
         return () if self.call is None else tuple(label for label in self.call.operands if label is not None)
 
 
@@ -33,14 +33,14 @@ class MixingPoint:
     Attributes:
         node: the graph node.
         op: the ATen operator that the node calls there.
-        kind: how: "contract", "sum", "mean", "var", "normalize", "softmax", "max", "min", "prod", "norm" or "logsumexp".
-        operand: which tensor argument of the operator.
-        dim: which dimension of it.
-        zero: what a masked graph holds at its removed positions.
-        neutral: whether removed positions change nothing there. Where they do, a masked graph needs a correction.
-        axis: the positions.
-        step: a number that orders the calls.
-        name: the name that the operator's rule gives the positions.
+        kind: "contract", "sum", "mean", "var", "normalize", "softmax", "max", "min", "prod", "norm" or "logsumexp".
+        operand: the number of the operator's tensor argument.
+        dim: the dimension of the operand.
+        zero: the values of a masked graph at the removed positions.
+        neutral: whether removed positions do not change the result; if they do, a masked graph needs a correction.
+        axis: the axis whose positions are combined.
+        step: the number of the step; later calls have higher numbers.
+        name: the name of the axis in the operator's rule.
     """
 
     node: str

@@ -18,19 +18,11 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Key(Generic[T]):
-    """A key of ``meta``, for values of one type.
+    """A key of ``meta``, for values of one type: ``MOVED.set(node, True)`` writes ``node.meta["fxprune_moved"] = True``."""
 
-    Args:
-        name: the string in ``meta``; it never changes, as stored graphs have it.
-        pickled: whether values survive pickling.
-        shrunk: whether values survive a shrink.
-
-    Example: ``IN_PLACE.set(node, True)`` writes ``node.meta["fxprune_in_place"] = True``.
-    """
-
-    name: str
-    pickled: bool = True
-    shrunk: bool = True
+    name: str  # never changes: stored graphs have it
+    pickled: bool = True  # whether the value is there after pickling
+    shrunk: bool = True  # whether the value is there after a shrink
 
     def _dict(self, holder: Any) -> Any:
         return holder.meta
@@ -69,7 +61,7 @@ METHODS = Key[dict[str, Any]]("fxprune.methods", shrunk=False)
 ``reports/summary.py``; dropped by finalize and shrink."""
 
 KEPT = Key[Mapping[str, tuple[Tensor | None, ...]]]("fxprune.kept")
-"""By name of a parameter or buffer the positions of the first graph that it holds, by dimension; None where all are left.
+"""The positions of the first graph that a parameter or buffer still holds, by name and dimension; None where all are left.
 Written by ``passes/slice_tensors.py``; read by ``verification/verify.py``."""
 
 BAKED = Key[Mapping[tuple[str, int], Any]]("fxprune.baked", shrunk=False)
@@ -88,7 +80,7 @@ MODULE = Key[str]("fxprune_module")
 """Path of the module whose ``forward`` made the node. Written by the front ends; read by ``frontends/modes/``."""
 
 IN_PLACE = Key[bool]("fxprune_in_place")
-"""The model's code writes ``x += y`` here. Written by ``frontends/proxies.py``; read by ``passes/in_place.py``."""
+"""Whether the model's code writes ``x += y`` here. Written by ``frontends/proxies.py``; read by ``passes/in_place.py``."""
 
 LOWERED = Key[bool]("fxprune_lowered", shrunk=False)
 """``passes/lower.py`` made the node, as an operand of a written-out module; it goes when the module is raised. Read by
@@ -102,27 +94,26 @@ PATH = Key[str]("fxprune_path")
 """The path by which the graph called the written-out module. Written and read with ``CALL``."""
 
 MOVED = Key[bool]("fxprune_moved", shrunk=False)
-"""The product with a mask stands before the place of the captured read. Written, read and dropped by
-``passes/mask_parameters.py``."""
+"""Whether a product with a mask stands before the place of the captured read. Only in ``passes/mask_parameters.py``."""
 
 ORIGINAL = Key[tuple[Any, ...]]("fxprune_original", shrunk=False)
-"""The call that a correction replaced, nodes as ``Slot`` values. Written, read and dropped by ``passes/compensate.py``."""
+"""The call that a correction replaced, nodes as ``Slot`` values. Only in ``passes/compensate.py``."""
 
 KEPT_OF_VALUE = Key[Any]("fxprune_kept", pickled=False)
 """The positions that the last shrink left of the node's value, in its structure. Written by ``passes/shrink_units.py``; read by
 ``verification/first_difference.py``, which passes over nodes without it."""
 
 VAL = Key[Any]("val", pickled=False)
-"""torch's: example value, as fake tensors. Written by capture, by ``shrink`` on inputs, and dropped by it from what shrinks."""
+"""torch's: example value, as fake tensors. Written by capture and, on inputs, by shrink, which drops it from shrunk nodes."""
 
 STACK_TRACE = Key[str]("stack_trace")
 """torch's: the lines of the model's code behind the node. Written by the front ends; read by ``graph/source_lines.py``."""
 
 NN_MODULE_STACK = Key[Mapping[str, tuple[str, Any]]]("nn_module_stack", pickled=False)
-"""torch's: path and class of the modules being called; not pickled, as the classes may be local. Written by the front ends."""
+"""torch's: path and class of the modules being called. Not pickled, as classes may be local. Written by the front ends."""
 
 IS_WRAPPED = Key[bool]("is_wrapped")
-"""torch's: a call of a function given to ``fx.wrap``, which the code of the graph declares so. Written and read by torch.fx."""
+"""torch's: the node calls a function given to ``fx.wrap``; the code of the graph repeats that. Written and read by torch.fx."""
 
 NODE_KEYS: tuple[Key[Any], ...] = (
     MODULE, IN_PLACE, LOWERED, CALL, PATH, MOVED, ORIGINAL, KEPT_OF_VALUE, VAL, STACK_TRACE, NN_MODULE_STACK, IS_WRAPPED,
@@ -131,12 +122,11 @@ NODE_KEYS: tuple[Key[Any], ...] = (
 # -- attributes ----------------------------------------------------------------------------------------------------------
 
 MASKED = Attribute[dict[str, list[str]]]("_fxprune_masked", shrunk=False)
-"""On a module that holds masked parameters, the endings of their masks by attribute name: a model may have such names of its
-own. Written, read and dropped by ``graph/masks.py``."""
+"""On a module, the endings of the names of its masks, by masked attribute: a model may have such names of its own. Only in
+``graph/masks.py``."""
 
 LABEL = Attribute[Any]("_fxprune_label", pickled=False, shrunk=False)
-"""On a fake tensor, its ``Label`` during one analysis. Written and read by ``analysis/analyze.py``."""
+"""On a fake tensor, its ``Label`` during one analysis. Only in ``analysis/analyze.py``."""
 
 ANALYSIS = Attribute[tuple[Any, Any]]("_fxprune_analysis", pickled=False, shrunk=False)
-"""On a captured graph, its last analysis and the fingerprint of all that the analysis depends on; not copied. Written and read
-by ``analysis/fingerprint.py``."""
+"""On a captured graph, its last analysis and fingerprint; no copy has them. Only in ``analysis/fingerprint.py``."""

@@ -11,32 +11,32 @@ from torch.export import ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 
 TRACER_FILE = inspect.getfile(fx.Tracer)
-"""Where torch.fx traces. The lines of the model's code end at its function ``trace``: under another name they grow longer."""
+"""The file of torch.fx's tracer. The lines of the model's code end at its function ``trace``: under another name they go on."""
 
 graph_assert = torch._assert
-"""What torch.fx writes for ``assert`` in a graph; nothing in torch stands for it under a public name."""
+"""The function that torch.fx calls in a graph for ``assert``; it has no public name."""
 
 OF_CODE = ("_graph", "_code", "_in_spec", "_out_spec")
-"""The attributes of a GraphModule that ``recompile`` makes of its graph. If there are more, they are pickled for nothing."""
+"""The attributes of a GraphModule that ``recompile`` makes of its graph. If torch adds more, they are pickled needlessly."""
 
 
 def has_code(gm: fx.GraphModule) -> bool:
-    """Tell whether there is code of a graph."""
+    """Tell whether a graph has generated code."""
     return "_code" in vars(gm)
 
 
 def forget_code(gm: fx.GraphModule) -> None:
-    """Take the code of a graph away."""
+    """Remove the generated code of a graph."""
     vars(gm).pop("_code", None)
 
 
 def codegen_of(graph: fx.Graph) -> fx.graph.CodeGen:
-    """Return what writes the code of a graph, and knows the structure of its inputs; there is a public way to set it alone."""
+    """Return the generator of a graph's code, which knows the structure of the inputs; torch has a public setter, no getter."""
     return graph._codegen
 
 
 def is_flattened(gm: fx.GraphModule) -> bool:
-    """Tell whether the inputs of the graph are the leaves of those of its forward, as ``torch.export`` makes it."""
+    """Tell whether the graph's inputs are the leaves of the inputs of its forward, as in a graph of ``torch.export``."""
     return isinstance(codegen_of(gm.graph), _PyTreeCodeGen)
 
 
@@ -46,7 +46,7 @@ def is_erased(node: fx.Node) -> bool:
 
 
 def free_names(graph: fx.Graph) -> None:
-    """Let new nodes take the names of those that were erased. If torch changes how names are kept, new nodes get others."""
+    """Free the names of erased nodes for new nodes. If torch changes how it keeps names, new nodes get other names."""
     names = graph._graph_namespace = type(graph._graph_namespace)()
     for node in graph.nodes:
         names.associate_name_with_obj(node.name, node)
@@ -54,6 +54,6 @@ def free_names(graph: fx.Graph) -> None:
 
 
 def guards_of(program: ExportedProgram) -> list[str]:
-    """Return what an exported program asks of its inputs, as Python code over ``L``: ``L['x'].size()[0] >= 2``."""
+    """Return the conditions of an exported program on its inputs, as Python code over ``L``: ``L['x'].size()[0] >= 2``."""
     guards: Any = program._guards_code
     return list(guards)

@@ -1,6 +1,7 @@
-"""Operators of the dispatcher: their classes, what their schemas say, and the modes that see them called.
+"""Operators of the dispatcher: their classes, the facts of their schemas, and the modes that see their calls.
 
-torch documents none of it, but graphs of its own ``torch.export`` consist of such operators. A name that moves fails at import.
+torch documents none of these names, though graphs of ``torch.export`` consist of such operators. A name that torch moves fails
+at import.
 """
 
 from __future__ import annotations
@@ -39,5 +40,5 @@ def overload_name(op: OpOverload) -> str:
 
 
 def is_composite(op: OpOverload) -> bool:
-    """Tell whether ``op.decompose`` calls other operators instead: what autograd and inference mode never see as one."""
+    """Tell whether ``op.decompose`` calls other operators instead; autograd and inference mode see only those."""
     return op._can_decompose()

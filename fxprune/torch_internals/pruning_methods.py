@@ -1,4 +1,4 @@
-"""Methods of ``torch.nn.utils.prune``: the attributes that torch asks of classes derived from its own, and its checks."""
+"""Methods of ``torch.nn.utils.prune``: the private attributes of its classes, and its checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 _Method = TypeVar("_Method", bound=prune.BasePruningMethod)
 
 elements_to_prune = prune._compute_nparams_toprune
-"""How many elements an amount is, as torch rounds it."""
+"""Return the number of elements of an amount, as torch rounds it."""
 
 check_elements_to_prune = prune._validate_pruning_amount
 """Raise torch's own error for more elements than there are."""

@@ -1,8 +1,8 @@
 """Settings of the whole process, each switched in one place.
 
-All threads share them. Each stands here once, as a context that many threads may be in at a time: the first to enter it sets
-it, the last to leave it puts it back. If each saved and restored it alone, the second of two threads would save what the first
-had set, and restore that for good.
+All threads share a setting. Each setting is a context that many threads may be in at a time: the first thread to enter sets it,
+the last to leave puts it back. If each thread saved and restored the setting alone, the second of two threads would save the
+value that the first has set, and restore that value for good.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.nn.modules import transformer
 
 
 def shared(switch: Callable[[], AbstractContextManager[Any]]) -> Callable[[], contextlib._GeneratorContextManager[None]]:
-    """Make of a context that switches something one that threads share: it holds from the first entry to the last exit."""
+    """Return a context that threads share for a context of one thread: it holds from the first entry to the last exit."""
     lock, count, held = threading.Lock(), 0, contextlib.ExitStack()
 
     @contextlib.contextmanager
@@ -55,7 +55,7 @@ def shared(switch: Callable[[], AbstractContextManager[Any]]) -> Callable[[], co
 @shared
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Hold the garbage collector off, which would go through objects that are all in use over and over."""
+    """Switch the garbage collector off, which would scan objects that are all in use over and over."""
     enabled = gc.isenabled()
     gc.disable()
     yield
@@ -66,7 +66,7 @@ def uncollected() -> Iterator[None]:
 @shared
 @contextlib.contextmanager
 def no_fast_path() -> Iterator[None]:
-    """Switch off the fast path of nn.MultiheadAttention: another operator, in eval mode alone, that not all modules take."""
+    """Switch off the fast path of nn.MultiheadAttention, a fused operator that some modules call in eval mode."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     yield
@@ -75,14 +75,14 @@ def no_fast_path() -> Iterator[None]:
 
 @shared
 def attention_as_products() -> AbstractContextManager[None]:
-    """Compute attention by matrix products, not by fused kernels, which drop elements inside and which nothing counts."""
+    """Compute attention by matrix products, not by fused kernels, which apply dropout inside and whose work is not counted."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 @shared
 @contextlib.contextmanager
 def no_mkldnn() -> Iterator[None]:
-    """Switch off oneDNN's fused kernels of recurrent layers, where this torch has any, and the warnings of its other flags."""
+    """Switch off oneDNN's fused kernels of recurrent layers, if torch has them, and the warnings of oneDNN's other flags."""
     is_there = torch.backends.mkldnn.is_available()
     with quiet(), torch.backends.mkldnn.flags(enabled=False) if is_there else contextlib.nullcontext():
         yield
@@ -90,9 +90,9 @@ def no_mkldnn() -> Iterator[None]:
 
 @shared
 def masks_unseen() -> AbstractContextManager[None]:
-    """Let nn.Transformer not look into a mask to see whether it is the causal one.
+    """Stop nn.Transformer from reading a mask to see whether it is the causal mask.
 
-    That only chooses a kernel, but cannot be exported. Without the name the export of transformers fails.
+    The answer only chooses a kernel, but the read cannot be exported. Without this the export of transformers fails.
     """
     return _replaced(transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: bool(is_causal))
 
@@ -100,7 +100,7 @@ def masks_unseen() -> AbstractContextManager[None]:
 @shared
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """Log nothing: what torch logs when it fails is no news where the failure is an answer."""
+    """Log nothing, around calls of torch that are expected to fail."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     yield
@@ -109,7 +109,7 @@ def unlogged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet(category: type[Warning] = Warning) -> Iterator[None]:
-    """Hide warnings of a category; while another thread hides some, those stay hidden as well."""
+    """Hide warnings of a category, and those that another thread hides at the same time."""
     with _saved_filters():
         warnings.simplefilter("ignore", category)
         yield
@@ -120,7 +120,7 @@ _saved_filters = shared(warnings.catch_warnings)
 
 @contextlib.contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a class or module another attribute; one that it inherits comes back when the other goes."""
+    """Replace an attribute of a class or module within the context; an inherited attribute is inherited again afterwards."""
     inherits, own = name not in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
     yield
@@ -131,7 +131,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 class _Watching(threading.local):
-    """What this thread is told of."""
+    """The functions that this thread calls when a tensor is read, and when a ``training`` flag is."""
 
     read: Callable[[Tensor], None] | None = None
     flag: Callable[[nn.Module, FrameType], None] | None = None
@@ -174,10 +174,10 @@ def _reads_replaced() -> Iterator[None]:
 
 
 class _TellingFlag:
-    """A data descriptor that stands for ``training`` on nn.Module: stores as before, and tells who reads.
+    """A data descriptor in place of ``training`` on nn.Module: stores the flag as before, and tells which code reads it.
 
-    ``training`` is a plain attribute, so the only place to stand is the class, as torch.fx does for calls. If torch makes it
-    something else, every capture fails.
+    ``training`` is a plain attribute of the instance, so a read shows on the class alone. If torch makes it something else,
+    every capture fails.
     """
 
     def __get__(self, module: nn.Module | None, owner: type[nn.Module]) -> object:
@@ -202,7 +202,7 @@ def watching_modes(watch: Callable[[nn.Module, FrameType], None]) -> Iterator[No
 
 
 def modes_unwatched() -> AbstractContextManager[None]:
-    """Tell nobody of what reads the flag within the context."""
+    """Let this thread read ``training`` flags without a call of ``watch``."""
     return _watched("flag", None)
 
 
@@ -212,7 +212,7 @@ def _flag_replaced() -> AbstractContextManager[None]:
 
 
 def is_watched() -> bool:
-    """Tell whether a mode of this thread, or a hook on all modules, sees what torch computes, and may change it."""
+    """Tell whether a mode of this thread, or a hook on all modules, sees calls of torch and may change their results."""
     modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
     return modes > 0 or bool(torch.nn.modules.module._has_any_global_hook())
 
@@ -224,17 +224,17 @@ _ALONE = threading.RLock()
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let one thread at a time be in such a context; it may enter further ones.
+    """Let one thread at a time be in this context, which it may enter again.
 
-    Locked is the work on what torch holds once for the process, and that a count cannot share:
+    The lock is for state of the process that :func:`shared` cannot share:
 
     - random states, which are put back after a run;
-    - methods of nn.Module, which torch.fx and torch.export replace while they trace, so that a module that another thread calls
-      would be traced;
-    - fake tensor modes and the code of graphs, which torch numbers and caches without locks, and what is known of operators;
-    - numbers that a switch of another thread would show in, as those of attention without its fast path.
+    - methods of nn.Module, which torch.fx and torch.export replace while they trace: the call of a module in another thread
+      would be traced too;
+    - fake tensor modes, the code of graphs and facts of operators, which are numbered and cached without locks;
+    - results that depend on a switch of another thread, as those of attention without its fast path.
 
-    So captures, analyses, shrinks and single runs of models follow each other. What a thread does to graphs and plans does not.
+    So captures, analyses, shrinks and single runs of models wait for each other. Work on graphs and plans does not wait.
     """
     with _ALONE:
         yield
@@ -245,9 +245,9 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_random_numbers(tensors: Iterable[Tensor]) -> Iterator[list[str]]:
-    """Leave all random states as they were, on the devices of ``tensors`` as well.
+    """Put all random states back afterwards, those on the devices of ``tensors`` as well.
 
-    Yields a list that names, afterwards, those besides torch's that were used.
+    Yields a list that names afterwards the generators besides torch's that were used.
     """
     used: list[str] = []
     with fixed_seed(accelerators(tensors)):
@@ -257,14 +257,10 @@ def own_random_numbers(tensors: Iterable[Tensor]) -> Iterator[list[str]]:
         finally:
             if random.getstate() != python:
                 used.append("random")
-            if _differs(np.random.get_state(), numpy):
+            if not all(map(np.array_equal, np.random.get_state(), numpy)):
                 used.append("numpy.random")
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _differs(a: Any, b: Any) -> bool:
-    return any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def accelerators(tensors: Iterable[Tensor]) -> set[str]:
@@ -274,7 +270,7 @@ def accelerators(tensors: Iterable[Tensor]) -> set[str]:
 
 @contextlib.contextmanager
 def fixed_seed(kinds: set[str]) -> Iterator[None]:
-    """Seed torch's generators the same each time, on the CPU and on these types of devices, and put them back afterwards."""
+    """Seed torch's generators with 0, on the CPU and on these types of devices, and put their states back afterwards."""
     with alone(), contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in kinds:

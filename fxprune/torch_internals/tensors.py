@@ -9,24 +9,23 @@ from torch import Tensor
 from torch._prims_common import make_contiguous_strides_for as contiguous_strides
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
 
-# What torch.fx and torch.export themselves take apart with: up to torch 2.14 there is no public name for it.
+# The pytree of torch.fx and torch.export, which has no public name up to torch 2.14.
 from torch.utils import _pytree as pytree
 
 __all__ = ["DynamicOutputShapeException", "FakeTensor", "FakeTensorMode", "contiguous_strides", "pytree"]
 
 lock_memory = torch._C._set_throw_on_mutable_data_ptr
-"""Make Python code that would read or write the memory of a tensor fail: so stand-ins show no values. Without it garbage would
-be taken for values."""
+"""Make a read or write of a tensor's memory fail. Without it the garbage in the memory of a fake tensor is taken for values."""
 
 undispatched = torch._C._DisableTorchDispatch
-"""A guard that lets operators pass by all modes and subclasses while it lives, as torch's own ``no_dispatch`` does."""
+"""A guard: while it lives, calls of operators bypass all modes and subclasses, as within torch's own ``no_dispatch``."""
 
 read_numpy = torch._C.TensorBase.numpy
-"""``Tensor.numpy``, whatever stands in its place."""
+"""``Tensor.numpy``, also while ``switches.watching_reads`` replaces it."""
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Return what tells the memory of a tensor, the same for all that share it, also on devices without addresses."""
+    """Return a number for the memory of a tensor, equal for all tensors that share it, also on devices without addresses."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
@@ -36,18 +35,15 @@ def version_of(tensor: Tensor) -> int:
 
 
 def keep_python_object(tensor: Tensor) -> None:
-    """Let a tensor that came out of a weak reference live as others do: torch may have kept it behind Python's back."""
+    """Let the Python object of a tensor own it again after it came out of a weak reference: torch may own the tensor alone."""
     tensor._fix_weakref()  # type: ignore[attr-defined]
 
 
 def fake_like(state: dict[str, Any], meta: Tensor, device: torch.device) -> FakeTensor:
-    """Return the fake tensor on a device that a tensor on the meta device makes, in a tenth of the time.
+    """Return a fake tensor on a device for a tensor on the meta device, ten times as fast as ``FakeTensor`` does.
 
-    Args:
-        state: the attributes of another fake tensor on that device. If torch adds one of a tensor alone, all would share it:
-            ``tests/abstract/test_fakes.py`` compares them.
-        meta: the tensor on the meta device.
-        device: the device.
+    ``state`` has the attributes of another fake tensor on that device, which the new fake tensor shares. If torch adds an
+    attribute that differs by tensor, ``tests/abstract/test_fakes.py`` fails.
     """
     fake = Tensor._make_subclass(FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device)
     lock_memory(fake)

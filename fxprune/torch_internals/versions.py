@@ -1,7 +1,6 @@
 """Where versions of torch differ: one function for each difference, with why it is there and what breaks without it.
 
-The mends replace a function of torch for the whole process, once and for good: what they replace is wrong for everybody, and
-threads do not have to agree on when.
+A mend replaces a function of torch for the whole process, once and for good: the function is wrong for every caller.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 def mend_lstm_shapes() -> None:
     """Give fake tensors of LSTM states the shape that real ones have.
 
-    Up to torch 2.12 the decomposition of an LSTM layer takes the wrong axis away from its last states: for a batch of B
-    the states of a network of L layers are said to be ``[L, 1, B, H]`` instead of ``[L, B, H]``. It is asked wherever oneDNN
-    has no kernel: for float64, and for projections. Without the mend no rule fits such LSTMs, so they stay whole, and
-    ``torch.export`` records wrong shapes.
+    Up to torch 2.12 the decomposition of an LSTM layer squeezes the wrong axis of its last states: for a batch of B the states
+    of a network of L layers have the shape ``[L, 1, B, H]`` instead of ``[L, B, H]``. Torch uses it where oneDNN has no kernel:
+    for float64 and for projections. Without the mend no rule fits such LSTMs, so they stay whole, and ``torch.export`` records
+    wrong shapes.
     """
     if VERSION >= (2, 13):
         return
@@ -40,10 +39,10 @@ def mend_lstm_shapes() -> None:
 
 @functools.cache
 def mend_onnx_type_promotion() -> None:
-    """Let the ONNX exporter promote types where it multiplies a float tensor by a boolean one, as every masked graph does.
+    """Let the ONNX exporter promote types where a graph multiplies a float tensor by a boolean one, as every masked graph does.
 
-    Up to torch 2.12 the exporter calls the operator and takes the first call that it sees for the overload of the operator; but
-    the first call of an operator on parameters asks for their device. Without the mend it refuses the graph.
+    Up to torch 2.12 the exporter runs an operator and takes the first call that it sees for the operator's overload. On
+    parameters the first call asks for their device. Without the mend the exporter refuses the graph.
     """
     if VERSION >= (2, 13):
         return
@@ -60,13 +59,10 @@ def mend_onnx_type_promotion() -> None:
 
 @functools.cache
 def give_fused_attention_forms() -> list[torch.library.Library]:
-    """Say what the fused kernels of ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` give, where torch does not.
+    """Register meta kernels for the fused kernels of ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer``.
 
-    Torch 2.9 cannot run them on fake tensors, later versions can. Without this no model that takes them in eval mode can be
-    compared with its graph as a program, only by numbers.
-
-    Returns:
-        What holds the registrations.
+    Torch 2.9 cannot run the fused kernels on fake tensors, later versions can. Without this a model that calls them in eval
+    mode is compared with its graph by numbers alone, not as a program. Returns the libraries, which hold the registrations.
     """
     forms = {"_native_multi_head_attention": _multi_head_attention_form, "_transformer_encoder_layer_fwd": _encoder_layer_form}
     made = []
@@ -92,7 +88,7 @@ def _multi_head_attention_form(
     average_attn_weights: bool = True,
     mask_type: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return tensors of the forms of the outputs ``[batch, length, width]`` and of the weights, empty if there are none."""
+    """Return tensors of the forms of the output ``[batch, length, width]`` and of the weights, empty if not needed."""
     batch, length, _ = query.shape
     weights = [batch, length, length] if average_attn_weights else [batch, num_head, length, length]
     is_empty = not need_weights or query.numel() == 0
@@ -100,5 +96,4 @@ def _multi_head_attention_form(
 
 
 def _encoder_layer_form(src: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Return a tensor of the form of the output, which is that of ``src``."""
     return src.new_empty(src.shape)
