@@ -1,4 +1,4 @@
-"""Rewrites a graph into what TorchScript can compile."""
+"""Rewrites a graph so that TorchScript can compile it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A captured graph and the facts that travel with it.
 
 In: a ``torch.fx`` graph, a module tree, tensors. Out: :class:`~fxprune.graph.captured.CapturedModule` and functions that read
-or change its parts. Nothing here knows what pruning removes.
+or change its parts. Nothing here knows of units or plans.
 
 Read ``captured.py`` and ``parts.py`` first (the classes), then ``paths.py`` and ``masks.py`` (where parameters and masks live),
 ``metadata.py`` (all keys of ``meta``), ``pickling.py``, ``interpreter.py`` (runs a graph node by node),

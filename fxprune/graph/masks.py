@@ -102,16 +102,14 @@ def find_masked(root: nn.Module, name: str) -> Masked | None:
     except AttributeError:
         return None
     orig, masks = owner._parameters.get(last + ORIG), _masks_of(owner, last)
-    return None if orig is None or not masks else Masked(_bases(parameter_names(root, orig)), orig, masks)
+    if orig is None or not masks:
+        return None
+    return Masked(tuple(n.removesuffix(ORIG) for n in parameter_names(root, orig)), orig, masks)
 
 
 def _masks_of(owner: nn.Module, base: str) -> dict[str, Tensor]:
     endings = (MASKED.get(owner) or {}).get(base, ())
     return {e: mask for e in sorted(endings) if (mask := owner._buffers.get(base + e)) is not None}
-
-
-def _bases(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(name.removesuffix(ORIG) for name in names)
 
 
 def all_masked(root: nn.Module) -> list[Masked]:
@@ -123,7 +121,7 @@ def all_masked(root: nn.Module) -> list[Masked]:
     for parameter, every in names.items():
         path, last = split(every[0])
         if last.endswith(ORIG) and (masks := _masks_of(root.get_submodule(path), last.removesuffix(ORIG))):
-            found.append(Masked(_bases(every), parameter, masks))
+            found.append(Masked(tuple(n.removesuffix(ORIG) for n in every), parameter, masks))
     return found
 
 

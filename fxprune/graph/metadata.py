@@ -1,6 +1,6 @@
 """All keys under which fxprune keeps facts in ``meta`` of graphs and nodes, and in attributes of modules and tensors.
 
-``meta`` of a graph and of its nodes is what torch.fx carries through ``copy.deepcopy``; values are shared by the copies. Each
+torch.fx carries ``meta`` of a graph and of its nodes through ``copy.deepcopy``; copies share the values. Each
 key says whether its values survive pickling and a shrink. Facts with a class of their own are attributes of that class:
 ``CapturedModule.example`` (neither copied nor pickled), ``Lowered.calls`` and ``Lowered._leaf_type`` (copied and pickled).
 """

@@ -51,14 +51,10 @@ class Lowered(Container):
         return self._leaf_type.__name__
 
 
-def clone(module: nn.Module) -> nn.Module:
-    """Return a module of the same class and configuration with the same tensors, and clones of the submodules."""
-    return _clone(module, clone)
-
-
-def _clone(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def clone(module: nn.Module, convert: Callable[[nn.Module], nn.Module] | None = None) -> nn.Module:
+    """Return a module of the same class and configuration with the same tensors; submodules are converted, or else cloned."""
     cloned = type(module).__new__(type(module))
-    cloned.__setstate__(_shell(module, convert))
+    cloned.__setstate__(_shell(module, convert or clone))
     return cloned
 
 
@@ -71,7 +67,7 @@ def clone_below(module: nn.Module, known: dict[int, Any]) -> None:
     def cloned(child: nn.Module) -> nn.Module:
         if id(child) not in known:
             is_graph = isinstance(child, fx.GraphModule)
-            known[id(child)] = copy.deepcopy(child, known) if is_graph else _clone(child, cloned)
+            known[id(child)] = copy.deepcopy(child, known) if is_graph else clone(child, cloned)
         found: nn.Module = known[id(child)]
         return found
 

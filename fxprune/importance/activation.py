@@ -37,7 +37,7 @@ class Activation(Criterion):
 
     Raises:
         PlanError: the normalizer is none of these; when planning, there is no batch, or no value has units of a group. A value
-            whose size along the units differs from that at analysis is left out.
+            is left out if its size along the units differs from its size at analysis.
 
     Source: Hu et al. 2016, "Network Trimming", arXiv:1607.03250, and Molchanov et al. 2017, arXiv:1611.06440, which compare
     criteria of activations.

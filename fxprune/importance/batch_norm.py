@@ -16,8 +16,6 @@ from fxprune.importance.weights import Weights
 from fxprune.rules.labels import Label
 from fxprune.rules.registry import op_card
 
-_PRODUCTS = {torch.ops.aten.mul}  # with a mask
-
 
 @dataclass(frozen=True)
 class BatchNormScale(Criterion):
@@ -78,6 +76,6 @@ def _factors(deps: Dependencies, label: Label) -> Iterator[str]:
     made = deps.steps[label.producer] if label.producer >= 0 else None
     if made is not None and made.tracked is not None and made.tracked.is_parameter:
         yield made.tracked.name
-    elif made is not None and made.call is not None and made.call.op.overloadpacket in _PRODUCTS:
+    elif made is not None and made.call is not None and made.call.op.overloadpacket is torch.ops.aten.mul:  # with a mask
         for operand in made.operands:
             yield from _factors(deps, operand)

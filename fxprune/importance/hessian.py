@@ -70,7 +70,7 @@ class Hessian(Criterion):
         total = {p: torch.zeros_like(accurate(p.detach())) for p in first}
         used = {p: g for p, g in first.items() if g.requires_grad}
         for sample in range(self.samples if used else 0):
-            signs = {p: _signs(p, generator) for p in used}
+            signs = {p: (torch.randint(0, 2, p.shape, generator=generator) * 2 - 1).to(p) for p in used}
             products = torch.autograd.grad(
                 list(used.values()), list(used), list(signs.values()), retain_graph=sample + 1 < self.samples, allow_unused=True
             )
@@ -78,8 +78,3 @@ class Hessian(Criterion):
                 if product is not None:
                     total[p] += accurate(product * sign)
         return {p: value / self.samples for p, value in total.items()}
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.randint(0, 2, like.shape, generator=generator)
-    return (drawn * 2 - 1).to(like)

@@ -17,8 +17,8 @@ from fxprune.importance.weights import Weights
 class LAMP(Criterion):
     """Score a unit by its share in the squared weights of all units of its group that are no smaller.
 
-    The largest unit of each group scores 1, so that one threshold over all groups takes from each what its distribution
-    bears: made for ``scope="global"``. Within a group the order is that of :class:`Magnitude` over squared norms.
+    The largest unit of each group scores 1, so that one threshold over all groups takes from each group as much as its
+    distribution bears: made for ``scope="global"``. Within a group the order is that of :class:`Magnitude` over squared norms.
 
     Args:
         reduction: how the squared norms on the parameter axes of a group are combined: "mean", "sum", "max" or "first".

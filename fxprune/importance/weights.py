@@ -76,7 +76,10 @@ class Sums:
 
     def of(self, members: Sequence[Member], finish: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``finish`` of the sums over the positions of each unit, element by element, shape (members, units)."""
-        sums = [self._along(member) for member in members]
+        for name in dict.fromkeys(member.parameter for member in members):
+            if name not in self._known:
+                self._known[name] = self._sums_along(self._values(name), self._dims[name])
+        sums = [self._known[member.parameter][member.dim] for member in members]
         alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
         for i, (member, along) in enumerate(zip(members, sums, strict=True)):
             alike.setdefault((id(member.positions), along.dtype, along.device), []).append(i)
@@ -89,12 +92,6 @@ class Sums:
             return found[0]
         order = torch.tensor([i for at in alike.values() for i in at], device=found[0].device)
         return torch.cat([rows.to(found[0]) for rows in found])[order.argsort()]
-
-    def _along(self, member: Member) -> Tensor:
-        name = member.parameter
-        if name not in self._known:
-            self._known[name] = self._sums_along(self._values(name), self._dims[name])
-        return self._known[name][member.dim]
 
     def _sums_along(self, value: Tensor, dims: list[int]) -> dict[int, Tensor]:
         """Return for each of ``dims`` the sums over all other dimensions, shape (size,)."""

@@ -108,8 +108,7 @@ def _global_masks(
             if isinstance(method, torch_prune.L1Unstructured) and type(method).compute_mask is _COMPUTE_L1:
                 ranked = [given.get(name, parameter.detach()) for name, parameter in parameters.items()]
                 earlier = [None if entry is None else entry.mask.expand_as(entry.orig) for entry in masked.values()]
-                found = masks_of_smallest(ranked, earlier, method.amount)
-                if found is not None:
+                if (found := masks_of_smallest(ranked, earlier, method.amount)) is not None:
                     return dict(zip(parameters, found, strict=True))
             return _computed_masks({name: current_value(p, masked[name]) for name, p in parameters.items()}, given, gm, method)
     except FxpruneError:

@@ -132,8 +132,7 @@ class LnStructured(torch_prune.LnStructured, BasePruningMethod):  # type: ignore
         # From torch 2.14 on the nuclear norm is over the last two dimensions, whichever dimension the channels are.
         if self.n == "nuc" and t.dim() not in (1, 3):
             raise RuntimeError(f"norm 'nuc' is of matrices, but the channels of this parameter have {t.dim() - 1} dimensions")
-        mask: Tensor = super().compute_mask(t, default_mask)
-        return mask
+        return super().compute_mask(t, default_mask)  # type: ignore[no-any-return]
 
 
 class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):  # type: ignore[misc]
@@ -143,8 +142,7 @@ class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):  # type: ig
         """Return the product of the given mask and the mask in force."""
         if self.mask.shape != default_mask.shape:  # torch up to 2.12 raises without a message
             raise AssertionError(f"the mask has shape {list(self.mask.shape)}, the parameter {list(default_mask.shape)}")
-        mask: Tensor = super().compute_mask(t, default_mask)
-        return mask
+        return super().compute_mask(t, default_mask)  # type: ignore[no-any-return]
 
 
 def current_value(parameter: nn.Parameter, masked: Masked | None) -> tuple[Tensor, Tensor]:

@@ -36,18 +36,17 @@ class Names:
                 if not member.is_buffer:
                     self._groups.setdefault(member.parameter, []).append(group.index)
 
-    def groups(self, what: Any, argument: str) -> set[int]:
-        """Return the indices of all groups that live on the parameters that ``what`` means.
+    def groups(self, selector: Any, argument: str) -> set[int]:
+        """Return the indices of all groups that live on the parameters that ``selector`` means.
 
-        ``what`` is the name of a parameter or module, a glob pattern of names, or a module; ``argument`` names in errors the
-        argument that it was given in.
+        ``selector`` is the name of a parameter or module, a glob pattern of names, or a module. Errors name it by ``argument``.
         """
-        if isinstance(what, nn.Module):
-            found = self._of_module(what, argument)
-        elif isinstance(what, str):
-            found = self._of_pattern(what, argument)
+        if isinstance(selector, nn.Module):
+            found = self._of_module(selector, argument)
+        elif isinstance(selector, str):
+            found = self._of_pattern(selector, argument)
         else:
-            raise PruningTypeError(f"{argument} takes names, glob patterns and modules, not {what!r}")
+            raise PruningTypeError(f"{argument} takes names, glob patterns and modules, not {selector!r}")
         return {index for name in found for index in self._groups.get(name, ())}
 
     def _of_module(self, module: nn.Module, argument: str) -> list[str]:
@@ -79,7 +78,7 @@ def ignored_groups(names: Names, ignore: Any) -> set[int]:
         ignore = (ignore,)
     if not isinstance(ignore, Iterable):
         raise PruningTypeError(f"ignore must be an iterable of names, glob patterns and modules, not {ignore!r}")
-    return {index for what in ignore for index in names.groups(what, "ignore")}
+    return {index for selector in ignore for index in names.groups(selector, "ignore")}
 
 
 def uncrossed(deps: Dependencies, census: Census, ignored: set[int], choose: Choose | None) -> list[Group]:
@@ -110,15 +109,12 @@ def uncrossed(deps: Dependencies, census: Census, ignored: set[int], choose: Cho
 def _crossings(deps: Dependencies, census: Census) -> list[set[int]]:
     """Return for every group the indices of the groups with which it shares a position of a parameter or buffer."""
     total = len(deps.groups)
-    group_of = np.full(deps.units.count + 1, -1, np.intp)  # one more, for NONE
+    group_of = np.full(deps.units.count + 1, -1, np.intp)  # the last for NONE
     for group in deps.groups:
         group_of[group.units] = group.index
     found: list[set[int]] = [set() for _ in range(total)]
     for slot in {census.slot(axis) for tracked in deps.tracked for axis in tracked.label.axes}:
-        if census.rows[slot].shape[1] < 2:
-            continue
-        groups = group_of[census.rows[slot]]
-        for one, other in itertools.combinations(groups.T, 2):
+        for one, other in itertools.combinations(group_of[census.rows[slot].T], 2):
             both = (one >= 0) & (other >= 0) & (one != other)
             for code in np.unique(one[both] * total + other[both]).tolist():
                 found[code // total].add(code % total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from numbers import Integral, Real
@@ -86,16 +87,16 @@ def plan(
     budgets = _budgets(amount, overrides, max_params, max_flops)
     _check_present(deps)
     names, costs = Names(deps), deps.costs
-    by_pattern = {what: _amount(value, f"overrides[{what!r}]") for what, value in (overrides or {}).items()}
-    special = {index: value for what, value in by_pattern.items() for index in names.groups(what, "overrides")}
+    by_pattern = {selector: _amount(value, f"overrides[{selector!r}]") for selector, value in (overrides or {}).items()}
+    special = {i: value for selector, value in by_pattern.items() for i in names.groups(selector, "overrides")}
     groups = uncrossed(deps, costs.census, ignored_groups(names, ignore), choose)
     scores = _scores(deps, groups, Magnitude() if importance is None else importance)
     ranking = rank(deps, costs.census, groups, scores)
-    steps = _Steps(ranking, scope, multiple, special)
+    prunings = _Prunings(ranking, scope, multiple, special)
     if budgets:
-        kept = _smallest(steps, _Limits(costs, ranking, deps.units.count, budgets))
+        kept = _smallest(prunings, _Limits(costs, ranking, deps.units.count, budgets))
     else:
-        kept = steps.of_amount(_amount(amount, "amount"))
+        kept = prunings.of_amount(_amount(amount, "amount"))
     return Plan.of(deps, costs, ranking, kept)
 
 
@@ -166,7 +167,7 @@ def _scores(deps: Dependencies, groups: Sequence[Group], importance: Importance)
     return found
 
 
-class _Steps:
+class _Prunings:
     """All prunings of one ranking, from the smallest to the largest, each as the number of units that stay of each group."""
 
     def __init__(self, ranking: Ranking, scope: Scope, round_to: int, special: Mapping[int, float]) -> None:
@@ -200,17 +201,18 @@ class _Steps:
         """The groups of the units that may go, in the order in which the units go over all groups."""
         return self.ranking.in_order(self._ranked)
 
-    def prunings(self) -> tuple[int, Callable[[int], Index]]:
+    def all(self) -> tuple[int, Callable[[int], Index]]:
         """Return the number of prunings and a function from index to pruning; each removes all units of the one before."""
         sizes = self.ranking.sizes
         if self.scope == "global":
             total = int(sizes.sum())
-            return len(self.order) + 1, lambda step: self._of_first(total - step, total, sizes)
+            return len(self.order) + 1, lambda index: self._of_first(total - index, total, sizes)
         # All shares between two neighbouring turns round to the same numbers of units.
         turns = [(np.arange(size) + 0.5) / size for size in np.unique(sizes)]
         ends = np.unique(np.concatenate([np.zeros(1), *turns, np.ones(1)]))
         shares = ((ends[:-1] + ends[1:]) / 2).tolist()
-        return len(shares), lambda step: self.ranking.to_keep(local_counts(sizes, [shares[step]] * len(sizes)), self._round_to)
+        keep = partial(self.ranking.to_keep, round_to=self._round_to)
+        return len(shares), lambda index: keep(local_counts(sizes, [shares[index]] * len(sizes)))
 
 
 class _Limits:
@@ -246,12 +248,8 @@ class _Limits:
                 )
 
 
-def _smallest(steps: _Steps, limits: _Limits) -> Index:
+def _smallest(prunings: _Prunings, limits: _Limits) -> Index:
     """Return the smallest pruning that is within the limits."""
-    count, pruning = steps.prunings()
+    count, pruning = prunings.all()
     limits.check(pruning(count - 1))
-    low, high = -1, count - 1  # high meets the limits
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if limits.met(pruning(middle)) else (middle, high)
-    return pruning(high)
+    return pruning(bisect_left(range(count - 1), True, key=lambda index: limits.met(pruning(index))))

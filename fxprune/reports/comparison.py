@@ -112,7 +112,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def compare(before: nn.Module, after: nn.Module, inputs: Inputs | None, *, layers: bool, latency: bool) -> Comparison:
-    """Return the costs of both models, which do not change: with ``inputs`` those of a run in eval mode too.
+    """Return the costs of both models, with ``inputs`` also of a run in eval mode; the models do not change.
 
     ``layers`` compares parameter by parameter and module by module as well.
     """
@@ -123,7 +123,7 @@ def compare(before: nn.Module, after: nn.Module, inputs: Inputs | None, *, layer
             for model in (before, after):
                 try:
                     work.append(_work(model, inputs))
-                except Exception as error:  # whatever an operator raises on operands that do not fit
+                except Exception as error:  # operators raise any type on operands that do not fit
                     where = "before" if model is before else "after"
                     raise InputError(f"the model {where} fails on the example inputs: {in_short(error)}") from error
             times = _times(before, after, inputs) if latency else None

@@ -71,10 +71,9 @@ def relative_error(reference: Tensor, candidate: Tensor, floor: float | None = N
     reference, candidate = reference.to(wide), candidate.to(wide)
     finite = reference.isfinite()
     if not bool(finite.all()):
-        if not torch.equal(finite, candidate.isfinite()):
-            return math.inf
-        if not torch.equal(reference[~finite].nan_to_num(0.0), candidate[~finite].nan_to_num(0.0)):
-            return math.inf  # another sign of infinity, or NaN in place of one
+        alike = torch.equal(finite, candidate.isfinite())
+        if not alike or not torch.equal(reference[~finite].nan_to_num(0.0), candidate[~finite].nan_to_num(0.0)):
+            return math.inf  # also for another sign of infinity, or NaN in place of infinity
         reference, candidate = reference[finite], candidate[finite]
         if reference.numel() == 0:
             return 0.0

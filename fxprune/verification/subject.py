@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -62,13 +61,14 @@ class Subject:
         buffers = self._copies(self.model.named_buffers(remove_duplicate=False), copy=True)
         args, kwargs = inputs.copied(self.double)
         kept = ModelSnapshot(self.model)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(in_mode(kept.modules, training))
-            stack.enter_context(own_random_numbers(kept.tensors.values()))
-            stack.enter_context(quiet())  # users read the model's warnings in runs of their own
-            stack.enter_context(kept.untouched())
-            stack.enter_context(torch.set_grad_enabled(self.gradients))
-            stack.enter_context(deterministic(training or self.gradients, self.double))
+        with (
+            in_mode(kept.modules, training),
+            own_random_numbers(kept.tensors.values()),
+            quiet(),  # users read the model's warnings in runs of their own
+            kept.untouched(),
+            torch.set_grad_enabled(self.gradients),
+            deterministic(training or self.gradients, self.double),
+        ):
             output = functional_call(self.model, {**self._parameters, **buffers}, args, kwargs, tie_weights=False)
             outputs = dict(named_leaves(output))
             gradients = self._differentiate(outputs) if self.gradients else {}

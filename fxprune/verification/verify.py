@@ -32,7 +32,7 @@ def verify(
     precision: Literal["double", "own"] = "double",
     gradients: bool = False,
 ) -> float:
-    """Check that ``candidate`` computes what ``reference`` does, such as a shrunk graph and the masked one.
+    """Check that ``candidate`` computes the same as ``reference``, for example a shrunk graph the same as the masked graph.
 
     Both run on random inputs like the examples: floating-point inputs of the same mean and standard deviation, integers
     shuffled. If the reference fails on them, or gives NaN or an infinity, both run on the examples themselves. All outputs, and

@@ -116,12 +116,6 @@ def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ar
     return {**bound, **kwargs}
 
 
-def _call(func: OpOverload, bound: Arguments) -> Any:
-    arguments = arguments_of(func)
-    args = [bound[a.name] for a in arguments if not a.kwarg_only]
-    return func(*args, **{a.name: bound[a.name] for a in arguments if a.kwarg_only and a.name in bound})
-
-
 def _without_chance(func: OpOverload, bound: Arguments) -> Any:
     name = base_name(func).removesuffix("_functional").removesuffix("_like").removesuffix("_")
     if "generator" in bound:
@@ -130,11 +124,11 @@ def _without_chance(func: OpOverload, bound: Arguments) -> Any:
         return _WHOLE[name](func, bound)
     if name in _MIDDLE:
         value = _MIDDLE[name](bound)
-        result = _call(func, bound)  # has the right shape and dtype, whichever variant this is
+        result = func(**bound)  # it has the right shape and dtype in every variant of the operator
         return result.copy_(value) if isinstance(value, Tensor) else result.fill_(value)
     if _drops(func) and name != "_fused_sdp_choice":
         bound.update({key: 0.0 for key in _DROPPING if key in bound})
-    return _call(func, bound)
+    return func(**bound)
 
 
 def _bernoulli(bound: Arguments) -> Any:
@@ -179,13 +173,13 @@ _MIDDLE: dict[str, Callable[[Arguments], Any]] = {
 
 
 def _randperm(func: OpOverload, bound: Arguments) -> Any:
-    result = _call(func, bound)
+    result = func(**bound)
     order = torch.randperm(bound["n"], generator=torch.Generator().manual_seed(0))
     return result.copy_(order)
 
 
 def _native_dropout(func: OpOverload, bound: Arguments) -> Any:
-    result, kept = _call(func, bound)
+    result, kept = func(**bound)
     if bound["train"] is not False and 0 < bound["p"] < 1:
         kept.fill_(True)
         result.copy_(bound["input"] / (1 - bound["p"]))
@@ -194,7 +188,7 @@ def _native_dropout(func: OpOverload, bound: Arguments) -> Any:
 
 def _rrelu(func: OpOverload, bound: Arguments) -> Any:
     middle = (bound["lower"] + bound["upper"]) / 2
-    return _call(func, {**bound, "lower": middle, "upper": middle})
+    return func(**{**bound, "lower": middle, "upper": middle})
 
 
 _WHOLE: dict[str, Callable[[OpOverload, Arguments], Any]] = {
