@@ -195,26 +195,20 @@ _register(nn.MultiheadAttention, card=LeafCard(_multi_head_attention, shrinks_wr
 # Recurrent layers.
 
 
-def _flat_weights(m: Any) -> list[Any]:
+def _settings(m: Any) -> list[Any]:
+    """Return the weights of a recurrent layer as a list, and its options."""
     kinds = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if m.bias else ()), *(("weight_hr",) if m.proj_size else ())]
     ways = ("", "_reverse") if m.bidirectional else ("",)
-    return [getattr(m, f"{kind}_l{layer}{way}") for layer in range(m.num_layers) for way in ways for kind in kinds]
+    weights = [getattr(m, f"{kind}_l{layer}{way}") for layer in range(m.num_layers) for way in ways for kind in kinds]
+    return [weights, m.bias, m.num_layers, float(m.dropout), m.training, m.bidirectional, m.batch_first]
 
 
 def _lstm(m: Any, input: Any, hx: Any = None) -> Any:
-    return m.call(
-        layers.lstm,
-        input, hx, _flat_weights(m), m.bias, m.num_layers, float(m.dropout), m.training, m.bidirectional,
-        m.batch_first,
-    )  # fmt: skip
+    return m.call(layers.lstm, input, hx, *_settings(m))
 
 
 def _gru(m: Any, input: Any, hx: Any = None) -> Any:
-    return m.call(
-        layers.gru,
-        input, hx, _flat_weights(m), m.bias, m.num_layers, float(m.dropout), m.training, m.bidirectional,
-        m.batch_first, m.mode.lower(),
-    )  # fmt: skip
+    return m.call(layers.gru, input, hx, *_settings(m), m.mode.lower())
 
 
 _register(nn.LSTM, card=LeafCard(_lstm, {"weight_ih_l0": "4*hidden_size input_size", "weight_hr_l0": "proj_size hidden_size"}))

@@ -27,12 +27,7 @@ _CHANGES = [0]
 
 
 def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by_user: bool = False) -> None:
-    """Give operators their card.
-
-    Args:
-        ops: one operator or several.
-        given: their card, or their rule if the rest of the card is blank.
-        by_user: whether a user registers it, so that the analysis raises for a call that the rule does not fit.
+    """Give operators a card, or a card that has this rule alone. The analysis raises where a rule ``by_user`` does not fit.
 
     Raises:
         RuleError: an operator has a card already, or the function over kept positions takes an argument that it lacks.

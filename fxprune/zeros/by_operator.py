@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.algebra.axes import Axis, Index
@@ -91,7 +92,7 @@ def _element_wise_along(rule: Pointwise, call: Call, operands: Sequence[Known], 
     return found
 
 
-def _called_on(call: Call, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def _called_on(call: Call, numbers: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Return the result of an operator on numbers, one row for each tensor; None if the operator does not take them."""
     waiting: Iterator[Tensor] = iter(torch.from_numpy(numbers.copy()))
 
@@ -103,8 +104,7 @@ def _called_on(call: Call, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> np
         returned = called_on(call, stand_in)
     if returned is None or len(returned) != 1 or returned[0].shape != numbers.shape[1:] or returned[0].is_complex():
         return None
-    exact: np.ndarray[Any, np.dtype[np.float64]] = returned[0].double().numpy()
-    return exact
+    return np.asarray(returned[0].double().numpy(), np.float64)
 
 
 def _called_on_zeros(rule: Pointwise, call: Call, states: Sequence[SliceState], d: int) -> SliceState:

@@ -59,15 +59,7 @@ class Folding:
     def at(
         gm: fx.GraphModule, step: Step, steps_at_node: int, readers: Mapping[int, int], deps: Dependencies
     ) -> Folding | None:
-        """Return the folding at a call, if its bias can take numbers in exactly.
-
-        Args:
-            gm: the graph.
-            step: the step of the call.
-            steps_at_node: how many steps its node makes.
-            readers: by producer, how many operands the tensors of a step are.
-            deps: the analysis.
-        """
+        """Return the folding at a call, if its bias can take numbers in exactly; ``readers`` counts operands by producer."""
         call = step.call
         assert call is not None
         places = op_card(call.op).places
