@@ -69,9 +69,8 @@ class _Choice:
 
     hunk: Hunk
     users: list[fx.Node] = dataclasses.field(default_factory=list)
-    # A value of the base graph and the value of the other graph at the same place, and the node that chooses between them.
-    pairs: dict[tuple[fx.Node, fx.Node], None] = dataclasses.field(default_factory=dict)
-    results: dict[tuple[fx.Node, fx.Node], fx.Node] = dataclasses.field(default_factory=dict)
+    # (value of the base graph, value of the other graph at the same place) -> the node that chooses between them, once made
+    results: dict[tuple[fx.Node, fx.Node], fx.Node | None] = dataclasses.field(default_factory=dict)
     failed: bool = False
 
 
@@ -110,7 +109,7 @@ class _Merge:
         # Two values that both graphs have can be swapped: the choice has a hunk without nodes, at the user.
         choice = choices[self.aligned.hunk_of[made[0]]] if made else _Choice(Hunk([], [], difference.user))
         choice.users.append(difference.user)
-        choice.pairs.setdefault((difference.ours, difference.theirs))
+        choice.results.setdefault((difference.ours, difference.theirs))
         return choice
 
     def _substitute(self, difference: Difference, choice: _Choice | None) -> None:
@@ -158,7 +157,7 @@ class _Merge:
 
     def _settle(self, choice: _Choice) -> None:
         hunk = choice.hunk
-        if not choice.pairs and not self._may_write(hunk):
+        if not choice.results and not self._may_write(hunk):
             return  # unused nodes of one mode
         if not (self._settle_counters(choice) or self._settle_dropout(choice)):
             self._settle_by_mode(choice)
@@ -173,7 +172,7 @@ class _Merge:
             counters[node] = counter
         if not counters:
             return False
-        for ours, theirs in choice.pairs:  # the result of an addition in place is the counter itself
+        for ours, theirs in choice.results:  # the result of an addition in place is the counter itself
             if (same := counters.get(ours, ours)) is not counters.get(theirs, twin.get(theirs)):
                 return False
             choice.results[ours, theirs] = same
@@ -215,7 +214,7 @@ class _Merge:
             return False
         dropout = nodes[0]
         source = dropout.args[0] if self.training else twin.get(dropout.args[0])  # type: ignore[arg-type]
-        for ours, theirs in choice.pairs:
+        for ours, theirs in choice.results:
             skipped, applied = (twin.get(theirs), ours) if self.training else (ours, theirs)
             if skipped is not source or applied is not dropout:
                 return False
@@ -231,12 +230,12 @@ class _Merge:
                 kwargs["training"] = flag
             live = self.graph.create_node("call_function", dropout.target, tuple(args), kwargs)
         live.meta.update(dropout.meta)
-        choice.results = dict.fromkeys(choice.pairs, live)
+        choice.results = dict.fromkeys(choice.results, live)
         return True
 
     def _settle_by_mode(self, choice: _Choice) -> None:
         hunk = choice.hunk
-        results, their_results = [a for a, _ in choice.pairs], [b for _, b in choice.pairs]
+        results, their_results = [a for a, _ in choice.results], [b for _, b in choice.results]
         ours = self._branch_inputs(hunk.base, results, lambda n: n)
         theirs = self._branch_inputs(hunk.other, their_results, self.aligned.twin.get)
         inputs = list(dict.fromkeys([*ours.values(), *theirs.values()]))
@@ -256,9 +255,9 @@ class _Merge:
         owner.add_module(name, by_mode.train(owner.training))
         with self.graph.inserting_before(at):
             call = self.graph.call_module(join(made_by, name), (tensors, sizes))
-            for index, pair in enumerate(choice.pairs):
-                choice.results[pair] = self.graph.call_function(operator.getitem, (call, index))
-                choice.results[pair].meta["val"] = pair[0].meta.get("val")
+            for index, pair in enumerate(choice.results):
+                choice.results[pair] = part = self.graph.call_function(operator.getitem, (call, index))
+                part.meta["val"] = pair[0].meta.get("val")
 
     def _may_write(self, hunk: Hunk) -> bool:
         return any(may_write(n, self.gm) for n in hunk.base) or any(may_write(n, self.model) for n in hunk.other)
