@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from fxprune.algebra.axes import NONE, Index, Rows
@@ -9,11 +11,10 @@ from fxprune.algebra.axes import NONE, Index, Rows
 
 def distinct(rows: Rows) -> Rows:
     """Return rows without repeated units and without empty columns."""
-    if rows.shape[1] > 1:
-        for j in range(1, rows.shape[1]):
-            repeated = (rows[:, j : j + 1] == rows[:, :j]).any(1)
-            if repeated.any():
-                rows[repeated, j] = NONE
+    for j in range(1, rows.shape[1]):
+        repeated = (rows[:, j : j + 1] == rows[:, :j]).any(1)
+        if repeated.any():
+            rows[repeated, j] = NONE
     return without_empty(rows)
 
 
@@ -47,11 +48,8 @@ def same_partition(a: Rows, b: Rows) -> list[tuple[int, int]]:
     """Return pairs of columns that group the positions alike and have their gaps at the same places."""
     shapes_a, shapes_b = ([(first_equal(c), c == NONE) for c in rows.T] for rows in (a, b))
     pairs: list[tuple[int, int]] = []
-    for i, (groups, gaps) in enumerate(shapes_a):
-        for j, (other_groups, other_gaps) in enumerate(shapes_b):
-            if j in [taken for _, taken in pairs] or not np.array_equal(gaps, other_gaps):
-                continue
-            if np.array_equal(groups, other_groups):
-                pairs.append((i, j))
-                break
+    for i, shape in enumerate(shapes_a):
+        taken = [j for _, j in pairs]
+        alike = (j for j, other in enumerate(shapes_b) if j not in taken and all(map(np.array_equal, shape, other)))
+        pairs += [(i, j) for j in itertools.islice(alike, 1)]
     return pairs

@@ -92,21 +92,15 @@ class Units:
         """Return the content of an axis: one object for all axes with the same units at the same positions."""
         if self._read_at != self._equations.version:
             self._read, self._read_at = {}, self._equations.version
-        found = self._read.get(axis)
-        if found is None:
-            found = self._read[axis] = self._shared(axis)
-        return found
-
-    def _shared(self, axis: Axis) -> Content:
-        reading = None if axis.is_whole else self._reading(axis)
-        if reading is not None and reading.is_shared:
-            return reading.content
-        content = Content(axis.rows) if reading is None else reading.content
-        digest = hashlib.sha256(content.rows.tobytes()).digest() if content.is_live else b""
-        content = self._contents.setdefault((content.rows.shape, digest), content)
-        if reading is not None:
-            reading.content, reading.is_shared = content, True
-        return content
+        if axis not in self._read:
+            reading = Reading(axis.rows, Content(axis.rows)) if axis.is_whole else self._reading(axis)
+            if not reading.is_shared:
+                content = reading.content
+                digest = hashlib.sha256(content.rows.tobytes()).digest() if content.is_live else b""
+                reading.content = self._contents.setdefault((content.rows.shape, digest), content)
+                reading.is_shared = True
+            self._read[axis] = reading.content
+        return self._read[axis]
 
     def _block(self, axis: Axis) -> Block | None:
         """Return the first block that has the units of an axis in the same order, if the axis is a block."""

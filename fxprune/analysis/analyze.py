@@ -100,7 +100,6 @@ class _Labelling(TorchDispatchMode):
         self.fakes = Fakes()
         self.here = Reason("")
         self.inside = ""  # prefix of the names of nodes inside a part that differs by mode
-
         self.example: Any = None  # the value of the node that runs, for the example inputs
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
@@ -287,9 +286,8 @@ class _Labelling(TorchDispatchMode):
         return [Label.whole(shape, why) for shape in call.shapes]
 
     def _record(self, call: Call, labels: list[Label], result: Any) -> None:
-        for m in call.mixings:
-            at, step = call.at, len(self.steps)
-            point = MixingPoint(at.node, at.op, m.kind, m.operand, m.dim, m.zero, m.neutral, m.axis, step, m.name)
+        for mixing in call.mixings:
+            point = MixingPoint(**vars(mixing), node=call.at.node, op=call.at.op, step=len(self.steps))
             self.mixing_points.append(point)
         if self.counts:
             self.work += work_of(call, result)

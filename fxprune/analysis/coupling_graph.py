@@ -50,8 +50,7 @@ def coupling_graph(units: Units, groups: Iterable[Group], steps: Iterable[Step])
             places[number] = step.tracked.name
             continue
         edges = list(_edges(step.operands, places, groups_on))
-        live = edges or any(groups_on(label, d) for label in step.results for d in range(len(label)))
-        if not live:
+        if not edges and not any(groups_on(label, d) for label in step.results for d in range(len(label))):
             continue
         places[number] = name = _free_name(graph, f"{step.node}:{step.op}")
         graph.add_node(name, kind="op", node=step.node, op=step.op)

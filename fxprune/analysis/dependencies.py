@@ -63,31 +63,27 @@ class Dependencies:
 
     def _hold_what_cannot_go(self) -> None:
         """Keep unused parameters whole, and units whose removal would leave an axis without positions."""
-        makers: list[Tracked | Step] = [*self.tracked, *self.steps]
-        made: dict[Content, tuple[Axis, Tracked | Step]] = {}  # the axis that first has the content, and where
-        for maker in makers:
-            for label in (maker.label,) if isinstance(maker, Tracked) else maker.results:
+        made: dict[Content, tuple[Axis, Step]] = {}  # the axis that first has the content, parameters first, and its step
+        for step in sorted(self.steps, key=lambda step: step.tracked is None):
+            for label in step.results if step.tracked is None else (step.tracked.label,):
                 for axis in label.axes:
                     if not axis.is_whole:
-                        made.setdefault(self.units.content(axis), (axis, maker))
+                        made.setdefault(self.units.content(axis), (axis, step))
         # Keeping an axis only takes units away, so the test of each content made in front of the loop stays right.
-        for content, (axis, maker) in made.items():
-            if isinstance(maker, Tracked) and not maker.used:
-                self.units.keep_whole(axis, Reason(f"{maker.name!r} is not used by the graph"))
-            elif content.may_go_at_once and isinstance(maker, Tracked):
-                self.units.keep_covering_whole(axis, Reason(f"all of an axis of {maker.name!r} would go together"))
-            elif content.may_go_at_once and isinstance(maker, Step):
-                why = Reason(f"all of an axis of {axis.size} would go together", maker.op, maker.node)
-                self.units.keep_covering_whole(axis, why)
+        for content, (axis, step) in made.items():
+            if step.tracked is not None and not step.tracked.used:
+                self.units.keep_whole(axis, Reason(f"{step.tracked.name!r} is not used by the graph"))
+            elif content.may_go_at_once:
+                name, node = (axis.size, step.node) if step.tracked is None else (repr(step.tracked.name), "")
+                self.units.keep_covering_whole(axis, Reason(f"all of an axis of {name} would go together", step.op, node))
 
     def _hold_what_no_mask_corrects(self) -> None:
         """Keep axes whole for which a masked graph has no correction."""
-        units = self.units
-        for found in corrections(
-            self.gm, self.values, self.steps, self.points, units, lambda axis: units.content(axis).is_live
-        ):
-            if isinstance(found, Impossible):
-                self.units.keep_whole(found.axis, Reason(found.text, found.step.op, found.step.node))
+        found = corrections(self.gm, self.values, self.steps, self.points, self.units, lambda a: self.units.content(a).is_live)
+        for correction in found:
+            if isinstance(correction, Impossible):
+                why = Reason(correction.text, correction.step.op, correction.step.node)
+                self.units.keep_whole(correction.axis, why)
 
     def _hold_what_is_never_combined(self) -> None:
         """Keep units that reach no mixing point, such as the rows of a position table behind the length of the example."""
@@ -162,11 +158,9 @@ class Dependencies:
             raise PruningIndexError(f"{name!r} of shape {list(tracked.label.shape)} has no dimension {dim}")
         dim %= rank
         axis = tracked.label.axes[dim]
-        groups = tuple(
-            group for group in self.groups if any(m.parameter == tracked.name and m.dim == dim for m in group.members)
-        )
+        groups = tuple(g for g in self.groups if any(m.parameter == tracked.name and m.dim == dim for m in g.members))
         rows = self.units.resolve(axis)
-        free = int((rows >= 0).any(1).sum()) if rows.size else 0
+        free = int((rows != NONE).any(1).sum())
         return Explanation(name, dim, axis.size, groups, free, tuple(self.units.reasons_of(axis)))
 
     def _find(self, name: str) -> Tracked:

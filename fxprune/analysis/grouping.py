@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,15 +152,14 @@ def _by_group(content: Content, group_of: Index, rank: Index) -> Iterator[tuple[
 
 def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[Label, bool]]) -> int:
     """Return how many parameter elements go with one unit, which may own positions on several dimensions of one parameter."""
-    left: dict[int, dict[int, int]] = {}
-    for tensor, dim, positions in members:
-        if tensors[tensor][1]:
-            left.setdefault(tensor, {})[dim] = positions.shape[1]
     total = 0
-    for tensor, owned in left.items():
-        shape = tensors[tensor][0].shape
-        kept = [size - owned.get(dim, 0) for dim, size in enumerate(shape)]
-        total += math.prod(shape) - math.prod(kept)
+    for tensor, on_tensor in itertools.groupby(members, lambda member: member[0]):
+        label, is_parameter = tensors[tensor]
+        if is_parameter:
+            kept = list(label.shape)
+            for _, dim, positions in on_tensor:
+                kept[dim] -= positions.shape[1]
+            total += math.prod(label.shape) - math.prod(kept)
     return total
 
 
