@@ -20,8 +20,8 @@ def couple_once(equations: Equations, a: Rows, b: Rows, why: Reason) -> bool:
        columns become the same, then the second ones.
     3. *One unit against several.* ``[[4], [5]]`` and ``[[0, 2], [1, 3]]``: unit 4 stands for 0 and 2 from now on,
        5 for 1 and 3.
-    4. *Nothing against something.* A position whose units the other side has all already, as in ``[[0], ...]`` and
-       ``[[0, 2], ...]``, cannot tell when 2 goes: 2 is held, or goes with a unit that it always comes with.
+    4. *Nothing against something.* Of ``[[0], ...]`` and ``[[0, 2], ...]`` unit 2 remains on one side. It may not go alone: it
+       is held, or becomes the same as a unit that it always stands beside.
     5. *Anything else.* ``[[0, 1]]`` and ``[[2, 3]]``: all units of a position become the same.
     """
     if a.shape == b.shape and a.shape[1] <= 1:
@@ -60,9 +60,9 @@ def _couple_columns(equations: Equations, a: Rows, b: Rows, why: Reason) -> None
 
 
 def _settle_rest(equations: Equations, rest: Rows, full: Rows, why: Reason) -> None:
-    """Make rows go only when those units of theirs go that the other side has too.
+    """Settle the units in ``rest``, which the other side lacks: none of them may go alone.
 
-    A unit that always comes with the same other unit can go along with it; any other must stay.
+    A unit that always stands beside one and the same unit of both sides becomes the same as that unit. Any other unit is held.
     """
     for column in rest.T:
         used = column != NONE
@@ -77,7 +77,7 @@ def _settle_rest(equations: Equations, rest: Rows, full: Rows, why: Reason) -> N
 
 
 def _substitute(equations: Equations, single: Rows, many: Rows) -> bool:
-    """Let each unit of a column stand for the set of units that the same row of ``many`` has, if that is sound."""
+    """Let each unit of a column stand for the units in the same row of ``many``, if these are the same wherever it stands."""
     if (single == NONE).any() or (many == NONE).all(1).any() or np.isin(single, many).any():
         return False
     first = first_equal(single)

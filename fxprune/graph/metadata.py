@@ -72,8 +72,6 @@ KEEPS = Key[dict[str, list[tuple[str, Any, int]]]]("fxprune.keeps", shrunk=False
 """By keep vector, a buffer ``fxprune_keep_0``, ..., the places (node, input, dimension) whose corrections read it. Written,
 read and dropped with the corrections by ``passes/compensate.py``."""
 
-GRAPH_KEYS: tuple[Key[Any], ...] = (METHODS, KEPT, BAKED, KEEPS)
-
 # -- meta of nodes -------------------------------------------------------------------------------------------------------
 
 MODULE = Key[str]("fxprune_module")

@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.graph.metadata import GRAPH_KEYS, IS_WRAPPED, NODE_KEYS, Key
+from fxprune.graph.metadata import BAKED, IS_WRAPPED, KEEPS, KEPT, METHODS, NODE_KEYS, Key
 from fxprune.passes.lower import Lower
 
 X = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(2, 5)
-KEYS = [*GRAPH_KEYS, *NODE_KEYS]
+KEYS: list[Key[Any]] = [METHODS, KEPT, BAKED, KEEPS, *NODE_KEYS]
 
 
 class Net(nn.Module):
