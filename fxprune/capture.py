@@ -27,9 +27,9 @@ def capture(
     Args:
         model: the model; left as it was. A captured graph gives a copy that shares its tensors. Parameters pruned by
             ``torch.nn.utils.prune`` are masked in the graph.
-        example_inputs: the positional inputs of ``forward`` as a tuple or list; or the single one, usually a tensor. Graph and
-            model are compared on them, so the model has to accept them. Values that are not tensors are fixed, and
-            checked when the graph runs; but plain numbers stay inputs where the model's code allows it.
+        example_inputs: the positional inputs of ``forward`` as a tuple or list, or the single input, usually a tensor. The
+            graph and the model are compared on them, so the model has to accept them. Values that are not tensors are fixed
+            and checked when the graph runs; but plain numbers stay inputs where the model's code allows it.
         example_kwargs: the keyword inputs.
         frontend: ``"trace"`` for symbolic tracing (module-level graph), ``"export"`` for ``torch.export`` (ATen-level graph),
             ``"auto"`` for the first of these that works.

@@ -43,15 +43,15 @@ def shrink(
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> Graph:
-    """Take out of a graph what its masks remove, in place: the network gets smaller and computes what it did.
+    """Take the units that masks remove out of a graph, in place; its results stay.
 
-    Which units go is read from the masks, whoever made them: those of a plan, or masks of ``torch.nn.utils.prune``, of which
-    what is zero throughout can go where nothing else depends on it. All masks are baked, and no multiplication is left.
+    The masks say which units go: masks of a plan, or masks of ``torch.nn.utils.prune``, whose slices of zeros can go where
+    nothing else depends on them. All masks are baked, and no multiplication is left.
     Parameters that lose something are new objects; the others stay. All buffers are new.
 
     Args:
         gm: the graph.
-        from_zeros: take out what is zero in the weights as well, without any mask.
+        from_zeros: take out slices of zeros in the weights as well, without any mask.
         verify: compare the results of both graphs in eval and in train mode, at two batch sizes; see :func:`verify`.
         example_inputs: positional inputs to verify with; those of the capture unless given.
         example_kwargs: keyword inputs, likewise.
@@ -61,7 +61,7 @@ def shrink(
 
     Raises:
         VerificationError: the smaller graph computes something else; names the first node that differs.
-        ShrinkError: a node cannot be rewritten for what is left.
+        ShrinkError: a node cannot be rewritten for the positions that are left.
         PruningValueError: there are no inputs to verify with.
             In each case the graph is as it was.
 
@@ -116,14 +116,14 @@ def prune(
 
     Args:
         model: the model; left as it is.
-        example_inputs: positional inputs as a tuple or list, or the single one; see :func:`fxprune.capture`.
+        example_inputs: positional inputs as a tuple or list, or the single input; see :func:`fxprune.capture`.
         amount: the share (float in [0, 1)) or number (int) of units to remove of every group; see :func:`fxprune.plan`, as for
             everything up to ``choose``.
         example_kwargs: keyword inputs.
-        importance: what units are worth.
+        importance: the scores of units.
         scope: "local" or "global".
-        round_to: what numbers of units left are rounded up to a multiple of.
-        ignore: what to leave alone.
+        round_to: the numbers of units left are rounded up to multiples of it.
+        ignore: the modules and parameters to leave alone.
         overrides: other amounts by name or pattern.
         max_params: a budget of parameters in place of an amount.
         max_flops: a budget of floating-point operations in place of an amount.
@@ -184,14 +184,16 @@ def _pruned(
     removed = planned(deps).removed(deps)
     if not removed.any():
         OwnBuffers(buffers_of(gm))(gm)
-        return None, gm, _nothing(deps)
+        largest = sorted((t for t in deps.tracked if t.is_parameter), key=lambda t: -math.prod(t.label.shape))
+        reasons = [str(deps.explain(t.name, dim)) for t in largest[:5] for dim, n in enumerate(t.label.shape) if n > 1]
+        return None, gm, "\n  ".join(["nothing was removed:", *reasons])
     return *without(gm, deps, removed, masked_too=masked_too), ""
 
 
 def without(
     gm: CapturedModule, deps: Dependencies, removed: Flags, *, masked_too: bool
 ) -> tuple[CapturedModule | None, CapturedModule]:
-    """Return a graph without some units as masked, None unless asked for, and as shrunk; one of them is the graph itself."""
+    """Return a graph without some units, masked (None unless asked for) and shrunk; either of them is the graph itself."""
     shrinking = (ShrinkUnits(deps, removed), OwnBuffers(buffers_of(gm)))
     if not masked_too:
         run_all(shrinking, gm)
@@ -200,10 +202,3 @@ def without(
     small = shared_copy(gm)
     run_all((Bake(), *shrinking), small)
     return gm, small
-
-
-def _nothing(deps: Dependencies) -> str:
-    """Return why nothing was removed: the reasons that hold the largest parameters."""
-    largest = sorted((t for t in deps.tracked if t.is_parameter), key=lambda t: -math.prod(t.label.shape))
-    lines = [str(deps.explain(t.name, dim)) for t in largest[:5] for dim, n in enumerate(t.label.shape) if n > 1]
-    return "\n  ".join(["nothing was removed:", *lines])

@@ -1,4 +1,4 @@
-"""Bake: fold all masks into parameters of the graph's own, and take out what stands in for the smaller network."""
+"""Bake: fold all masks into parameters of the graph's own, and take out the corrections."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Bake(GraphPass):
 
 
 def baked_copy(gm: Graph) -> Graph:
-    """Return a copy with all masks baked into parameters of its own; what is not masked is shared."""
+    """Return a copy with all masks baked into parameters of its own; parameters without a mask are shared."""
     baked = shared_copy(gm)
     Bake()(baked)
     return baked

@@ -66,7 +66,7 @@ class Compensation:
             self._restrict(self.nodes[correction.places[0].node], correction)
 
     def _follow(self, place: Place, function: Callable[..., Any], *options: Any) -> None:
-        """Put a function of what a node returns, and of which positions stay, between the node and its users."""
+        """Call a function of the node's value and its keep vector, and let the users of the node read the result."""
         node = self.nodes[place.node]
         with self.gm.graph.inserting_after(node):
             new = self.gm.graph.call_function(function, (node,))
@@ -75,7 +75,7 @@ class Compensation:
             new.args = (node, self._keep(place), *options)
 
     def _last(self, node: fx.Node, read: fx.Node, filled: fx.Node) -> fx.Node:
-        """Return what stands between a node and what it read: fills of other dimensions; the new one goes on top."""
+        """Return the node that a fill reads: ``read``, or the last fill of another dimension between ``read`` and ``node``."""
         last = read
         for argument in node.all_input_nodes:
             origin = argument
@@ -118,7 +118,7 @@ class Compensation:
 
 
 def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:
-    """Return a call in a form that survives copies: nodes as places among those that ``new`` reads, the others by name."""
+    """Return a call in a form that survives copies: the nodes that ``new`` reads as their places, other nodes by name."""
     places = {read: Slot(read.name) for read in node.all_input_nodes}  # such as sizes that the new call is not given
     places |= {read: Slot(str(i)) for i, read in enumerate(new.all_input_nodes)}
     to_slot: Callable[[fx.Node], Any] = places.__getitem__
@@ -141,7 +141,7 @@ def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> Non
 
 
 def erase_corrections(gm: fx.GraphModule) -> bool:
-    """Take all corrections out of a graph, in place, and tell whether there were any: its text is the one before them."""
+    """Take all corrections out of a graph, in place, and tell whether there were any."""
     record = KEEPS.pop(gm) or {}
     graph = gm.graph
     for node in list(graph.nodes):

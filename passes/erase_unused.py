@@ -1,4 +1,4 @@
-"""Erase: take out the nodes that nothing uses any more, and the index tables that others replaced."""
+"""Erase: take out unused nodes, and the buffers that only they read, such as replaced index tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fxprune.passes.graph_pass import GraphPass
 
 @dataclasses.dataclass(frozen=True)
 class EraseUnused(GraphPass):
-    """Pass: erase the nodes without users or effects; of the buffers in ``read`` drop those that no node reads any more.
+    """Pass: erase the nodes without users or effects, and of the buffers ``read`` the ones that no node reads any more.
 
     Ensures: every node is used or has an effect.
     """
@@ -46,7 +46,7 @@ class EraseUnused(GraphPass):
 
 
 def reads(gm: fx.GraphModule) -> frozenset[str]:
-    """Return what the graph reads by get_attr."""
+    """Return the targets that the graph reads by get_attr."""
     return frozenset(str(node.target) for node in gm.graph.find_nodes(op="get_attr", sort=False))
 
 

@@ -1,4 +1,4 @@
-"""Fold: let biases take in what layers make of channels that are one number throughout, so that the channels can go."""
+"""Fold: let biases take in the contributions of constant channels, so that the channels can go."""
 
 from __future__ import annotations
 
@@ -39,11 +39,7 @@ def _amount(weight: nn.Parameter, fold: Fold) -> Tensor:
 class FoldConstants(GraphPass):
     """Pass: add to the biases of a graph that was made smaller; a layer without a bias gets one.
 
-    Biases are new parameters: other graphs may hold the old ones.
-
-    Args:
-        folds: the layers.
-        amounts: what each bias takes in, see :func:`amounts_of`.
+    Biases are new parameters: other graphs may hold the old ones. The amounts are from :func:`amounts_of`.
     """
 
     folds: Sequence[Fold]

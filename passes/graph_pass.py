@@ -1,4 +1,4 @@
-"""What a pass is: options as fields, what it requires, what it does, what it ensures. ``README.md`` says how to write one."""
+"""The base class of passes; ``README.md`` says how to write a pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fxprune.graph.captured import as_graph_module
 class GraphPass(abc.ABC):
     """A rewrite of a graph in place; each is a frozen dataclass, whose fields are its options.
 
-    A pass is called on a graph, as by torch's PassManager. torch's own PassBase is not inherited: it asks for what a pass
-    ensures on the graph that went in.
+    A pass is called on a graph, as by torch's PassManager. It does not inherit torch's PassBase, which calls ``ensures`` on the
+    graph that went in.
     """
 
     def requires(self, gm: fx.GraphModule) -> None:  # noqa: B027 (most passes require nothing)

@@ -39,7 +39,7 @@ class WriteInPlace(GraphPass):
 
 
 def _is_ours(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether what a node would overwrite is a layer's new result that only this node reads."""
+    """Tell whether the node's first operand is a layer's new result that only this node reads."""
     if node.op != "call_function" or node.target not in _IN_PLACE:
         return False
     first, second = node.args

@@ -26,7 +26,7 @@ from fxprune.torch_internals.tensors import pytree
 
 
 class _Call(nn.Module):
-    """Calls the function of a node; what is a flag of the mode there is this module's mode."""
+    """Calls the function of a node; a flag of the mode among its arguments is this module's mode."""
 
     def __init__(self, function: Callable[..., Any], build: Callable[[list[Tensor], bool], tuple[Any, Any]]) -> None:
         super().__init__()
@@ -42,11 +42,7 @@ _LARGER = 3
 
 @dataclasses.dataclass(frozen=True)
 class Inline(GraphPass):
-    """Pass: write out the nodes ``names``. Ensures: no node of these names calls what it did.
-
-    Args:
-        deps: the analysis of the graph.
-        names: the nodes' names.
+    """Pass: write out the nodes ``names``. Ensures: no node of these names makes its old call.
 
     Raises:
         ShrinkError: a node cannot be written out; the graph must not be used any more.
@@ -73,8 +69,8 @@ def _inline(
 ) -> bool:
     """Write out the node of a name; tell whether that could be done.
 
-    The tensors in ``shapes`` are like those that the nodes give, of a batch size that no other size is taken for. ``known`` has
-    the graphs of calls written out before; calls that are alike share a graph.
+    ``shapes`` has a tensor like each node's value, of a batch size that differs from all other sizes. ``known`` has the graphs
+    of the calls written out before; equal calls share a graph.
     """
     node = next((node for node in gm.graph.nodes if node.name == name), None)
     if node is None:
@@ -94,7 +90,7 @@ def _inline(
     reads = [read for read in node.all_input_nodes if isinstance(deps.values[read.name], Label)]
     flags = [read for read in node.all_input_nodes if isinstance(deps.values[read.name], bool)]
     if len(flags) > 1 or any(deps.values[flag.name] is not gm.training for flag in flags):
-        return False  # of several flags nobody knows which is the mode's
+        return False  # it is unknown which of several flags is the mode's
     with torch.inference_mode(False):
         examples = [torch.ones(shapes[read.name].shape, dtype=shapes[read.name].dtype) for read in reads]
 
@@ -159,7 +155,7 @@ def _splice(
 
 
 def _moved(gm: fx.GraphModule, inner: fx.GraphModule, target: str) -> str:
-    """Give ``gm`` what ``inner`` has at ``target``, under a name that is free; return the name."""
+    """Give ``gm`` the module or tensor at ``inner.target`` under a free name, and return the name."""
     value = value_at(inner, target)
     names = {name for name, _ in gm.named_children()} | {name for name, _ in gm.named_buffers()}
     base = "inlined_" + target.replace(".", "_")

@@ -129,7 +129,7 @@ def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
 def _multiply(
     graph: fx.Graph, reads: Mapping[str, list[fx.Node]], names: Sequence[str], endings: Sequence[str], is_masked: bool
 ) -> None:
-    """Multiply a parameter in a graph by masks; one that ``is_masked`` has a product there already."""
+    """Multiply a parameter in a graph by masks; a parameter that ``is_masked`` has a product there already."""
     if is_masked:
         origs = [orig for name in names for orig in reads.get(name + ORIG, ())]
         products = [user for orig in origs for user in orig.users if is_product(user)]
@@ -161,7 +161,7 @@ def _insert_product(graph: fx.Graph, reads: Sequence[fx.Node], ending: str) -> f
 
 
 def _add_factor(graph: fx.Graph, product: fx.Node, ending: str) -> None:
-    """Multiply the mask that a parameter has in the graph by another one."""
+    """Multiply the mask factor of a product by a further mask."""
     orig, present = product.args
     assert isinstance(orig, fx.Node)
     assert isinstance(present, fx.Node)
@@ -180,8 +180,7 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
     moved, held, reads = list[fx.Node](), holders(gm), _reads(gm.graph)
     for entry in masked:
         with torch.inference_mode(False), torch.no_grad():
-            # As in torch: the Parameter stays, its values become a new tensor. So this works on any kind of parameter, and
-            # leaves another one alone that shows the same memory.
+            # As in torch: the Parameter stays, its values become a new tensor. A parameter in the same memory stays as it is.
             entry.orig.data = entry.orig.detach() * entry.mask.to(entry.orig.dtype)
     for entry in masked:
         unregister_masks(held[entry.orig])

@@ -28,16 +28,14 @@ from fxprune.torch_internals.switches import uncollected
 
 @dataclasses.dataclass(frozen=True)
 class MaskUnits(GraphPass):
-    """Pass: mask all that some units own, and correct what combines their positions.
+    """Pass: mask all positions of the units that go, and write the corrections of the mixing points.
 
     Structured masks from before are replaced. Where they are on the same axes, they are updated and the graph stays as it is.
 
-    Args:
-        deps: the analysis of the graph without structured masks.
-        removed: for every unit whether it goes.
+    The analysis is of the graph without structured masks. The flags ``removed`` say for every unit whether it goes.
 
     Raises:
-        PlanError: what goes cannot be corrected. Nothing has changed.
+        PlanError: a correction is impossible. Nothing has changed.
         LoweringError: a leaf module cannot be written out. Nothing has changed.
     """
 
@@ -47,7 +45,11 @@ class MaskUnits(GraphPass):
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Mask the units, in place."""
         deps, kept = self.deps, Remaining(self.deps.units, self.removed)
-        wanted = needed_corrections(deps, kept)
+
+        def goes(axis: Axis) -> bool:
+            return kept.size(axis) != axis.size
+
+        wanted = list(corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, goes))
         check_possible(wanted)
         masks = _masks(gm, deps, kept)
         if _update(gm, deps, kept, masks, wanted):
@@ -72,7 +74,7 @@ class MaskUnits(GraphPass):
 
 @uncollected()
 def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
-    """Mask what a plan removes, in place; the graph is not recompiled. Tells whether anything changed."""
+    """Mask the units that a plan removes, in place, and tell whether anything changed; the graph is not recompiled."""
     base = gm
     if is_structured(base):
         base = shared_copy(gm)
@@ -86,15 +88,6 @@ def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
     if not removed.any() and not is_structured(gm):
         return False
     return MaskUnits(deps, removed).rewrite(gm)
-
-
-def needed_corrections(deps: Dependencies, kept: Remaining) -> list[Correction]:
-    """Return what a masked graph needs at its mixing points."""
-
-    def goes(axis: Axis) -> bool:
-        return kept.size(axis) != axis.size
-
-    return list(corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, goes))
 
 
 def _masks(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> dict[str, dict[str, Tensor]]:
@@ -156,16 +149,10 @@ def strip(gm: fx.GraphModule) -> None:
     RaiseLeaves().rewrite(gm)
 
 
-def note_dead_axes(gm: fx.GraphModule) -> None:
-    """Note on a graph what its structured masks remove, before they are baked."""
-    if is_structured(gm):
-        BAKED.set(gm, {**(BAKED.get(gm) or {}), **dead_axes(gm)})
-
-
 def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
     """Return for every axis of a parameter that a structured mask is on, or was, which positions it removes.
 
-    Of masks that were baked it counts only what is zero still.
+    Of baked masks only positions count that are zero still.
     """
     found: dict[tuple[str, int], Flags] = {}
     for (name, dim), flags in (BAKED.get(gm) or {}).items():
@@ -183,7 +170,7 @@ def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
 
 
 def dead_places(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Flags]:
-    """Return for every axis of a parameter or buffer that loses positions which go."""
+    """Return for every axis of a parameter or buffer that loses positions the flags of the positions that go."""
     return {
         (t.name, dim): ~kept(axis)
         for t in deps.tracked

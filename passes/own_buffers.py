@@ -1,4 +1,4 @@
-"""Own buffers: give a graph copies of the buffers that it shares with others."""
+"""Own buffers: give a graph copies of the buffers that it shares with other graphs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def buffers_of(root: nn.Module) -> list[Tensor]:
 class OwnBuffers(GraphPass):
     """Pass: put copies in place of buffers that are ``shared`` with other graphs.
 
-    Buffers in one memory stay so; one in the memory of a parameter stays as it is. Ensures: no other buffer is shared.
+    Buffers that share memory keep sharing it; a buffer in the memory of a parameter stays. Ensures: no other buffer is shared.
     """
 
     shared: Sequence[Tensor]

@@ -77,7 +77,7 @@ def _raise(
         for site in users:
             if is_erased(site) or CALL.get(site) not in (None, index):
                 continue
-            # Layers that are tied are written out alike, and one that is registered twice is called by either name.
+            # Tied layers are written out alike, and a layer that is registered twice is called by either name.
             name = PATH.get(site) or path
             if isinstance(owner := value_at(gm, name), Lowered) and owner is not lowered:
                 continue
@@ -129,7 +129,7 @@ class _Matcher:
         self.matched: dict[fx.Node, fx.Node] = {}
 
     def same(self, pattern: fx.Node, node: fx.Node) -> bool:
-        """Tell whether a node computes what the pattern does."""
+        """Tell whether a node is computed as the pattern says."""
         if pattern in self.matched:
             return self.matched[pattern] is node
         if pattern.op == "get_attr":

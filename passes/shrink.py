@@ -1,4 +1,4 @@
-"""Shrink: take out of a graph what its masks remove; the network gets smaller and computes what it did."""
+"""Shrink: take the units that masks remove out of a graph; its results stay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fxprune.zeros.removable import ZeroSlices, masked_slices, removable, zero_s
 
 @dataclasses.dataclass(frozen=True)
 class Shrink(GraphPass):
-    """Pass: take out of the graph what its masks remove; nothing is verified.
+    """Pass: take the units that masks remove out of the graph; nothing is verified.
 
     Ensures: no parameter is masked, no correction is left, and no removed position is held anywhere.
     """
@@ -69,7 +69,7 @@ def shrunk_copy(gm: Graph, *, from_zeros: bool = False) -> tuple[Graph, bool]:
 def _with_others(
     gm: fx.GraphModule, deps: Dependencies, removed: Flags, zeros: ZeroSlices
 ) -> tuple[Flags, list[Fold], list[Tensor]]:
-    """Return which units go when those that nothing has to be corrected for go, too, and what biases take in for them."""
+    """Return the units that go when zero slices that need no correction go, too; the folds of biases, and their amounts."""
     training = _analyze_in_train_mode(gm)
     if training is None:
         return removed, [], []
@@ -78,7 +78,7 @@ def _with_others(
     kept = Remaining(training.units, gone | more)
     dead = dead_places(training, kept)
     both = removed_units(deps, dead)
-    # The two analyses number their units apart; what goes is the same on all parameters, or else nothing more goes.
+    # The two analyses number their units apart: both have to remove the same positions, or else nothing more goes.
     same = dead_places(deps, Remaining(deps.units, both))
     if dead.keys() != same.keys() or not all(np.array_equal(flags, same[at]) for at, flags in dead.items()):
         return removed, [], []

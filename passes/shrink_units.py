@@ -28,16 +28,14 @@ from fxprune.torch_internals.tensors import pytree
 
 @dataclasses.dataclass(frozen=True)
 class ShrinkUnits(GraphPass):
-    """Pass: slice what units own, and repair the nodes.
+    """Pass: slice the units out of parameters and buffers, and repair the nodes.
 
     A function that hides sizes from its arguments cannot be repaired: then the graph is put back, the function is written out,
-    and the units are taken out of the graph that is so.
+    and the passes run once more.
+
+    The flags ``removed`` say for every unit whether it goes.
 
     Requires: no parameter is masked, the modules are the graph's own. Ensures: no position of a unit that goes is held.
-
-    Args:
-        deps: the analysis of the graph.
-        removed: for every unit whether it goes.
 
     Raises:
         ShrinkError: a node cannot be rewritten; the graph must not be used any more.

@@ -1,4 +1,4 @@
-"""Slice: put what is left of parameters and buffers in their place."""
+"""Slice: replace parameters and buffers by their slices at the positions that are left."""
 
 from __future__ import annotations
 
@@ -25,10 +25,6 @@ class SliceTensors(GraphPass):
     The graph does not run before :class:`fxprune.passes.repair.repair.Repair` has rewritten the sizes in its code.
 
     Requires: the modules are the graph's own, and no parameter is masked. Ensures: each tensor has the sizes that are left.
-
-    Args:
-        deps: the analysis of the graph.
-        kept: what is left.
     """
 
     deps: Dependencies
@@ -67,23 +63,20 @@ class SliceTensors(GraphPass):
                 assert tuple(value_at(gm, name).shape) == self.kept.shape(tracked.label), f"{name!r} has other sizes"
 
     def _lower_what_cannot_shrink(self, gm: fx.GraphModule) -> bool:
-        """Write out the modules that lose something and cannot say what is left, such as multi-head attention."""
+        """Write out the modules that lose positions and have no attributes for it, such as multi-head attention."""
         modules = modules_by_path(gm)
         called = [(node, modules[str(node.target)]) for node in gm.graph.find_nodes(op="call_module")]
         stiff = [(node, module) for node, module in called if card_of(type(module)).shrinks_written_out]
         smaller = {name for t in self.deps.tracked if self.kept.shrinks(t.label) for name in t.names} if stiff else set()
-        names = {
-            node.name
-            for node, module in stiff
-            if any(join(str(node.target), name) in smaller for name, _ in module.named_parameters())
-        }
+        held = {node.name: [join(str(node.target), name) for name, _ in module.named_parameters()] for node, module in stiff}
+        names = {name for name, parameters in held.items() if not smaller.isdisjoint(parameters)}
         return bool(names) and lower(gm, (), names)
 
 
 def _slice(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
-    """Return what is left of a tensor, given for each dimension the positions left, or None for all."""
+    """Return the slice of a tensor at the positions left of each dimension; None stands for all."""
     shares = [(round(4 * len(index) / tensor.shape[dim]), dim) for dim, index in enumerate(kept) if index is not None]
-    # What removes most comes first; of two that remove about the same the outer one, whose rows are copied as they lie.
+    # The smallest share left comes first; of about equal shares the outer dimension, whose rows are copied as they lie.
     for _, dim in sorted(shares):
         index = kept[dim]
         assert index is not None
@@ -92,6 +85,6 @@ def _slice(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
 
 
 def _of_those(before: Places, index: Places) -> Places:
-    """Return which positions of the first graph are left when of those that were left before some are left."""
+    """Return an index among positions left before as positions of the first graph: [1, 3, 4] and [0, 2] give [1, 4]."""
     pairs = zip(before, index, strict=True)
     return tuple(old if new is None else new if old is None else old[new] for old, new in pairs)

@@ -21,8 +21,8 @@ class Numbers:
     Args:
         graph: the graph.
         values: the value of every node by name as it was analysed, a label in place of each tensor.
-        kept: what is left of the axes.
-        inside: what the names in ``values`` start with.
+        kept: the positions that are left.
+        inside: the prefix of the graph's names in ``values``.
     """
 
     def __init__(self, graph: fx.Graph, values: dict[str, Any], kept: Remaining, inside: str = "") -> None:
@@ -34,26 +34,26 @@ class Numbers:
         self._originals: dict[fx.Node, fx.Node] = {}
 
     def before(self, argument: Any) -> Any:
-        """Return what an argument was, a label in place of each tensor."""
+        """Return the value of an argument before, a label in place of each tensor."""
         return fx.map_arg(argument, self._before)
 
     def _before(self, node: fx.Node) -> Any:
         return self._values.get(self._inside + node.name)
 
     def now(self, argument: Any) -> Any:
-        """Return what an argument comes out as now, a label (of before) in place of each tensor."""
+        """Return the value of an argument now, a label (of before) in place of each tensor."""
         return fx.map_arg(argument, lambda node: self._now[node])
 
     def changed(self, node: fx.Node) -> bool:
-        """Tell whether the plain value of a node comes out as another one now."""
+        """Tell whether the plain value of a node has changed."""
         return node in self._changed
 
     def reads_changed(self, node: fx.Node) -> bool:
-        """Tell whether a node reads a plain value that comes out as another one now."""
+        """Tell whether a node reads a plain value that has changed."""
         return bool(self._changed) and not self._changed.isdisjoint(node.all_input_nodes)
 
     def follow(self, node: fx.Node) -> None:
-        """Take a node in; those that it reads have been taken in before."""
+        """Compute the value of a node now; the nodes that it reads come before it."""
         before = self._now[node] = self._before(node)
         if before is None or holds_tensors(before) or node.op not in ("call_function", "call_method"):
             return
@@ -65,18 +65,18 @@ class Numbers:
         call = node.target if callable(node.target) else getattr(args[0], node.target)
         try:
             now = call(*(args if callable(node.target) else args[1:]), **kwargs)
-        except ArithmeticError:  # such as a root of a size that came out as zero; whoever needs it gets what it was
+        except ArithmeticError:  # such as a division by a size that is zero now; the old number takes its place
             now = math.nan
         self.give(node, now)
 
     def give(self, node: fx.Node, value: Any) -> None:
-        """Say what a node is now."""
+        """Set the value of a node now."""
         self._now[node] = value
         if differ(self._before(node), value):
             self._changed.add(node)
 
     def _stand_in(self, node: fx.Node) -> Any:
-        """Return what a node comes out as now, a tensor without values in place of each."""
+        """Return the value of a node now, a meta tensor in place of each label."""
 
         def empty(leaf: Any) -> Any:
             return torch.empty(self.kept.shape(leaf), device="meta") if isinstance(leaf, Label) else leaf
@@ -101,7 +101,7 @@ class Numbers:
     # Arguments.
 
     def fitted(self, node: fx.Node, given: Any, wanted: Any, *, is_size: bool) -> Any:
-        """Return an argument of ``node`` that comes out as wanted: the given one where it does; of a size -1 does."""
+        """Return an argument of ``node`` with the wanted value: the given argument where it has it, or is a size of -1."""
         if isinstance(wanted, list | tuple):
             if isinstance(given, fx.Node):  # a whole shape, such as x.view(y.shape)
                 now = [size if is_size and n == -1 else n for n, size in zip(self._now[given], wanted, strict=True)]
@@ -109,7 +109,7 @@ class Numbers:
                     return given
                 is_rest = [is_size and n == -1 for n in self._now[given]]
                 return [-1 if is_rest[i] else self._element(node, given, i, size) for i, size in enumerate(wanted)]
-            if not isinstance(given, list | tuple):  # one number for a list of one
+            if not isinstance(given, list | tuple):  # a number in place of a list of length 1
                 single = len(wanted) == 1 and type(given) is int
                 return self.fitted(node, given, wanted[0], is_size=is_size) if single else wanted
             return type(given)(self.fitted(node, part, size, is_size=is_size) for part, size in zip(given, wanted, strict=True))
@@ -118,12 +118,12 @@ class Numbers:
         return given if is_size and given == -1 and wanted >= 0 else wanted
 
     def rescaled(self, node: fx.Node, given: fx.Node, wanted: Any) -> Any:
-        """Return what comes out as ``wanted`` in place of a plain value, and as much more as that for a larger batch."""
+        """Return an argument that is ``wanted`` at this batch size, and scales with the batch as the given node does."""
         fixed = self._fixed.get(given, False)
         return self._scaled(node, given, self._now[given], wanted, all(fixed) if isinstance(fixed, tuple) else bool(fixed))
 
     def original(self, node: fx.Node, given: fx.Node) -> Any:
-        """Return what comes out as a plain value did before, whatever the sizes of the inputs are.
+        """Return an argument with the value that the given node had before, whatever the sizes of the inputs are.
 
         A value that was computed from sizes is computed anew, from the sizes that there were.
         """
@@ -167,7 +167,7 @@ def holds_tensors(value: Any) -> bool:
 
 
 def differ(one: Any, other: Any) -> bool:
-    """Tell whether two values differ in what is plain in them."""
+    """Tell whether two values differ in their plain leaves."""
     if one is other:
         return False
     ours, theirs = pytree.tree_leaves(one), pytree.tree_leaves(other)

@@ -25,7 +25,7 @@ _BY_INDEX = (_aten.index_select.default, _aten.index.Tensor, _aten._unsafe_index
 def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
     """Rewrite ``x[...]``, in place.
 
-    A slice with a step whose places are uneven among what is left is replaced by an index table.
+    A slice with a step becomes an index table where its places among the positions left are uneven.
     """
     source, items = node.args
     label = numbers.before(source)
@@ -50,7 +50,7 @@ def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
             new[place] = item if left == old else numbers.fitted(node, item, left, is_size=False)
         elif isinstance(item, fx.Node):
             new[place] = _renumbered(gm, node, numbers.before(item), axis, numbers.kept)
-        else:  # places one by one, such as [2, 0, 1], which are kept whole themselves
+        else:  # a list of places, such as [2, 0, 1], which keeps its length
             new[place] = _left(np.asarray(numbers.before(item)), axis, numbers.kept).tolist()
     node.args = (source, tuple(new) if many else new[0])
     if tables:
@@ -58,7 +58,7 @@ def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
 
 
 def _pick_besides(gm: fx.GraphModule, node: fx.Node, tables: list[tuple[int, Any]]) -> None:
-    """Let a node pick by tables along some dimensions what it picked before; under its name its label is known."""
+    """Let a node pick by tables along some dimensions; it keeps its name, by which its label is known."""
     with gm.graph.inserting_before(node):
         last = gm.graph.call_function(operator.getitem, node.args)
         for dim, places in tables[:0:-1]:
@@ -89,7 +89,7 @@ def _width(item: Any) -> int:
 
 
 def _slice(node: fx.Node, item: slice, axis: Axis, numbers: Numbers) -> tuple[slice, Any]:
-    """Return the slice of what is left; and where its places are uneven all of them as a table, with a slice of everything."""
+    """Return the slice of the positions left; where its places are uneven, a slice of everything and the places as a table."""
     old = slice(*(numbers.before(part) for part in (item.start, item.stop, item.step)))
     flags = numbers.kept(axis)
     found = slice_left(flags, old)
@@ -108,7 +108,7 @@ def _slice(node: fx.Node, item: slice, axis: Axis, numbers: Numbers) -> tuple[sl
 
 
 def renumber(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) -> None:
-    """Let a call that picks by a constant index name the places of what is left, in place."""
+    """Let a call that picks by a constant index name the places of the positions left, in place."""
     call = step.call
     assert call is not None
     if call.op not in _BY_INDEX:
@@ -151,7 +151,7 @@ def _picks(call: Call) -> Iterator[tuple[Label, Axis]]:
 
 
 def _renumbered(gm: fx.GraphModule, node: fx.Node, index: Label, axis: Axis, kept: Remaining) -> fx.Node:
-    """Return a node that reads an index table with the places of what is left."""
+    """Return a node that reads the index table with the places among the positions left."""
     assert index.constant is not None
     values = index.constant.numpy()
     values = values[np.ix_(*(kept.index(a) for a in index.axes))] if len(index) else values
@@ -159,12 +159,12 @@ def _renumbered(gm: fx.GraphModule, node: fx.Node, index: Label, axis: Axis, kep
 
 
 def _left(places: Index, axis: Axis, kept: Remaining) -> Index:
-    """Return the places of positions among those that are left, of which they are."""
+    """Return the places of positions, which are left, among the positions that are left."""
     return np.asarray((np.cumsum(kept(axis)) - 1)[np.where(places < 0, places + axis.size, places)])
 
 
 def _sliced(item: slice, axis: Axis, kept: Remaining) -> Index:
-    """Return the places, among the positions that are left, of those that a slice picks."""
+    """Return the places that a slice picks among the positions that are left."""
     picked = np.arange(axis.size)[item]
     return _left(picked[kept(axis)[picked]], axis, kept)
 
@@ -178,7 +178,7 @@ def _table(gm: fx.GraphModule, node: fx.Node, values: Tensor) -> fx.Node:
 
 
 def pick_unevenly(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) -> bool:
-    """Replace a slice operator whose places are uneven among what is left by an index table; tell whether it is one."""
+    """Replace a slice operator by an index table where its places are uneven; tell whether they are."""
     call = step.call
     if call is None or call.op not in (_aten.slice.Tensor, _aten.slice_copy.Tensor):
         return False

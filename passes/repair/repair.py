@@ -1,4 +1,4 @@
-"""Repair: rewrite what a graph says about sizes and places, so that it computes on what is left of its axes.
+"""Repair: rewrite the sizes and places in a graph, so that it computes on the positions that are left.
 
 Shapes of views, bounds of slices, sizes of splits, shifts, group counts and index tables are constants of the code, or are
 computed from sizes that it reads. What comes out right by itself stays as it is; a size that scales with the batch is
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.operators import runs_own_code
@@ -38,7 +38,7 @@ from fxprune.torch_internals.operators import OpOverload, arguments_of
 _aten = torch.ops.aten
 _VIEWS, _RESHAPE = (_aten.view.default, _aten._reshape_alias.default, _aten._reshape_alias), _aten.reshape.default
 
-# How torch's Python functions call what the operator calls otherwise.
+# The names that torch's Python functions have for arguments of the operators.
 _ALIASES = {
     "split_size": ("split_size_or_sections", "split_sizes"),
     "split_sizes": ("split_size_or_sections", "split_size"),
@@ -48,7 +48,7 @@ _ALIASES = {
     "shape": ("size",),
 }
 
-# The arguments in which -1 stands for what is left over, or for what is there.
+# The arguments in which -1 stands for the rest, or for the size that is there.
 _SIZES = frozenset(["size", "shape", "sizes"])
 
 # The arguments of methods that may stand one by one, as in x.view(2, 3).
@@ -75,7 +75,7 @@ def shrinking_steps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> 
 
 
 def _own_code(gm: fx.GraphModule, inside: str = "") -> Iterator[tuple[str, fx.Node]]:
-    """Yield the nodes that call functions of the user's own, those of branches as well, by name."""
+    """Yield by name the nodes that call functions of the user's own, nodes of branches included."""
     modules = modules_by_path(gm)
     for node in gm.graph.nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
@@ -95,10 +95,7 @@ def may_be_stuck(gm: fx.GraphModule, steps: Steps) -> bool:
 class Repair(GraphPass):
     """Pass: rewrite the nodes of a graph whose parameters were sliced already. Ensures: it runs, and computes what it did.
 
-    Args:
-        deps: the analysis of the graph, from before.
-        kept: what is left.
-        steps: the calls of the nodes that shrink; see :func:`shrinking_steps`.
+    The analysis is from before; ``steps`` are from :func:`shrinking_steps`.
 
     Raises:
         ShrinkError: a node cannot be rewritten; names it.
@@ -136,7 +133,7 @@ class _Repair:
 
     @functools.cached_property
     def rerun(self) -> Rerun:
-        """What nodes of several operators are checked with."""
+        """The check of nodes that run several operators."""
         return Rerun(self.gm, self.numbers)
 
     def run(self, arguments: Sequence[Any] | None = None) -> dict[str, str]:
@@ -202,7 +199,7 @@ class _Repair:
         for name, value in wanted.items():
             self._write(node, call, name, value)
         if node.target in _VIEWS:
-            # Whether a view is possible hangs on the memory layout, and kernels for other sizes may choose another one.
+            # Whether a view is possible depends on the memory layout, which a kernel may choose by the sizes.
             node.target, node.args = _RESHAPE, node.args[:2]
             node.kwargs = {name: given for name, given in node.kwargs.items() if name != "stride"}
         renumber(self.gm, node, step, self.numbers)
@@ -223,7 +220,7 @@ class _Repair:
         """Let a node call its operator with another argument."""
         if node.op == "call_module":
             if differ(value, call.arguments[name]):
-                self._write_attribute(node, name, value)
+                self._write_attribute(self.modules[str(node.target)], name, value)
             return
         fitted, place = functools.partial(self.numbers.fitted, is_size=name in _SIZES), _place(call, name)
         key = next((key for key in (name, *_ALIASES.get(name, ())) if key in node.kwargs), None)
@@ -247,8 +244,7 @@ class _Repair:
         sizes = [self.numbers.before(argument) for argument in node.args[place:]] if place is not None else []
         return bool(sizes) and isinstance(sizes[0], int) and (node.op == "call_method" or all(type(n) is int for n in sizes))
 
-    def _write_attribute(self, node: fx.Node, name: str, value: Any) -> None:
-        module = self.modules[str(node.target)]
+    def _write_attribute(self, module: nn.Module, name: str, value: Any) -> None:
         attribute = card_of(type(module)).arguments.get(name)
         if attribute is None:  # worked out by the module
             return
@@ -283,7 +279,7 @@ class _Repair:
         sizes = self.numbers.fitted(node, argument, list(before), is_size=False)  # the node itself where it has them all
         if node.op != "output" or not isinstance(before, torch.Size):
             return tuple(sizes) if type(before) is tuple else sizes
-        with self.gm.graph.inserting_before(node):  # whoever gets it may ask it what a tuple does not know
+        with self.gm.graph.inserting_before(node):  # a caller may use methods that a tuple does not have
             return self.gm.graph.call_function(torch.Size, (sizes,))
 
 
@@ -308,6 +304,5 @@ def _split_by_sizes(node: fx.Node, call: Call) -> None:
         node.kwargs = {"split_sizes" if k in ("chunks", "sections", "split_size") else k: v for k, v in node.kwargs.items()}
         return
     node.target = "split" if node.op == "call_method" else torch.split
-    renamed = {"chunks": "split_size", "sections": "split_size"} if node.op == "call_method" else {}
-    renamed = renamed or {"chunks": "split_size_or_sections", "sections": "split_size_or_sections"}
-    node.kwargs = {renamed.get(k, k): v for k, v in node.kwargs.items()}
+    name = "split_size" if node.op == "call_method" else "split_size_or_sections"
+    node.kwargs = {name if k in ("chunks", "sections") else k: v for k, v in node.kwargs.items()}

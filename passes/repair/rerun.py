@@ -85,7 +85,7 @@ class Rerun(TorchDispatchMode):
         def stand_in(leaf: Any) -> Any:
             if not isinstance(leaf, Label):
                 return leaf
-            # A tensor that was passed through has another label since; what has its shape is the best guess then.
+            # A tensor that was passed through has another label since; a tensor of its shape stands in for it.
             alike = [t for label, t in given if label is leaf] or [t for label, t in given if label.shape == leaf.shape]
             like = alike[0] if alike else torch.empty(0)
             return self.fakes.empty(self.numbers.kept.shape(leaf), like.dtype, like.device)
@@ -106,6 +106,6 @@ def _is_right(step: Step, found: tuple[OpOverload, dict[str, Any], list[tuple[in
 
 
 def _differ_in_numbers(before: Any, now: Any) -> bool:
-    """Tell whether one of the plain numbers among the results of a node is another one."""
+    """Tell whether a plain number among the results of a node has changed."""
     pairs = zip(pytree.tree_leaves(before), pytree.tree_leaves(now), strict=False)
     return any(isinstance(old, bool | int | float) and old != new for old, new in pairs)
