@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from fxprune.torch_internals.tensors import FakeTensor, FakeTensorMode, fake_like, lock_memory, memory_of
+from fxprune.torch_internals.tensors import FakeTensor, FakeTensorMode, fake_like, lock_memory, memory_of, undispatched
 
 
 class IncomparableError(Exception):
@@ -27,34 +26,29 @@ def operator_errors(func: Any) -> Iterator[None]:
         raise IncomparableError(f"{func} fails: {error}") from error
 
 
-class Form:
-    """What there is to know about a tensor without its values. There is one of each, so that ``is`` tells forms apart."""
+class Form(NamedTuple):
+    """The form of a tensor: all that is known about a tensor without values, but for where in its memory it starts.
 
-    __slots__ = ("__weakref__", "device", "dtype", "size", "stride")
-    _known: ClassVar[weakref.WeakValueDictionary[Any, Form]] = weakref.WeakValueDictionary()
+    Example:
+        >>> Form.of(torch.zeros(2, 3))
+        Form(size=(2, 3), stride=(3, 1), dtype=torch.float32, device=device(type='cpu'))
+    """
 
-    def __init__(self, size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self.size, self.stride, self.dtype, self.device = size, stride, dtype, device
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
 
     @classmethod
     def of(cls, tensor: Tensor) -> Form:
         """Return the form of ``tensor``; raises IncomparableError if it is not an ordinary dense tensor."""
-        unusual = tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg()
-        if unusual or tensor.is_meta:
-            raise IncomparableError(f"a tensor that is not in plain memory: {tensor.layout}, {tensor.device}")
-        return cls.of_parts(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+            raise IncomparableError(f"a tensor that is not in plain memory: {tensor.layout}, {tensor.dtype}")
+        return tuple.__new__(cls, (tensor.shape, tensor.stride(), tensor.dtype, tensor.device))  # the fastest way
 
-    @classmethod
-    def of_parts(cls, *parts: Any) -> Form:
-        """Return the form of these sizes, strides, type and device."""
-        form = cls._known.get(parts)
-        if form is None:
-            form = cls._known[parts] = cls(*parts)
-        return form
-
-    def fake(self, wrapping: Wrapping) -> FakeTensor:
-        """Return a fake tensor of this form; much faster than to convert one."""
-        return wrapping.wrap(torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta"), self.device)
+    def on_meta(self) -> Tensor:
+        """Return a tensor of this form on the meta device."""
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
 
     def stand_in(self) -> Tensor:
         """Return a tensor of this form whose memory Python cannot get at."""
@@ -62,25 +56,47 @@ class Form:
             tensor = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
         except RuntimeError as error:
             raise IncomparableError(f"no memory for a tensor of {self.size}") from error
+        if tensor.is_meta:
+            raise IncomparableError("a tensor on the meta device, which has no memory")
         lock_memory(tensor)
         return tensor
 
 
-class Wrapping:
-    """Makes fake tensors of tensors on the meta device; all that are on one device have the same state."""
+class FakeMode(FakeTensorMode):
+    """A FakeTensorMode that makes fake tensors of forms, which is much faster than to convert tensors."""
 
-    def __init__(self, mode: FakeTensorMode) -> None:
-        self.mode = mode
-        self._states: dict[torch.device, dict[str, Any]] = {}  # the attributes of fake tensors
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
+        self._states: dict[torch.device, dict[str, Any]] = {}  # the attributes of fake tensors, the same for all on a device
 
-    def wrap(self, tensor: Tensor, device: torch.device) -> FakeTensor:
-        """Return the fake tensor on a device that a tensor on the meta device makes."""
-        state = self._states.get(device)
+    def make(self, form: Form, base: Tensor | None = None, offset: int = 0) -> FakeTensor:
+        """Return a new fake tensor, in its own memory or at an offset in that of another fake tensor."""
+        guard = undispatched()
+        tensor = form.on_meta()
+        if base is not None:
+            tensor.set_(base.untyped_storage(), offset, form.size, form.stride)
+        state = self._states.get(form.device)
         if state is None:
-            first = FakeTensor(self.mode, tensor, device)
-            self._states[device] = dict(vars(first))
-            return first
-        return fake_like(state, tensor, device)
+            fake = FakeTensor(self, tensor, form.device)
+            self._states[form.device] = dict(vars(fake))
+        else:
+            fake = fake_like(state, tensor, form.device)
+        del guard
+        return fake
+
+    @contextlib.contextmanager
+    def without_kernels(self) -> Iterator[None]:
+        """Within the context, the mode is on, and an operator without a fake implementation fails.
+
+        Its kernel would run on real tensors otherwise, and is not asked whether the form of its result depends on values.
+        """
+        before, self.allow_fallback_kernels = self.allow_fallback_kernels, False
+        try:
+            with self:
+                yield
+        finally:
+            self.allow_fallback_kernels = before
 
 
 def alike(a: Form | None, b: Form) -> bool:
@@ -90,15 +106,10 @@ def alike(a: Form | None, b: Form) -> bool:
 
 def repeats(things: Sequence[Any]) -> tuple[int, ...]:
     """Return for each of ``things`` the place where it comes first, if one comes twice; else nothing."""
+    if len(things) < 2:
+        return ()
     ids = [*map(id, things)]
     return () if len(set(ids)) == len(ids) else tuple(map(ids.index, ids))
-
-
-def form_of_fake(fake: Tensor) -> Form:
-    """Return the form of a fake tensor; raises IncomparableError if an operator made a tensor of another kind."""
-    if not isinstance(fake, FakeTensor):
-        raise IncomparableError("an operator made a tensor of its own")
-    return Form.of(fake)
 
 
 def storage(tensor: Tensor) -> int:
@@ -108,35 +119,38 @@ def storage(tensor: Tensor) -> int:
     return memory_of(tensor)
 
 
-_SEQUENCES = (tuple, list, torch.Size, immutable_list)
-_TENSORS = (Tensor, nn.Parameter)
-_SINGLETONS = (torch.dtype, torch.layout, torch.device, torch.memory_format)
+_SEQUENCES = frozenset([tuple, list, torch.Size, immutable_list])
+_MAPPINGS = frozenset([dict, immutable_dict])
+_TENSORS = frozenset([Tensor, nn.Parameter, FakeTensor])
+# No two of them are equal that differ: of numbers only integers are among them.
+_AS_THEY_ARE = frozenset([int, str, type(None), type(...), torch.dtype, torch.layout, torch.device, torch.memory_format])
 
 
 def frozen(value: Any, tensors: list[Any]) -> Any:
     """Return a hashable form of arguments, without the tensors, which are added to ``tensors``."""
     kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if kind in _TENSORS:
+        tensors.append(value)
+        return Tensor
     if kind in _SEQUENCES:
         found: list[Any] = [kind]
-        for part in value:  # with what most of them are at hand
-            if type(part) is int:
-                found.append((int, part))
-            elif type(part) is Tensor:
+        for part in value:  # as above, without a call for each
+            of = type(part)
+            if of in _AS_THEY_ARE:
+                found.append(part)
+            elif of in _TENSORS:
                 tensors.append(part)
                 found.append(Tensor)
             else:
                 found.append(frozen(part, tensors))
         return tuple(found)
-    if kind in _TENSORS:
-        tensors.append(value)
-        return Tensor
-    if kind in (bool, int, str):
+    if kind is bool:
         return kind, value
-    if value is None or value is ... or kind in _SINGLETONS:
-        return value
     if kind in (float, complex):
         return kind, repr(value)  # 0.0 == -0.0
-    if kind in (dict, immutable_dict):
+    if kind in _MAPPINGS:
         return (kind, *[(k, frozen(v, tensors)) for k, v in value.items()])
     if kind is slice:
         return (kind, *[frozen(v, tensors) for v in (value.start, value.stop, value.step)])
@@ -154,6 +168,6 @@ def thawed(value: Any, tensors: Iterator[Any]) -> Any:
         return kind([thawed(part, tensors) for part in parts])
     if kind is slice:
         return slice(*[thawed(part, tensors) for part in parts])
-    if kind in (dict, immutable_dict):
+    if kind in _MAPPINGS:
         return {key: thawed(part, tensors) for key, part in parts}
     return kind(*parts)

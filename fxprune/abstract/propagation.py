@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxprune.abstract.form import (
-    Form,
-    IncomparableError,
-    Wrapping,
-    alike,
-    form_of_fake,
-    operator_errors,
-    repeats,
-    storage,
-)
+from fxprune.abstract.form import FakeMode, Form, IncomparableError, alike, operator_errors, repeats, storage
 from fxprune.graph.arguments import map_aggregate
-from fxprune.torch_internals.operators import arguments_of, base_name, is_mutable, overload_name, returns_of
-from fxprune.torch_internals.tensors import FakeTensorMode, pytree
+from fxprune.torch_internals.operators import OpOverload, arguments_of, base_name, is_mutable, overload_name, returns_of
+from fxprune.torch_internals.switches import attention_kernels, defaults, is_autocast_on
+from fxprune.torch_internals.tensors import FakeTensor, pytree
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """One output of an operator: one of its arguments; or of this form, maybe in the memory of one of them; or plain.
+    """One output of a call: one of its operands; or of this form, maybe in the memory of one of them; or plain.
 
-    The ``offset`` is how far in memory it starts behind that argument.
+    The ``offset`` is how far in memory it starts behind that operand.
     """
 
     argument: int | None = None
@@ -50,106 +42,173 @@ _SAME_IF_WHOLE = (
     _aten._unsafe_view.default,
     _aten.as_strided.default,
 )
+# Results without tensors that nobody can change.
+UNCHANGING = frozenset([int, float, complex, bool, str, type(None), torch.Size, torch.dtype, torch.device, torch.layout])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Effect:
-    """What a call of an operator does, whatever its operands hold.
+    """What a call does, whatever its operands hold.
 
     Attributes:
-        func: the operator.
-        frozen: its arguments but for the tensors.
-        computed: the operator that says what is computed: of one that writes into its first argument the one that returns it.
         outputs: what it gives.
         spec: in which structure.
+        func: the operator; None of calls of other functions, of which nothing below is known.
+        frozen: its arguments but for the tensors.
+        computed: the operator that says what is computed: of one that writes into its first argument the one that returns it.
         source: the operand whose elements the result has; None if it computes some.
         written: the operands that it writes to.
         replaces: whether it leaves in its first operand what ``computed`` returns.
         is_plain: whether it is the same wherever it is called, however its operands lie in memory.
     """
 
-    func: Any
-    frozen: Any
-    computed: Any
     outputs: list[Output]
     spec: pytree.TreeSpec
-    source: int | None
-    written: tuple[int, ...]
-    replaces: bool
-    is_plain: bool
+    func: Any = None
+    frozen: Any = None
+    computed: Any = None
+    source: int | None = None
+    written: tuple[int, ...] = ()
+    replaces: bool = False
+    is_plain: bool = False
+
+    @classmethod
+    def of(cls, result: Any, operands: Sequence[Tensor]) -> Effect:
+        """Return the effect of a call that gave ``result``; raises IncomparableError if it could not be given once more."""
+        leaves, spec = pytree.tree_flatten(result, is_leaf=lambda part: type(part) is torch.Size)
+        return cls([_output(leaf, operands) for leaf in leaves], spec)
+
+    def result(self, operand: Callable[[int], Any], make: Callable[[Form, Tensor | None, int], Tensor]) -> Any:
+        """Return what the call gives.
+
+        Args:
+            operand: returns the operand at a place.
+            make: makes a tensor of a form, in the memory of an operand, if it is given one, and at an offset behind that.
+        """
+        found: list[Any] = []
+        for output in self.outputs:
+            if (form := output.form) is not None:
+                found.append(make(form, None if output.shares is None else operand(output.shares), output.offset))
+            else:
+                found.append(output.plain if output.argument is None else operand(output.argument))
+        return found[0] if self.spec.is_leaf() else pytree.tree_unflatten(found, self.spec)
+
+
+def _output(leaf: Any, operands: Sequence[Tensor]) -> Output:
+    if not isinstance(leaf, Tensor):
+        if type(leaf) not in UNCHANGING:
+            raise IncomparableError(f"a result of type {type(leaf).__name__}")
+        return Output(plain=leaf)
+    if (place := _place(leaf, operands)) is not None:
+        return Output(argument=place)
+    form, memory = Form.of(leaf), storage(leaf)
+    shares = next((place for place, operand in enumerate(operands) if storage(operand) == memory), None)
+    return Output(form=form, shares=shares, offset=int(leaf.storage_offset()))
+
+
+def _place(tensor: Tensor, tensors: Sequence[Tensor]) -> int | None:
+    return next((place for place, other in enumerate(tensors) if other is tensor), None)
 
 
 class Propagation:
-    """The effects of operators by the forms of their operands, found out once for each.
+    """The effects of calls by the forms of their operands, found out once for each, of operators and of other functions.
 
-    They depend on nothing else, so what one capture has found out is known to all others, as FakeTensorMode does it, too.
+    They depend on nothing else that :meth:`key` does not hold, so what one capture has found out is known to all others and
+    to all analyses. At most ``most`` effects are known at a time; tests call :meth:`clear` to start without any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOST) -> None:
+        self._most = most
         self._known: dict[Any, Effect] = {}
-        # A fallback kernel would compute with real tensors, and is not asked whether the result's form depends on values.
-        self._mode = FakeTensorMode(allow_fallback_kernels=False)
-        self._mode.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
-        self._wrapping = Wrapping(self._mode)
 
-    def key(self, func: Any, frozen: Any, tensors: Sequence[Tensor], forms: Sequence[Form]) -> Any:
-        """Return what decides what a call does: ``frozen`` stands for all among its arguments that is no tensor."""
-        same = repeats(tensors)
-        return (func, torch.get_default_dtype(), frozen, same, *forms)
+    def clear(self) -> None:
+        """Forget all effects."""
+        self._known.clear()
+
+    def key(self, call: Any, given: Any, tensors: Sequence[Tensor], forms: Sequence[Form]) -> Any:
+        """Return what decides on what a call does; None if that cannot be said, and no effect is known then.
+
+        Args:
+            call: the operator, or what tells another function from all others.
+            given: its arguments without the tensors, as :func:`frozen` returns them.
+            tensors: the tensors among its arguments.
+            forms: their forms.
+        """
+        if is_autocast_on():
+            return None
+        kernels = None if type(call) is OpOverload and call is not _ATTENTION else attention_kernels()
+        return (call, given, defaults(), kernels, repeats(tensors), *forms)
 
     def known(self, key: Any) -> Effect | None:
         """Return what is known of calls of a key."""
         return self._known.get(key)
 
-    def effect(self, key: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
-        """Return what a call does; ``inputs`` are the tensors among its arguments."""
-        if (known := self._known.get(key)) is None:
-            if len(self._known) >= _MOST:
+    def remember(self, key: Any, effect: Effect) -> None:
+        """Keep the effect of calls of a key, unless that is None, or they are of an operator of another library.
+
+        The fake implementation of such an operator is its author's, and may change.
+        """
+        is_torchs = type(effect.func) is not OpOverload or effect.func.namespace == "aten"
+        if key is not None and is_torchs:
+            if len(self._known) >= self._most:
                 self._known.clear()
-            func, _, frozen, *_ = key
-            known = self._known[key] = self._effect(func, frozen, inputs, args, kwargs)
+            self._known[key] = effect
+
+    def effect(
+        self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any, mode: FakeMode
+    ) -> Effect:
+        """Return what a call of an operator does.
+
+        Args:
+            func: the operator.
+            frozen: its arguments but for the tensors.
+            inputs: the tensors among its arguments.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            mode: makes the fake tensors that the operator is called on if its effect is not known.
+
+        Raises:
+            IncomparableError: it fails on fake tensors, changes the form of an operand, or gives a tensor of another kind.
+        """
+        key = self.key(func, frozen, [tensor for tensor, _ in inputs], [form for _, form in inputs])
+        if (known := self._known.get(key)) is None:
+            known = self._effect(func, frozen, inputs, args, kwargs, mode)
+            self.remember(key, known)
         return known
 
-    def _effect(self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any) -> Effect:
-        traits, forms = Traits.of(func), [form for _, form in inputs]
+    def _effect(
+        self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any, mode: FakeMode
+    ) -> Effect:
+        traits = Traits.of(func)
         namesake = traits.namesake
-        outputs, spec = self._outputs(namesake or func, inputs, args, kwargs)
-        source = _source(func, forms, outputs)
+        found = _run(namesake or func, inputs, args, kwargs, mode)
+        source = _source(func, [form for _, form in inputs], found.outputs)
         # What an operator leaves in its first argument is what its namesake returns, if no conversion comes between.
-        replaces = namesake is not None and alike(outputs[0].form, forms[0])
+        replaces = namesake is not None and alike(found.outputs[0].form, inputs[0][1])
         if replaces:
-            outputs = [Output(argument=0)]
+            found = Effect([Output(argument=0)], found.spec)
         elif namesake is not None:
-            outputs, spec = self._outputs(func, inputs, args, kwargs)
-        places = {id(tensor): place for place, (tensor, _) in reversed(list(enumerate(inputs)))}
-        targets = tuple(places[id(tensor)] for tensor in written(func, args, kwargs))
+            found = _run(func, inputs, args, kwargs, mode)
+        tensors = [tensor for tensor, _ in inputs]
+        targets = tuple([place for t in written(func, args, kwargs) if (place := _place(t, tensors)) is not None])
         is_plain = not (traits.ordered or traits.strided)
-        return Effect(func, frozen, namesake or func, outputs, spec, source, targets, replaces, is_plain)
+        return Effect(found.outputs, found.spec, func, frozen, namesake or func, source, targets, replaces, is_plain)
 
-    def _outputs(
-        self, func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any
-    ) -> tuple[list[Output], pytree.TreeSpec]:
-        fake_of = {id(t): form.fake(self._wrapping) for t, form in inputs}
-        fakes = [fake_of[id(t)] for t, _ in inputs]
-        args, kwargs = map_aggregate((args, kwargs), lambda a: fake_of.get(id(a), a))
-        with self._mode, operator_errors(func):
-            result = func(*args, **kwargs)
-        leaves, spec = pytree.tree_flatten(result)
-        if any(form is not Form.of(fake) for fake, (_, form) in zip(fakes, inputs, strict=True)):
-            raise IncomparableError(f"{func} changes the shape of its argument")
-        outputs = []
-        for leaf in leaves:
-            if not isinstance(leaf, Tensor):
-                outputs.append(Output(plain=leaf))
-                continue
-            same = [i for i, fake in enumerate(fakes) if fake is leaf]
-            shares = [i for i, fake in enumerate(fakes) if storage(fake) == storage(leaf)]
-            if same:
-                outputs.append(Output(argument=same[0]))
-            else:
-                form, offset = form_of_fake(leaf), int(leaf.storage_offset())
-                outputs.append(Output(form=form, shares=shares[0] if shares else None, offset=offset))
-        return outputs, spec
+
+def _run(func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any, mode: FakeMode) -> Effect:
+    fake_of = {id(tensor): mode.make(form) for tensor, form in inputs}
+    fakes = [fake_of[id(tensor)] for tensor, _ in inputs]
+    args, kwargs = map_aggregate((args, kwargs), lambda a: fake_of.get(id(a), a))
+    with mode.without_kernels(), operator_errors(func):
+        result = func(*args, **kwargs)
+    if any(form != Form.of(fake) for fake, (_, form) in zip(fakes, inputs, strict=True)):
+        raise IncomparableError(f"{func} changes the shape of its argument")
+    if any(type(leaf) is not FakeTensor for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)):
+        raise IncomparableError("an operator made a tensor of its own")
+    return Effect.of(result, fakes)
+
+
+_ATTENTION = _aten.scaled_dot_product_attention.default
 
 
 PROPAGATION = Propagation()
@@ -188,7 +247,7 @@ class Traits:
     namesake: Any
 
     @classmethod
-    @functools.cache
+    @functools.lru_cache(maxsize=1 << 12)
     def of(cls, func: Any) -> Traits:
         """Return the traits of an operator."""
         arguments = arguments_of(func)

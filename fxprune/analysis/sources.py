@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.abstract.form import Form
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.graph.masks import ORIG, all_masked
@@ -46,21 +47,20 @@ class _Layout(NamedTuple):
     """The place of a tensor in its storage."""
 
     offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
+    form: Form
 
     @staticmethod
     def of(tensor: Tensor) -> _Layout:
-        if tensor.layout is not torch.strided:
-            return _Layout(0, tuple(tensor.shape), (), tensor.dtype)
-        return _Layout(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        is_strided = tensor.layout is torch.strided
+        form = Form(tensor.shape, tensor.stride() if is_strided else (), tensor.dtype, tensor.device)
+        return _Layout(int(tensor.storage_offset()) if is_strided else 0, form)
 
     @property
     def bytes(self) -> range:
         """The bytes from the first to the last element."""
-        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=False))
-        return range(self.offset * self.dtype.itemsize, (last + 1) * self.dtype.itemsize)
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.form.size, self.form.stride, strict=False))
+        itemsize = self.form.dtype.itemsize
+        return range(self.offset * itemsize, (last + 1) * itemsize)
 
 
 class Sources:

@@ -12,14 +12,15 @@ import inspect
 import operator
 import types
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.proxy import TraceError
 
-from fxprune.abstract.form import IncomparableError, frozen
+from fxprune.abstract.form import Form, IncomparableError, frozen
+from fxprune.abstract.propagation import PROPAGATION, UNCHANGING, Effect
 from fxprune.frontends.torch_export import batched
 from fxprune.functional import layers
 from fxprune.torch_internals.operators import no_modes
@@ -28,107 +29,68 @@ from fxprune.torch_internals.tensors import pytree
 
 # Batch sizes besides the example's: a neighbour tells most dependences, a large one thresholds.
 _OTHER_BATCHES = (3, 5, 4099)
-_MOST = 1 << 15  # results to know at a time: those of a hundred networks
+_LOOK_UPS = (getattr, operator.getitem)  # which take less time than to find out whether they are known
 _EQUALITIES = (operator.eq, operator.ne)
 _COMPARISONS = (*_EQUALITIES, operator.lt, operator.le, operator.gt, operator.ge)
 # What a tensor without values answers as the real one would.
 _OF_FORM = ("shape", "size", "dtype", "ndim", "dim", "numel", "nelement", "is_floating_point", "is_complex", "len")
 
 
-class _Empty(NamedTuple):
-    """What there is to know about a tensor without values."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Empty:
-        return cls(tensor.shape, tensor.stride(), tensor.dtype)
-
-    def made(self) -> Tensor:
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
-
-
-class _Plain(NamedTuple):
-    """A result that is no tensor."""
-
-    value: Any
-
-
-class _Operand(NamedTuple):
-    """One of the tensors that a call was given."""
-
-    place: int
-
-
-# Results without tensors that nobody can change. Of others only tensors are known, and tuples and lists of them.
-_UNCHANGING = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
-
-
 # Stands for operands where the rest of a call is looked at.
 _OPERAND = torch.empty(0)
 
 
-class _Calls:
-    """What calls of torch's functions, methods and modules give for operands of some forms, all without values.
+class _Call:
+    """A call of one of torch's functions, methods or modules, which a node makes at each of the batch sizes.
 
-    Many layers of a network are alike, and what one trace has found out is known to all others.
+    Many layers of a network are alike, and what one trace has found out of a call's result is known to all others.
+
+    Args:
+        what: the function, the name of the method, or the module.
+        args: its positional arguments; :data:`_OPERAND` stands for what differs from one batch size to another.
+        kwargs: its keyword arguments.
     """
 
-    _known: ClassVar[dict[Any, Any]] = {}
-
-    @classmethod
-    def result(cls, call: Any, operands: list[Any], run: Callable[[], Any]) -> Any:
-        """Return what ``run`` gives, which makes a call with these operands, or what it gave for such operands before.
-
-        It makes its tensors without values, which every call within would be asked for: so nothing else is within.
-
-        Args:
-            call: what :meth:`but_for_operands` says about the call.
-            operands: the values in it that differ from one batch size to another, in order.
-            run: makes it.
-        """
-        tensors: list[Tensor] = []
-        key = cls._key(call, operands, tensors)
-        if key in cls._known:
-            return _made(cls._known[key], tensors)
-        with torch.device("meta"):
-            result = run()
-        form = _form(result, {id(tensor): _Operand(place) for place, tensor in enumerate(tensors)})
-        # An operand may have another form by now.
-        if key is not None and form is not None and key == cls._key(call, operands, []):
-            if len(cls._known) >= _MOST:
-                cls._known.clear()
-            cls._known[key] = form
-        return result
-
-    @staticmethod
-    def but_for_operands(what: Any, args: Any, kwargs: Any) -> Any:
-        """Return what decides on the form of a result besides the operands; None if that cannot be said."""
-        tensors: list[Tensor] = []
+    def __init__(self, what: Any, args: Any, kwargs: Any) -> None:
+        self._own: list[Tensor] = []  # what it is given that is the same at all batch sizes
+        self._what: Any = None
         try:
             if isinstance(what, nn.Module):
-                given: Any = _settings(what, tensors), frozen((args, kwargs), tensors)
-            else:
-                given = frozen((args, kwargs), tensors)
-                is_known = isinstance(what, str) or str(what.__module__).partition(".")[0] in ("torch", "_operator")
-                what = what if is_known else None
+                self._what = type(what), *_settings(what, self._own)
+            elif isinstance(what, str) or str(what.__module__).partition(".")[0] in ("torch", "_operator"):
+                self._what = what
+            self._given = frozen((args, kwargs), self._own)
+            self._forms = [*map(Form.of, self._own)]
         except (IncomparableError, AttributeError):
-            return None
-        if what is None:
-            return None
-        what = type(what) if isinstance(what, nn.Module) else what
-        return what, torch.get_default_dtype(), given, *map(_Empty.of, tensors)
+            self._what = None
 
-    @staticmethod
-    def _key(call: Any, operands: list[Any], tensors: list[Tensor]) -> Any:
+    def result(self, operands: list[Any], run: Callable[[], Any]) -> Any:
+        """Return what ``run`` gives, which makes the call with these operands, or what it gave for such operands before."""
+        tensors: list[Tensor] = []
+        key = None if self._what is None else self._key(operands, tensors)
+        if (known := PROPAGATION.known(key)) is not None:
+            return known.result(tensors.__getitem__, lambda form, *_: form.on_meta())
+        with torch.device("meta"):
+            result = run()
+        if key is None:
+            return result
+        try:
+            effect = Effect.of(result, tensors)
+        except IncomparableError:
+            return result
+        is_meta = all(output.form is None or output.form.device.type == "meta" for output in effect.outputs)
+        if is_meta and key == self._key(operands, []):  # an operand may have another form by now
+            PROPAGATION.remember(key, effect)
+        return result
+
+    def _key(self, operands: list[Any], tensors: list[Tensor]) -> Any:
         """Return what decides on the form of a result; None if there are no tensors, or if that cannot be said."""
         try:
             given = [frozen(operand, tensors) for operand in operands]
+            forms = [*self._forms, *map(Form.of, tensors)]
         except IncomparableError:
             return None
-        return None if call is None or not tensors else (call, *given, *map(_Empty.of, tensors))
+        return PROPAGATION.key(self._what, (self._given, *given), tensors, forms) if tensors else None
 
 
 _REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
@@ -160,26 +122,6 @@ def _settings(module: nn.Module, tensors: list[Any]) -> tuple[Any, ...]:
         own = {key: value for key, value in attributes.items() if key not in _REGISTRIES}
         found.append(frozen([own, part._parameters, part._buffers], tensors))
     return tuple(found)
-
-
-def _form(result: Any, operands: dict[int, _Operand]) -> Any:
-    """Return what :func:`_made` makes a result like this from; None if it has to be computed each time."""
-    if isinstance(result, Tensor):
-        return operands.get(id(result)) or (_Empty.of(result) if result.is_meta else None)
-    if type(result) in _UNCHANGING:
-        return _Plain(result)
-    if type(result) in (tuple, list) and all(isinstance(part, Tensor) for part in result):
-        parts = [_form(part, operands) for part in result]
-        return None if None in parts else type(result)(parts)
-    return None
-
-
-def _made(form: Any, tensors: list[Tensor]) -> Any:
-    if isinstance(form, _Empty):
-        return form.made()
-    if isinstance(form, _Operand):
-        return tensors[form.place]
-    return form.value if isinstance(form, _Plain) else type(form)([_made(part, tensors) for part in form])
 
 
 class Decisions:
@@ -239,16 +181,17 @@ class Decisions:
             value = operator.attrgetter(str(node.target))(self._root)
             return [self._state(value) if isinstance(value, Tensor) else value] * len(self._runs)
         what: Any = self._root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        if what in _LOOK_UPS:
+            return [self._run(what, node, env) for env in self._runs]
         operands: list[fx.Node] = []
 
         def operand(one: fx.Node) -> Any:
             operands.append(one)
             return _OPERAND
 
-        call = _Calls.but_for_operands(what, *fx.map_arg((node.args, node.kwargs), operand))
+        call = _Call(what, *fx.map_arg((node.args, node.kwargs), operand))
         return [
-            _Calls.result(call, [env[one] for one in operands], functools.partial(self._run, what, node, env))
-            for env in self._runs
+            call.result([env[one] for one in operands], functools.partial(self._run, what, node, env)) for env in self._runs
         ]
 
     def _run(self, what: Any, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
@@ -366,6 +309,8 @@ class Decisions:
 
 
 def _is_of_tensors(value: Any) -> bool:
+    if isinstance(value, Tensor) or type(value) in UNCHANGING:  # nearly always
+        return isinstance(value, Tensor)
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,12 @@ def broadcast(call: Call) -> str:
     return f"{before} -> {', '.join(broadcasting(names, shape) for shape in call.shapes)}"
 
 
+@functools.lru_cache(maxsize=1 << 12)
+def _known(op: OpOverload, plain: str) -> dict[tuple[Zero | None, ...], Zero]:
+    """Return the table of the states of an operator's result by those of its operands, the same for the same arguments."""
+    return {}
+
+
 class Pointwise:
     """The rule of all element-wise operators.
 
@@ -34,15 +41,11 @@ class Pointwise:
     notation = "...x, ...x -> ...x"
     _pattern = Pattern(broadcast)
 
-    def __init__(self) -> None:
-        # The state of the result, by operator and plain arguments, and then by the states of the operands.
-        self._known: dict[tuple[OpOverload, str], dict[tuple[Zero | None, ...], Zero]] = {}
-
     def apply(self, call: Call) -> list[Label]:
         """Couple the axes that meet in the call, and return the label of each of its results."""
         results = self._pattern.apply(call)
         rank = len(results[0]) if results else 0
-        known = self._known.setdefault((call.op, str([_plain(value) for value in call.arguments.values()])), {})
+        known = _known(call.op, str([_plain(value) for value in call.arguments.values()]))
         states: list[Zero] = []
         for d in range(-rank, 0):
             at = tuple([_state(operand, d) for operand in call.operands])

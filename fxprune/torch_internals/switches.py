@@ -88,6 +88,21 @@ def no_mkldnn() -> Iterator[None]:
         yield
 
 
+is_autocast_on = torch._C._is_any_autocast_enabled
+"""Tell whether autocast is on for any device, which costs a tenth of asking for each."""
+
+
+def defaults() -> tuple[torch.dtype, str]:
+    """Return the type and the device of tensors that operators make if they are not told another."""
+    return torch.get_default_dtype(), torch._C._get_default_device()
+
+
+def attention_kernels() -> tuple[bool, ...]:
+    """Return which kernels attention may take, on any device: how its result lies in memory depends on them."""
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(), cuda.math_sdp_enabled()
+
+
 @shared
 def masks_unseen() -> AbstractContextManager[None]:
     """Stop nn.Transformer from reading a mask to see whether it is the causal mask.

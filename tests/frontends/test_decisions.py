@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fxprune
 import fxprune.functional
-from fxprune.frontends.decisions import _Calls
+from fxprune.abstract.propagation import PROPAGATION
 from tests.compare import relative_error
 
 Code = Callable[[nn.Module, Tensor], Tensor]
@@ -113,8 +113,8 @@ def test_decided_by_what_is_the_same_for_every_batch(code: Code) -> None:
 
 
 @pytest.mark.parametrize("code", DECIDED)
-def test_what_one_capture_found_out_leaves_the_next_as_it_is(code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Calls, "_known", {})
+def test_what_one_capture_found_out_leaves_the_next_as_it_is(code: Code) -> None:
+    PROPAGATION.clear()
     graphs = [fxprune.capture(Net(code), torch.randn(2, 4, 6), frontend="trace") for _ in range(3)]
     assert graphs[0].code == graphs[1].code == graphs[2].code
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from fxprune.abstract.form import Form, IncomparableError, Wrapping
+from fxprune.abstract.form import FakeMode, Form, IncomparableError
 from fxprune.errors import CaptureError
 from fxprune.frontends.equivalence.numbering import NumberingError
 from fxprune.frontends.equivalence.program import Programs, described
@@ -22,7 +22,7 @@ from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import accelerators, fixed_seed
-from fxprune.torch_internals.tensors import FakeTensorMode, pytree
+from fxprune.torch_internals.tensors import pytree
 
 # What holds no tensors; pytree leaves ten objects behind at each call, which only the garbage collector finds.
 _WITHOUT_TENSORS = frozenset([int, float, bool, str, type(None)])
@@ -35,7 +35,7 @@ def _note_forms(node: fx.Node, value: Any) -> None:
 
 def _noting_fakes() -> Callable[[fx.Node, Any], None]:
     """Return what notes on a node fake tensors like those that it gives."""
-    mode = FakeTensorMode()
+    mode = FakeMode()
 
     def note(node: fx.Node, value: Any) -> None:
         def fake(tensor: Tensor) -> Tensor:
@@ -102,19 +102,19 @@ def check_against_model(
     )
     if changes is None:
         return _check_numbers(gm, model, (args, kwargs), NodeRunner(gm, after=_noting_fakes() if record else None))
-    wrapping = Wrapping(FakeTensorMode())
+    mode = FakeMode()
     for node in gm.graph.nodes if record else ():
-        node.meta["val"] = _with_fakes(wrapping, node.meta["val"])
+        node.meta["val"] = _with_fakes(mode, node.meta["val"])
     return changes
 
 
-def _with_fakes(wrapping: Wrapping, value: Any) -> Any:
+def _with_fakes(mode: FakeMode, value: Any) -> Any:
     if isinstance(value, Form):
-        return value.fake(wrapping)
+        return mode.make(value)
     if type(value) in _WITHOUT_TENSORS:
         return value
     return pytree.tree_map(
-        lambda leaf: leaf.fake(wrapping) if isinstance(leaf, Form) else leaf, value, is_leaf=lambda leaf: isinstance(leaf, Form)
+        lambda leaf: mode.make(leaf) if isinstance(leaf, Form) else leaf, value, is_leaf=lambda leaf: isinstance(leaf, Form)
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.abstract.form import Form, IncomparableError, frozen, operator_errors, storage
+from fxprune.abstract.form import FakeMode, Form, IncomparableError, frozen, operator_errors, storage
 from fxprune.abstract.propagation import Effect, Propagation, Traits, written
 from fxprune.frontends.equivalence.values import Memory, OfTensors, OperatorCall, Value
 from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of
@@ -36,7 +36,7 @@ class Numbering:
     def __init__(self, propagation: Propagation) -> None:
         self._numbers: dict[Any, int] = {}
         self._kept: dict[int, torch.UntypedStorage] = {}
-        self.propagation = propagation
+        self.propagation, self.mode = propagation, FakeMode()
 
     def of(self, *key: Any) -> int:
         """Return the number of ``key``, the same each time."""
@@ -76,9 +76,7 @@ class Execution(TorchDispatchMode):
 
     def leaf(self, real: Tensor, *name: Any) -> Value:
         """Take ``real``, a tensor that ``name`` tells from all others, for one without values; return what is known of it."""
-        if type(real) not in (Tensor, nn.Parameter):
-            raise IncomparableError(f"a tensor of type {type(real).__name__}")
-        form, memory = Form.of(real), self._memory_of(real)
+        form, memory = _form_in_memory(real), self._memory_of(real)
         value = Value(self._numbering.of("leaf", name, form, real.storage_offset()), form, memory, 0, real)
         self._leaves[id(real)] = value
         self._devices.setdefault(real.device)
@@ -162,19 +160,13 @@ class Execution(TorchDispatchMode):
             return self._restride(func, args, kwargs, others)
         place = self._place() if traits.ordered else 0
         values = [self._value(t) for t in tensors]
-        forms = [value.form for value in values]
-        key = self._effects.key(func, others, tensors, forms)
-        effect = self._effects.effect(key, list(zip(tensors, forms, strict=True)), args, kwargs)
+        inputs = [(tensor, value.form) for tensor, value in zip(tensors, values, strict=True)]
+        effect = self._effects.effect(func, others, inputs, args, kwargs, self._numbering.mode)
         return self._results(effect, tensors, self._do(effect, values, place))
 
     def _results(self, effect: Effect, tensors: list[Tensor], made: list[Value | None]) -> Any:
-        results: list[Any] = []
-        for output, value in zip(effect.outputs, made, strict=True):
-            if value is not None:
-                results.append(self._stand_in_of(value))
-            else:
-                results.append(output.plain if output.argument is None else tensors[output.argument])
-        return results[0] if effect.spec.is_leaf() else pytree.tree_unflatten(results, effect.spec)
+        new = filter(None, made)
+        return effect.result(tensors.__getitem__, lambda *_: self._stand_in_of(next(new)))
 
     def _place(self) -> int:
         """Return the place of a random draw among all."""
@@ -285,7 +277,7 @@ class Execution(TorchDispatchMode):
         value = self._known(tensor) or self._constants.get(tensor)
         if value is None:
             # Where it lies in its memory says what a write to it writes to.
-            form = Form.of(tensor)
+            form = _form_in_memory(tensor)
             number = self._numbering.of("constant", form, tensor.storage_offset(), self._content(tensor))
             self._constants[tensor] = value = Value(number, form, self._memory_of(tensor), 0, tensor)
         return value
@@ -317,6 +309,15 @@ class Execution(TorchDispatchMode):
     def leaks(self) -> bool:
         """Tell whether stand-ins are still in use, or constants were written to."""
         return len(self._values) > 0 or any(value.memory.written for _, value in self._constants.items())
+
+
+def _form_in_memory(real: Tensor) -> Form:
+    """Return the form of a real tensor; raises IncomparableError if it has no elements, or is of a type of its own."""
+    if type(real) not in (Tensor, nn.Parameter):
+        raise IncomparableError(f"a tensor of type {type(real).__name__}")
+    if real.is_meta:
+        raise IncomparableError("a tensor on the meta device, which has no memory")
+    return Form.of(real)
 
 
 def _memory_reads() -> contextlib.AbstractContextManager[None]:
