@@ -26,15 +26,14 @@ from fxprune.torch_internals.tensors import pytree
 
 
 class _Call(nn.Module):
-    """Calls the function of a node; a flag of the mode among its arguments is this module's mode."""
+    """Makes the call of a node; a flag of the mode among its arguments is this module's mode."""
 
-    def __init__(self, function: Callable[..., Any], build: Callable[[list[Tensor], bool], tuple[Any, Any]]) -> None:
+    def __init__(self, made: Callable[[Sequence[Tensor], bool], Any]) -> None:
         super().__init__()
-        self.function, self.build = function, build
+        self.made = made
 
     def forward(self, *tensors: Tensor) -> Any:
-        args, kwargs = self.build(list(tensors), self.training)
-        return self.function(*args, **kwargs)
+        return self.made(tensors, self.training)
 
 
 _LARGER = 3
@@ -77,15 +76,7 @@ def _inline(
         return False
     if node.op == "call_module":
         return lower(gm, (), {name})
-    target = node.target
-    if node.op == "call_method":
-
-        def function(first: Any, *args: Any, **kwargs: Any) -> Any:
-            return getattr(first, str(target))(*args, **kwargs)
-
-    elif callable(target):
-        function = target
-    else:
+    if node.op not in ("call_function", "call_method"):
         return False
     reads = [read for read in node.all_input_nodes if isinstance(deps.values[read.name], Label)]
     flags = [read for read in node.all_input_nodes if isinstance(deps.values[read.name], bool)]
@@ -94,20 +85,21 @@ def _inline(
     with torch.inference_mode(False):
         examples = [torch.ones(shapes[read.name].shape, dtype=shapes[read.name].dtype) for read in reads]
 
-    def build(tensors: list[Tensor], training: bool) -> tuple[Any, Any]:
+    def made(tensors: Sequence[Tensor], training: bool) -> Any:
         values = dict(zip(reads, tensors, strict=True))
 
         def value(read: fx.Node) -> Any:
             return values[read] if read in values else training if read in flags else deps.values[read.name]
 
-        return fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value)
+        args, kwargs = fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value)
+        return node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(*args[1:], **kwargs)
 
     plain = fx.map_arg((node.args, node.kwargs), lambda read: reads.index(read) if read in reads else deps.values[read.name])
-    key = (node.op, target, str(plain), str([(tuple(t.shape), t.dtype) for t in examples]))
+    key = (node.op, node.target, str(plain), str([(tuple(t.shape), t.dtype) for t in examples]))
     if key not in known:
         try:
             with quiet(), compiled_later():
-                known[key] = capture_graph(_Call(function, build).train(gm.training), tuple(examples)).gm
+                known[key] = capture_graph(_Call(made).train(gm.training), tuple(examples)).gm
         except FxpruneError:
             return False
     inner = known[key]

@@ -42,7 +42,11 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool =
     """
     held = holders(as_graph_module(gm))
     parameters = {name: _maskable(gm, name, mask, held) for name, mask in masks.items()}
-    _check_aliases(parameters, masks)
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in parameters.items():
+        other = first.setdefault(parameter, name)
+        if other != name and not masks[name].is_meta and not bool((masks[name] == masks[other]).all()):
+            raise PruningValueError(f"{name!r} and {other!r} are one tied parameter, but their masks differ")
     already = {masked.orig for masked in all_masked(gm)}
     compact = {
         name: masks[name] if own and masks[name].dtype == torch.uint8 else compact_mask(masks[name], parameter)
@@ -87,14 +91,6 @@ def _reads(graph: fx.Graph) -> dict[str, list[fx.Node]]:
     for node in graph.find_nodes(op="get_attr"):
         reads.setdefault(str(node.target), []).append(node)
     return reads
-
-
-def _check_aliases(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-    first: dict[nn.Parameter, str] = {}
-    for name, parameter in parameters.items():
-        other = first.setdefault(parameter, name)
-        if other != name and not masks[name].is_meta and not bool((masks[name] == masks[other]).all()):
-            raise PruningValueError(f"{name!r} and {other!r} are one tied parameter, but their masks differ")
 
 
 def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[Tensor | None, Held]) -> nn.Parameter:

@@ -113,16 +113,13 @@ def renumber(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) ->
     assert call is not None
     if call.op not in _BY_INDEX:
         return
-    for index, axis in _picks(call):
-        if numbers.kept.size(axis) == axis.size:
-            continue
+    axes = {id(index): axis for index, axis in _picks(call) if numbers.kept.size(axis) != axis.size}
 
-        def replaced(given: fx.Node, index: Label = index, axis: Axis = axis) -> Any:
-            if numbers.before(given) is not index:
-                return given
-            return _renumbered(gm, node, index, axis, numbers.kept)
+    def replaced(given: fx.Node) -> Any:
+        index = numbers.before(given)
+        return _renumbered(gm, node, index, axes[id(index)], numbers.kept) if id(index) in axes else given
 
-        node.args, node.kwargs = fx.map_arg(node.args, replaced), fx.map_arg(node.kwargs, replaced)
+    node.args, node.kwargs = fx.map_arg(node.args, replaced), fx.map_arg(node.kwargs, replaced)
 
 
 def picks_from_less(call: Call, kept: Remaining) -> bool:

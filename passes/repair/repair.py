@@ -137,10 +137,9 @@ class _Repair:
         return Rerun(self.gm, self.numbers)
 
     def run(self, arguments: Sequence[Any] | None = None) -> dict[str, str]:
-        """Rewrite all nodes, and return those that cannot be rewritten, each with the reason.
+        """Rewrite all nodes, and return the reasons of the nodes that cannot be rewritten, by name.
 
-        Args:
-            arguments: the plain values that a graph inside another is given now.
+        The arguments are the values that a branch, which is a graph inside the graph, is given now.
         """
         given = iter(arguments or ())
         for node in list(self.gm.graph.nodes):
