@@ -116,21 +116,16 @@ def corrections(
     together: dict[str, list[Step]] = {}
     for step in steps:
         together.setdefault(step.node, []).append(step)
-    live, batches = None, Batches(gm)
+    used, batches = _used_steps(values, steps), Batches(gm)
     for number, step in enumerate(steps):
-        if step.call is None:
-            continue
         found = [p for p in by_step.get(number, ()) if is_live(p.axis)]
         unknown = any(zero is Zero.UNKNOWN for label in step.results for zero in label.zeros)
-        if not found and not unknown:
-            continue
-        live = _live_steps(values, steps) if live is None else live
-        if number in live:
-            call = _Corrected(step, nodes.get(step.node), values, together[step.node], units, is_live, batches)
-            yield from call.all(found)
+        if step.call is not None and number in used and (found or unknown):
+            node, beside = nodes.get(step.node), together[step.node]
+            yield from _Corrected(step, step.call, node, values, beside, units, is_live, batches).all(found)
 
 
-def _live_steps(values: dict[str, Any], steps: Sequence[Step]) -> set[int]:
+def _used_steps(values: dict[str, Any], steps: Sequence[Step]) -> set[int]:
     """Return the numbers of the calls that an output of the graph depends on, or that write to an operand."""
     waiting = [leaf.producer for leaf in pytree.tree_leaves(values.get("output")) if isinstance(leaf, Label)]
     waiting += [n for n, step in enumerate(steps) if step.call is not None and is_mutable(step.call.op)]
@@ -148,17 +143,13 @@ class _Corrected:
     """A call that needs corrections; ``beside`` are all calls of its node."""
 
     step: Step
+    call: Call
     node: fx.Node | None  # None inside a part that differs by mode
     values: dict[str, Any]
     beside: list[Step]
     units: Units
     is_live: Callable[[Axis], bool]
     batches: Batches
-
-    @property
-    def call(self) -> Call:
-        assert self.step.call is not None
-        return self.step.call
 
     @property
     def card(self) -> OpCard:

@@ -22,8 +22,8 @@ from fxprune.analysis.corrections import Impossible, corrections
 from fxprune.analysis.costs import Costs
 from fxprune.analysis.coupling_graph import coupling_graph, write_graph
 from fxprune.analysis.explanation import Explanation
-from fxprune.analysis.grouping import Found, form_groups
-from fxprune.analysis.groups import Group, Member, digest
+from fxprune.analysis.grouping import form_groups, share_in_groups
+from fxprune.analysis.groups import Group, digest
 from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import MixingPoint, Step
 from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
@@ -43,6 +43,7 @@ class Dependencies:
         work: the floating-point operations of every call.
         steps: parameters and calls in the order of the run.
         without_rule: operators without a rule that met an axis with units, each with its node.
+        groups: the groups that own positions of at least one parameter, in the order of the parameters.
     """
 
     gm: fx.GraphModule
@@ -53,13 +54,13 @@ class Dependencies:
     work: Sequence[Work]
     steps: Sequence[Step]
     without_rule: tuple[str, ...] = ()
-    _found: Found = field(init=False)
+    groups: tuple[Group, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self._hold_what_cannot_go()
         self._hold_what_no_mask_corrects()
         self._hold_what_is_never_combined()
-        self._found = form_groups(self.units, [(t.label, t.is_parameter) for t in self.tracked], self.work)
+        self.groups = form_groups(self.units, self.tracked, self.work)
 
     def _hold_what_cannot_go(self) -> None:
         """Keep unused parameters whole, and units whose removal would leave an axis without positions."""
@@ -97,17 +98,6 @@ class Dependencies:
                 self.units.keep_units_whole(rows[~combined[rows]], Reason("is not used with inputs like the examples"))
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
-        """The groups that own positions of at least one parameter, in the order of the parameters."""
-        groups = []
-        for index, found in enumerate(self._found.groups):
-            axes = [(self.tracked[t], dim, positions) for t, dim, positions in found.members]
-            members = [Member(tracked.name, dim, positions, not tracked.is_parameter) for tracked, dim, positions in axes]
-            members.sort(key=lambda m: m.is_buffer)
-            groups.append(Group(index, len(found.units), tuple(members), found.parameters, found.units, self._found))
-        return tuple(groups)
-
-    @cached_property
     def costs(self) -> Costs:
         """Counts the positions, parameters and operations that are left when units go."""
         return Costs(self.units, self.steps, self.tracked, self.work)
@@ -125,7 +115,7 @@ class Dependencies:
     @property
     def share(self) -> float:
         """The share of the parameters' elements that belong to at least one group, in [0, 1]."""
-        return self._found.share
+        return share_in_groups(self.groups, self.tracked)
 
     @cached_property
     def mixing_points(self) -> tuple[MixingPoint, ...]:

@@ -4,71 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fxprune.algebra.axes import Index, Rows
 from fxprune.algebra.contents import Content, starts
 from fxprune.algebra.units import Units
+from fxprune.analysis.flops import UnitFlops
+from fxprune.analysis.groups import Group, Member
+from fxprune.analysis.sources import Tracked
 from fxprune.rules.card import Work
-from fxprune.rules.labels import Label
 
 
-@dataclass(frozen=True, eq=False)
-class FoundGroup:
-    """A group by numbers."""
-
-    units: Index
-    members: list[tuple[int, int, Index]]  # (tensor, dimension, positions)
-    parameters: int  # elements of parameters that go with one unit
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """All groups; their operations and share are computed when asked for."""
-
-    groups: list[FoundGroup]
-    _tensors: Sequence[tuple[Label, bool]]
-    _live: Index
-    _work: Sequence[Work]
-    _units: Units
-
-    @cached_property
-    def flops(self) -> list[float]:
-        """The operations that go with one unit of each group, on average."""
-        flops = _flops(self._live, self._work, self._units)
-        return [float(flops[np.searchsorted(self._live, group.units)].mean()) for group in self.groups]
-
-    @cached_property
-    def share(self) -> float:
-        """The share of the parameters' elements that belong to at least one group."""
-        marks: dict[tuple[int, int], NDArray[np.bool_]] = {}
-        for tensor, dim, positions in (member for group in self.groups for member in group.members):
-            flags = marks.setdefault((tensor, dim), np.zeros(self._tensors[tensor][0].shape[dim], bool))
-            flags[positions.reshape(-1)] = True
-        total = inside = 0
-        for t, (label, is_parameter) in enumerate(self._tensors):
-            if is_parameter:
-                outside = [int((~marks[t, d]).sum()) if (t, d) in marks else size for d, size in enumerate(label.shape)]
-                total += math.prod(label.shape)
-                inside += math.prod(label.shape) - math.prod(outside)
-        return inside / total if total else 0.0
-
-
-def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Sequence[Work]) -> Found:
-    """Form the groups of at least two units that have positions on a parameter, ordered by first appearance.
-
-    Args:
-        tensors: for each parameter and buffer its label, and whether it is a parameter.
-        work: the work of every call.
-    """
+def form_groups(units: Units, tracked: Sequence[Tracked], work: Sequence[Work]) -> tuple[Group, ...]:
+    """Form the groups of at least two units that have positions on a parameter, ordered by first appearance."""
     places: dict[Content, list[tuple[int, int]]] = {}  # the axes of each content
-    for t, (label, _) in enumerate(tensors):
-        for dim, axis in enumerate(label.axes):
+    for t, tensor in enumerate(tracked):
+        for dim, axis in enumerate(tensor.label.axes):
             if (content := units.content(axis)).is_live:
                 places.setdefault(content, []).append((t, dim))
     # From here on a unit is its index in ``live``, the units on axes of parameters and buffers: few of all that were made.
@@ -81,7 +34,7 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
     classes, order = _classes(units.kind_of(live), at)
     on_parameter = np.zeros(int(classes.max(initial=-1)) + 1, bool)
     for content, axes in places.items():
-        if any(tensors[t][1] for t, _ in axes):
+        if any(tracked[t].is_parameter for t, _ in axes):
             on_parameter[classes[at[content]]] = True
     blocks = [b for b in _blocks(classes, order) if len(b) > 1 and on_parameter[classes[b[0]]]]
     blocks.sort(key=lambda block: int(order[block[0]]))
@@ -92,10 +45,24 @@ def form_groups(units: Units, tensors: Sequence[tuple[Label, bool]], work: Seque
     for content, axes in places.items():
         for g, positions in _by_group(content, group_of[at[content]], rank[at[content]]):
             members[g] += [(t, dim, positions) for t, dim in axes]
-    for found in members:
-        found.sort(key=lambda member: member[:2])
-    groups = [FoundGroup(live[block], found, _parameters(found, tensors)) for block, found in zip(blocks, members, strict=True)]
-    return Found(groups, tensors, live, work, units)
+    flops = UnitFlops(units, live, work)
+    groups: list[Group] = []
+    for block, found in zip(blocks, members, strict=True):
+        found.sort(key=lambda member: (not tracked[member[0]].is_parameter, *member[:2]))
+        named = [Member(tracked[t].name, dim, positions, not tracked[t].is_parameter) for t, dim, positions in found]
+        groups.append(Group(len(groups), len(block), tuple(named), _parameters(found, tracked), live[block], flops))
+    return tuple(groups)
+
+
+def share_in_groups(groups: Iterable[Group], tracked: Iterable[Tracked]) -> float:
+    """Return the share of the parameters' elements that belong to at least one group."""
+    parameters = [tensor for tensor in tracked if tensor.is_parameter]
+    outside = {(t.name, dim): np.ones(size, bool) for t in parameters for dim, size in enumerate(t.label.shape)}
+    for member in (member for group in groups for member in group.members if not member.is_buffer):
+        outside[member.parameter, member.dim][member.positions.reshape(-1)] = False
+    total = sum(math.prod(t.label.shape) for t in parameters)
+    left = sum(math.prod(int(outside[t.name, dim].sum()) for dim in range(len(t.label))) for t in parameters)
+    return (total - left) / total if total else 0.0
 
 
 def _classes(kinds: Rows, at: Mapping[Content, Index]) -> tuple[Index, Index]:
@@ -150,38 +117,13 @@ def _by_group(content: Content, group_of: Index, rank: Index) -> Iterator[tuple[
             yield group, positions[first[units][:, None] + np.arange(counts[units[0]])]
 
 
-def _parameters(members: list[tuple[int, int, Index]], tensors: Sequence[tuple[Label, bool]]) -> int:
+def _parameters(members: list[tuple[int, int, Index]], tracked: Sequence[Tracked]) -> int:
     """Return how many parameter elements go with one unit, which may own positions on several dimensions of one parameter."""
     total = 0
-    for tensor, on_tensor in itertools.groupby(members, lambda member: member[0]):
-        label, is_parameter = tensors[tensor]
-        if is_parameter:
-            kept = list(label.shape)
+    for t, on_tensor in itertools.groupby(members, lambda member: member[0]):
+        if tracked[t].is_parameter:
+            kept = list(tracked[t].label.shape)
             for _, dim, positions in on_tensor:
                 kept[dim] -= positions.shape[1]
-            total += math.prod(label.shape) - math.prod(kept)
-    return total
-
-
-def _flops(live: Index, work: Sequence[Work], units: Units) -> NDArray[np.float64]:
-    """Return the operations that go with every unit of ``live``, which is sorted."""
-    total, kept = np.zeros(len(live)), np.ones(len(live))
-    if not len(live):
-        return total
-    # By content the live units on it, and the share of its positions that is left without each of them.
-    known: dict[Content, tuple[Index, NDArray[np.float64]]] = {}
-    for part in work:
-        contents = [content for axis in part.axes if (content := units.content(axis)).is_live]
-        for content in contents:
-            if content not in known:
-                owned = content.owned
-                here = np.minimum(np.searchsorted(live, owned.units), len(live) - 1)
-                there = live[here] == owned.units
-                known[content] = here[there], 1 - owned.counts[there] / content.size
-            here, left = known[content]
-            kept[here] *= left
-        for content in contents:
-            here, _ = known[content]
-            total[here] += part.flops * (1 - kept[here])
-            kept[here] = 1  # so a unit on several axes counts once
+            total += math.prod(tracked[t].label.shape) - math.prod(kept)
     return total

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fxprune.algebra.axes import Index
-from fxprune.analysis.grouping import Found
+from fxprune.analysis.flops import UnitFlops
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +54,12 @@ class Group:
     members: tuple[Member, ...]
     parameters: int
     units: Index
-    _found: Found = field(repr=False)
+    _flops: UnitFlops = field(repr=False)
 
     @property
     def flops(self) -> float:
         """The floating-point operations at the example's sizes that go with one unit, on average."""
-        return self._found.flops[self.index]
+        return self._flops.of(self.units)
 
     def __str__(self) -> str:
         return f"group {self.index}: {self.size} units of {self.parameters:,} parameters on " + " ".join(map(str, self.members))
