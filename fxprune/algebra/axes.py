@@ -72,8 +72,7 @@ class Axis:
         if self.is_whole:
             return Axis.whole(len(index), self.why)
         rows = self.rows[index]
-        if (index < 0).any():
-            rows[index < 0] = NONE
+        rows[index < 0] = NONE
         return Axis(rows, self.why)
 
     def merge(self, inner: Axis) -> Axis:
@@ -93,9 +92,6 @@ def _no_units(size: int) -> Rows:
 
 def concatenate(axes: Sequence[Axis]) -> Axis:
     """Return the axes one after the other."""
-    rows = np.full((sum(axis.size for axis in axes), max(axis.rows.shape[1] for axis in axes)), NONE, np.int32)
-    end = 0
-    for axis in axes:
-        start, end = end, end + axis.size
-        rows[start:end, : axis.rows.shape[1]] = axis.rows
-    return Axis(rows, next((axis.why for axis in axes if axis.why), None))
+    width = max(axis.rows.shape[1] for axis in axes)
+    wide = [np.pad(axis.rows, ((0, 0), (0, width - axis.rows.shape[1])), constant_values=NONE) for axis in axes]
+    return Axis(np.concatenate(wide), next((axis.why for axis in axes if axis.why), None))

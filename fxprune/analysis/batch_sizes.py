@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,14 +52,15 @@ class Batches:
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
-        self._shapes: list[dict[str, Any]] | None = None
+
+    @cached_property
+    def _shapes(self) -> list[dict[str, Any]]:
+        try:
+            return [shapes_of_batch(self._gm, batch) for batch in (1, 2)]
+        except Exception:  # the model's own code, on a size that it does not take
+            return []
 
     def grows(self, node: str, dim: int) -> bool:
         """Tell whether a dimension of a node's value is larger for twice the batch; no, if the graph takes one batch size."""
-        if self._shapes is None:
-            try:
-                self._shapes = [shapes_of_batch(self._gm, batch) for batch in (1, 2)]
-            except Exception:  # the model's own code, on a size that it does not take
-                self._shapes = []
         sizes = [value.shape[dim] for shapes in self._shapes if isinstance(value := shapes.get(node), Tensor)]
         return len(set(sizes)) > 1

@@ -156,11 +156,10 @@ class Dependencies:
     def _find(self, name: str) -> Tracked:
         if not isinstance(name, str):
             raise PruningTypeError(f"name must be the dotted name of a parameter or buffer, not {name!r}")
-        for tracked in self.tracked:
-            if name in tracked.names:
-                return tracked
-        names = [n for tracked in self.tracked for n in tracked.names]
-        close = difflib.get_close_matches(name, names, 3)
+        by_name = {n: tracked for tracked in self.tracked for n in tracked.names}
+        if name in by_name:
+            return by_name[name]
+        close = difflib.get_close_matches(name, by_name, 3)
         hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
         raise UnknownParameterError(f"the graph has no parameter or buffer {name!r}{hint}")
 

@@ -135,14 +135,16 @@ _saved_filters = shared(warnings.catch_warnings)
 
 @contextlib.contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute of a class or module within the context; an inherited attribute is inherited again afterwards."""
+    """Replace an attribute within the context; an attribute that the owner inherits is inherited again afterwards."""
     inherits, own = name not in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
-    yield
-    if inherits:
-        delattr(owner, name)
-    else:
-        setattr(owner, name, own)
+    try:
+        yield
+    finally:
+        if inherits:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 class _Watching(threading.local):
@@ -156,19 +158,9 @@ _WATCHING = _Watching()
 
 
 @contextlib.contextmanager
-def _watched(name: str, watch: Callable[..., None] | None) -> Iterator[None]:
-    before = getattr(_WATCHING, name)
-    setattr(_WATCHING, name, watch)
-    try:
-        yield
-    finally:
-        setattr(_WATCHING, name, before)
-
-
-@contextlib.contextmanager
 def watching_reads(watch: Callable[[Tensor], None]) -> Iterator[None]:
     """Call ``watch`` with each tensor whose ``tolist`` or ``numpy`` this thread's code calls, which no operator shows."""
-    with _reads_replaced(), _watched("read", watch):
+    with _reads_replaced(), _replaced(_WATCHING, "read", watch):
         yield
 
 
@@ -212,13 +204,13 @@ class _TellingFlag:
 @contextlib.contextmanager
 def watching_modes(watch: Callable[[nn.Module, FrameType], None]) -> Iterator[None]:
     """Call ``watch`` with each module whose ``training`` flag this thread's code reads, and the frame of that code."""
-    with _flag_replaced(), _watched("flag", watch):
+    with _flag_replaced(), _replaced(_WATCHING, "flag", watch):
         yield
 
 
 def modes_unwatched() -> AbstractContextManager[None]:
     """Let this thread read ``training`` flags without a call of ``watch``."""
-    return _watched("flag", None)
+    return _replaced(_WATCHING, "flag", None)
 
 
 @shared
