@@ -23,7 +23,7 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import remember
 from fxprune.analysis.flops import work_of
 from fxprune.analysis.operators import parameters_of
-from fxprune.analysis.sources import MAX_CONSTANT, Sources, named_tensors
+from fxprune.analysis.sources import MAX_CONSTANT, Sources, forgotten, named_tensors
 from fxprune.analysis.steps import MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError
 from fxprune.functional import layers
@@ -32,7 +32,7 @@ from fxprune.graph.interpreter import NodeRunner
 from fxprune.graph.metadata import LABEL
 from fxprune.graph.parts import ByMode
 from fxprune.graph.source_lines import code_line
-from fxprune.rules import POINTWISE, Call, Label, Rule, Zero, find_rule
+from fxprune.rules import POINTWISE, Call, Label, Rule, find_rule
 from fxprune.rules.call import tensors_in
 from fxprune.rules.card import Work
 from fxprune.rules.registry import is_by_user, op_card
@@ -168,7 +168,7 @@ class _Labelling(TorchDispatchMode):
                 if isinstance(leaf, Tensor):
                     for axis in self.label(leaf).axes:
                         self.units.keep_whole(axis, replace(self.here, text="graph output"))
-        elif node.op == "get_attr" and type(value) is Tensor and not self.sources.knows(value):
+        elif node.op == "get_attr" and type(value) is Tensor and self.sources.find(value) is None:
             self._track(str(node.target), value)
         labelled = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
         self.values[self.inside + node.name] = labelled
@@ -334,7 +334,7 @@ class _Labelling(TorchDispatchMode):
         memory = memory_of(self.fakes.of(tensor))
         for reference in self.aliases.get(memory, ()):
             if (alias := reference()) is not None and alias is not tensor:
-                _forget_values(alias)
+                LABEL.set(alias, forgotten(LABEL[alias]))
         for stepping in self.stepping.pop(memory, ()):
             stepping.couple(self.units, replace(self.here, text="is written to through a slice with a step"))
         if (origin := self.fakes.origin(memory)) is not None:
@@ -363,9 +363,3 @@ class _Stepping(NamedTuple):
         places = np.arange(start, min(stop + step, self.axis.size) - 1)
         places = places[(places - start) % step != step - 1]
         units.couple(self.axis.take(places), self.axis.take(places + 1), why)
-
-
-def _forget_values(tensor: Tensor) -> None:
-    label: Label = LABEL[tensor]
-    zeros = tuple(min(zero, Zero.FINITE) for zero in label.zeros)
-    LABEL.set(tensor, Label(label.axes, zeros, None, label.producer))

@@ -74,30 +74,29 @@ class Sources:
 
     def add(self, name: str, tensor: Tensor, producer: int) -> Tracked | None:
         """Take in a parameter or buffer; return it if it is new, None if this is another name of a known parameter."""
-        storage, layout = memory_of(tensor), _Layout.of(tensor)
-        beside = self._by_storage.setdefault(storage, {})
-        tracked = self._by_identity.get(id(tensor)) or beside.get(layout)
+        tracked = self.find(tensor)
         if is_new := tracked is None:
             is_parameter = isinstance(tensor, nn.Parameter)
             axes = tuple([self.units.unread(n) if n > 1 else Axis.whole(n, _SINGLE) for n in tensor.shape])
             zeros = (Zero.ZERO if is_parameter else Zero.FINITE,) * tensor.dim()
             tracked = Tracked([], is_parameter, Label(axes, zeros, exact_values(tensor), producer))
-            for other in self._overlapping(tensor) if beside else ():
+            for other in self._overlapping(tensor):
                 for one, two in ((tracked, other), (other, tracked)):
                     self._keep_whole(one, Reason(f"shares its memory with {(two.names or [name])[0]!r} in another layout"))
-            beside[layout] = tracked
+            self._by_storage.setdefault(memory_of(tensor), {})[_Layout.of(tensor)] = tracked
             self.tracked.append(tracked)
         tracked.names.append(name)
         self._by_identity[id(tensor)] = tracked
         return tracked if is_new else None
 
-    def knows(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor is a parameter or buffer."""
-        return self._find(tensor) is not None
+    def find(self, tensor: Tensor) -> Tracked | None:
+        """Return the parameter or buffer that a tensor is."""
+        known = self._by_identity.get(id(tensor))
+        return known or self._by_storage.get(memory_of(tensor), {}).get(_Layout.of(tensor))
 
     def label(self, tensor: Tensor, here: Reason) -> Label:
         """Return the label of a real tensor. Any other tensor than a parameter or buffer is whole."""
-        tracked = self._find(tensor)
+        tracked = self.find(tensor)
         if tracked is not None:
             tracked.used = True
             return tracked.label
@@ -109,12 +108,7 @@ class Sources:
     def forget_values(self, tensor: Tensor) -> None:
         """Forget the constant and the zeros of every parameter or buffer in the memory of a tensor that is written to."""
         for tracked in self._by_storage.get(memory_of(tensor), {}).values():
-            zeros = tuple(min(zero, Zero.FINITE) for zero in tracked.label.zeros)
-            tracked.label = replace(tracked.label, zeros=zeros, constant=None)
-
-    def _find(self, tensor: Tensor) -> Tracked | None:
-        known = self._by_identity.get(id(tensor))
-        return known or self._by_storage.get(memory_of(tensor), {}).get(_Layout.of(tensor))
+            tracked.label = forgotten(tracked.label)
 
     def _overlapping(self, tensor: Tensor) -> Iterator[Tracked]:
         mine = _Layout.of(tensor).bytes
@@ -125,6 +119,11 @@ class Sources:
     def _keep_whole(self, tracked: Tracked, why: Reason) -> None:
         for axis in tracked.label.axes:
             self.units.keep_whole(axis, why)
+
+
+def forgotten(label: Label) -> Label:
+    """Return the label of a tensor after a write to its memory: without zeros and constant."""
+    return replace(label, zeros=tuple(min(zero, Zero.FINITE) for zero in label.zeros), constant=None)
 
 
 def named_tensors(gm: fx.GraphModule) -> list[tuple[str, Tensor]]:
