@@ -30,7 +30,7 @@ from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
-from fxprune.torch_internals.switches import uncollected
+from fxprune.torch_internals.switches import alone, uncollected
 from fxprune.verification.inputs import given
 from fxprune.verification.verify import verify as check
 
@@ -170,7 +170,8 @@ def prune(
         )
     compile_all(small)
     if why and amount != 0:
-        warnings.warn(why, PruneWarning, stacklevel=2)
+        with alone():  # another thread may hide warnings in a run
+            warnings.warn(why, PruneWarning, stacklevel=2)
     if masked is not None and inputs is not None:
         check(masked, small, *inputs)
     return small
