@@ -1,4 +1,4 @@
-"""Blocks: the units that are made together for an axis; and readings: what the rows of an axis resolve to.
+"""Blocks, the units that are made together for an axis, and readings, the resolved rows of an axis.
 
 Most couplings are of whole blocks of which nothing else is known. They are noted once for the block, without a look at its
 units, and most units never get numbers.

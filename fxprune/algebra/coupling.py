@@ -1,4 +1,4 @@
-"""Coupling: what has to hold between units so that rows become equal, or fall into rows and columns."""
+"""Coupling: the equations between units that make rows equal, or split an array of units into rows and columns."""
 
 from __future__ import annotations
 

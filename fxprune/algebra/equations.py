@@ -1,4 +1,4 @@
-"""Equations: what is known of single units.
+"""Equations: all facts about single units.
 
 Units are numbers. A unit may be the same as another one, may stand for two others, or may be held by a reason. Nothing here
 knows of axes: :class:`~fxprune.algebra.units.Units` does.

@@ -221,7 +221,7 @@ class _Labelling(TorchDispatchMode):
             return self._item(args[0])
         try:
             result = self.fakes.call(func, args, kwargs)
-        except DynamicOutputShapeException:  # the sizes depend on values; the example has those of its own
+        except DynamicOutputShapeException:  # the sizes depend on values, which only the example has
             if not isinstance(self.example, Tensor) or not has_hints(self.example):
                 raise
             result = self.fakes.like(self.example)

@@ -37,7 +37,7 @@ def remember(gm: fx.GraphModule, base: fx.GraphModule, deps: Dependencies) -> No
 
 
 def recall(gm: fx.GraphModule, base: fx.GraphModule) -> Dependencies | None:
-    """Return the analysis kept on a graph as one of ``base``; None if there is none, or if it may not hold for ``base``."""
+    """Return the analysis kept on a graph, about ``base``; None if there is none, or if it may not hold for ``base``."""
     kept = ANALYSIS.get(gm)
     return None if kept is None or kept[0] != fingerprint(base) else _about(base, kept[1])
 
@@ -144,7 +144,7 @@ class _Reader:
         return type(tensor), tensor.dtype, tensor.device, tensor.requires_grad, place, _values(tensor)
 
 
-# Ends of names of attributes of modules: those that ``_module`` describes by itself, and hooks, which are checked there.
+# Ends of the names of attributes that ``_module`` describes or checks by itself.
 _OF_MODULES = ("_parameters", "_buffers", "_modules", "_hooks", "_hooks_with_kwargs", "_hooks_always_called", "_buffers_set")
 
 

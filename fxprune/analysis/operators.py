@@ -1,4 +1,4 @@
-"""What the analysis reads off operators and functions before they are called."""
+"""Facts of operators and functions that the analysis needs before a call."""
 
 from __future__ import annotations
 

@@ -40,13 +40,12 @@ class Remaining:
 
     def _left(self, axis: Axis) -> _Left:
         content = self._units.content(axis)
-        left = self._known.get(content)
-        if left is None:
+        if content not in self._known:
             assert NONE == -1
             flags = ~np.asarray(self._removed[content.rows].any(1), bool)
             index = np.flatnonzero(flags)
-            left = self._known[content] = _Left(flags, index, None if flags.all() else torch.from_numpy(index))
-        return left
+            self._known[content] = _Left(flags, index, None if flags.all() else torch.from_numpy(index))
+        return self._known[content]
 
     def __call__(self, axis: Axis) -> Flags:
         """Return the keep vector of an axis."""

@@ -224,7 +224,7 @@ def is_watched() -> bool:
     return modes > 0 or bool(torch.nn.modules.module._has_any_global_hook())
 
 
-# -- what no two threads can do at a time --------------------------------------------------------------------------------
+# -- one thread at a time ------------------------------------------------------------------------------------------------
 
 _ALONE = threading.RLock()
 

@@ -18,7 +18,7 @@ VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 @functools.cache
 def mend_lstm_shapes() -> None:
-    """Give fake tensors of LSTM states the shape that real ones have.
+    """Give fake tensors of LSTM states the shape of the real tensors.
 
     Up to torch 2.12 the decomposition of an LSTM layer squeezes the wrong axis of its last states: for a batch of B the states
     of a network of L layers have the shape ``[L, 1, B, H]`` instead of ``[L, B, H]``. Torch uses it where oneDNN has no kernel:
