@@ -1,8 +1,11 @@
-"""Answers what a model's code asks of a symbolic value where only a number will do: an ``if``, a loop, ``range(n)``.
+"""Answers the questions of a model's code that need the number behind a symbolic value: an ``if``, a loop, ``range(n)``.
 
-The answer is found by running, without values, what the asked one is computed from, at several batch sizes. It is given
-where it does not depend on the batch size; all other sizes are those of the example then, and the graph checks that they
-stay so. A question about values, such as ``if (x > 0).all()``, has no answer here.
+The nodes that the value is computed from run on tensors without values, at several batch sizes. The answer has to be the same
+at every batch size. All other sizes are those of the example, and the graph checks them. For ``x`` of shape ``(batch, 3)``::
+
+    if x.shape[1] == 3        True at batch sizes 2, 3, 5 and 4099: the answer is True
+    range(len(x))             2, 3, 5 and 4099: TraceError
+    if (x > 0).all()          depends on values: TraceError
 """
 
 from __future__ import annotations
@@ -27,32 +30,30 @@ from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.switches import modes_unwatched
 from fxprune.torch_internals.tensors import pytree
 
-# Batch sizes besides the example's: a neighbour tells most dependences, a large one thresholds.
+# Batch sizes besides the example's: small ones show most dependences, the large one shows thresholds.
 _OTHER_BATCHES = (3, 5, 4099)
-_LOOK_UPS = (getattr, operator.getitem)  # which take less time than to find out whether they are known
+_LOOK_UPS = (getattr, operator.getitem)  # computed anew each time, which is faster than the memo
 _EQUALITIES = (operator.eq, operator.ne)
 _COMPARISONS = (*_EQUALITIES, operator.lt, operator.le, operator.gt, operator.ge)
-# What a tensor without values answers as the real one would.
+# Attributes, methods and functions for which a tensor without values gives the answer of the real tensor.
 _OF_FORM = ("shape", "size", "dtype", "ndim", "dim", "numel", "nelement", "is_floating_point", "is_complex", "len")
 
 
-# Stands for operands where the rest of a call is looked at.
+# Stands for every operand of a call in the part of its key that all batch sizes share.
 _OPERAND = torch.empty(0)
 
 
 class _Call:
-    """A call of one of torch's functions, methods or modules, which a node makes at each of the batch sizes.
-
-    Many layers of a network are alike, and what one trace has found out of a call's result is known to all others.
+    """A call of a function, method or module of torch, with a memo of the forms of results that all traces share.
 
     Args:
         what: the function, the name of the method, or the module.
-        args: its positional arguments; :data:`_OPERAND` stands for what differs from one batch size to another.
+        args: its positional arguments, :data:`_OPERAND` in the place of operands that depend on the batch size.
         kwargs: its keyword arguments.
     """
 
     def __init__(self, what: Any, args: Any, kwargs: Any) -> None:
-        self._own: list[Tensor] = []  # what it is given that is the same at all batch sizes
+        self._own: list[Tensor] = []  # the tensors among its arguments that are the same at all batch sizes
         self._what: Any = None
         try:
             if isinstance(what, nn.Module):
@@ -65,7 +66,7 @@ class _Call:
             self._what = None
 
     def result(self, operands: list[Any], run: Callable[[], Any]) -> Any:
-        """Return what ``run`` gives, which makes the call with these operands, or what it gave for such operands before."""
+        """Return the result of the call on ``operands``, which ``run`` computes unless the memo has it."""
         tensors: list[Tensor] = []
         key = None if self._what is None else self._key(operands, tensors)
         if (known := PROPAGATION.known(key)) is not None:
@@ -84,7 +85,7 @@ class _Call:
         return result
 
     def _key(self, operands: list[Any], tensors: list[Tensor]) -> Any:
-        """Return what decides on the form of a result; None if there are no tensors, or if that cannot be said."""
+        """Return the key of the call in the memo; None without tensors, or if an operand cannot be part of a key."""
         try:
             given = [frozen(operand, tensors) for operand in operands]
             forms = [*self._forms, *map(Form.of, tensors)]
@@ -98,16 +99,12 @@ _HOOKS = _REGISTRIES - {"_parameters", "_buffers", "_modules", "_non_persistent_
 
 
 def _settings(module: nn.Module, tensors: list[Any]) -> tuple[Any, ...]:
-    """Return what decides, besides its arguments, on the form of a result of a module of torch.
+    """Return a key of a module of torch: plain attributes and methods of it and all modules inside.
 
-    That is its mode, its other plain attributes and the methods of its class, and so for all modules inside.
-
-    Args:
-        module: the module.
-        tensors: the parameters and buffers are added to it.
+    Parameters and buffers are added to ``tensors``.
 
     Raises:
-        IncomparableError: code that is not torch's takes part: another class, a hook, an attribute that is a function.
+        IncomparableError: the module runs other code than torch's: of another class, a hook, a function as attribute.
     """
     found: list[Any] = [torch.backends.mha.get_fastpath_enabled()]
     for name, part in module.named_modules():
@@ -117,7 +114,7 @@ def _settings(module: nn.Module, tensors: list[Any]) -> tuple[Any, ...]:
         if any(map(attributes.get, _HOOKS)):
             raise IncomparableError("a module with hooks")
         bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
-        # Somebody may replace a method.
+        # The methods are part of the key, as a program may replace a method of a class of torch.
         found += [name, kind, *[value for base in bases for value in vars(base).values() if type(value) is types.FunctionType]]
         own = {key: value for key, value in attributes.items() if key not in _REGISTRIES}
         found.append(frozen([own, part._parameters, part._buffers], tensors))
@@ -125,47 +122,35 @@ def _settings(module: nn.Module, tensors: list[Any]) -> tuple[Any, ...]:
 
 
 class Decisions:
-    """The decisions that one trace takes.
-
-    Args:
-        call: the model's forward signature bound to the example inputs.
-        root: the model.
-
-    Attributes:
-        taken: whether there was any.
-        for_several: whether one was whether there is more than one sample, which was answered by yes.
-    """
+    """The decisions of one trace of the model ``root``; ``call`` is its forward signature bound to the example inputs."""
 
     def __init__(self, call: inspect.BoundArguments, root: nn.Module) -> None:
-        self.taken = self.for_several = False
+        self.taken = False  # whether the trace took any decision
+        self.for_several = False  # whether the code asked if the batch is one sample; the answer is no
         self.inputs: dict[fx.Node, Tensor] = {}
         self._root = root
         tensors = batched(call.args, call.kwargs)
         self._batched = {id(tensor) for tensor in tensors}
-        # One sample is a case of its own to some code, and the graph is to be of the other.
+        # Some code has a path for one sample alone; the graph takes the path for several.
         self._batches = (max(len(tensors[0]), 2) if tensors else 0, *_OTHER_BATCHES)
         self._meta: dict[int, Tensor] = {}  # of parameters and buffers
         self._given: dict[str, Any] = {}
         self._runs: list[dict[fx.Node, Any]] = [{} for _ in self._batches]
 
     def note_input(self, name: str, value: Any) -> None:
-        """Note what the placeholder of a name was given in the example."""
+        """Note the value of an input in the example."""
         self._given[name] = value
 
     def answer(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
-        """Return ``ask(value of the node)``.
-
-        Raises:
-            TraceError: it depends on the batch size or on values.
-        """
+        """Return ``ask`` of the value of a node; raise TraceError if the answer depends on the batch size or on values."""
         question = f"the code needs the value of node {node.name!r} ({node.target})"
         try:
             with no_modes(), modes_unwatched(), torch.no_grad():
-                for one in _with_ancestors(node, self._runs[0]):
-                    for env, value in zip(self._runs, self._values(one), strict=True):
-                        env[one] = value
+                for ancestor in _with_ancestors(node, self._runs[0]):
+                    for env, value in zip(self._runs, self._values(ancestor), strict=True):
+                        env[ancestor] = value
                 found = [ask(env[node]) for env in self._runs]
-        except Exception as error:  # a value is needed, or the code takes no other batch size
+        except Exception as error:  # the nodes need values, or fail at another batch size
             raise TraceError(f"{question}: {error}") from error
         if any(value != found[0] for value in found[1:]) or not self._is_free_of_batch(node):
             raise TraceError(f"{question}, which depends on the batch size")
@@ -173,7 +158,7 @@ class Decisions:
         return found[0]
 
     def _values(self, node: fx.Node) -> list[Any]:
-        """Return the value of a node at each of the batch sizes."""
+        """Return the value of a node at each batch size."""
         if node.op == "placeholder":
             given = self._given[str(node.target)]
             return [pytree.tree_map(functools.partial(self._without_values, batch=batch), given) for batch in self._batches]
@@ -185,8 +170,8 @@ class Decisions:
             return [self._run(what, node, env) for env in self._runs]
         operands: list[fx.Node] = []
 
-        def operand(one: fx.Node) -> Any:
-            operands.append(one)
+        def operand(given: fx.Node) -> Any:
+            operands.append(given)
             return _OPERAND
 
         call = _Call(what, *fx.map_arg((node.args, node.kwargs), operand))
@@ -216,52 +201,52 @@ class Decisions:
         return self._meta[id(tensor)]
 
     def _is_free_of_batch(self, node: fx.Node) -> bool:
-        """Tell whether no number that the value of a node is computed from changes with the batch size.
+        """Tell whether all numbers that the value of a node is computed from are the same at all batch sizes.
 
-        Two that do may be compared, for they are the same at all batch sizes if they are at these. A whole shape may, too, if
-        only sizes are taken from it, which count for themselves.
+        Three kinds of nodes are allowed besides: a comparison of the batch size with one; an equality of two numbers that
+        change alike, as sizes of two inputs; and a shape, whose sizes are looked at where the code takes them.
         """
         waiting, seen = [node], set[fx.Node]()
         while waiting:
-            one = waiting.pop()
-            if one in seen or _is_of_tensors(self._runs[0][one]):
+            source = waiting.pop()
+            if source in seen or _is_of_tensors(self._runs[0][source]):
                 continue
-            seen.add(one)
-            self._check_is_of_form(one)
-            if self._is_about_one(one):
+            seen.add(source)
+            self._check_is_of_form(source)
+            if self._is_about_one(source):
                 self.for_several = True
                 continue
-            if one.target in _EQUALITIES and self._is_settled(one):
+            if source.target in _EQUALITIES and self._is_settled(source):
                 continue
-            is_shape = isinstance(self._runs[0][one], torch.Size)
-            if not is_shape and (self._varies(one) or (one.target is not operator.getitem and self._reads_varying_shape(one))):
+            reads_shape = source.target is not operator.getitem and any(
+                isinstance(self._runs[0][n], torch.Size) and self._varies(n) for n in source.all_input_nodes
+            )
+            if not isinstance(self._runs[0][source], torch.Size) and (self._varies(source) or reads_shape):
                 return False
-            waiting += one.all_input_nodes
+            waiting += source.all_input_nodes
         return True
 
     def _varies(self, side: Any) -> bool:
         values = [env[side] for env in self._runs] if isinstance(side, fx.Node) else []
         return any(value != values[0] for value in values)
 
-    def _reads_varying_shape(self, node: fx.Node) -> bool:
-        return any(isinstance(self._runs[0][n], torch.Size) and self._varies(n) for n in node.all_input_nodes)
-
     def _is_settled(self, node: fx.Node) -> bool:
-        """Tell whether two sides are equal at all batch sizes, or shapes that differ in other sizes than the batch's."""
+        """Tell whether the sides of an equality are equal at all batch sizes, or are shapes with other unequal sizes."""
         pairs: list[list[Any]] = [
             [env[side] if isinstance(side, fx.Node) else side for side in node.args] for env in self._runs
         ]
-        if all(one == other for one, other in pairs):
+        if all(left == right for left, right in pairs):
             return all(map(self._varies, node.args)) or not any(map(self._varies, node.args))
         if not all(isinstance(side, tuple) for pair in pairs for side in pair):
             return False
-        if any(len(one) != len(other) for one, other in pairs):
+        if any(len(left) != len(right) for left, right in pairs):
             return True
-        left, right = (list(zip(*(pair[i] for pair in pairs), strict=True)) for i in (0, 1))  # by dimension, over the runs
-        return any(len({*a}) == len({*b}) == 1 and a != b for a, b in zip(left, right, strict=True))
+        # The sizes of each dimension over the runs.
+        lefts, rights = (list(zip(*shapes, strict=True)) for shapes in zip(*pairs, strict=True))
+        return any(len({*a}) == len({*b}) == 1 and a != b for a, b in zip(lefts, rights, strict=True))
 
     def _check_is_of_form(self, node: fx.Node) -> None:
-        """Raise TraceError if a node asks a tensor for something that one without values has not as the real one has."""
+        """Raise TraceError if a node reads an attribute of a tensor that differs on a tensor without values."""
         if not node.args or not isinstance(node.args[0], fx.Node) or not isinstance(self._runs[0][node.args[0]], Tensor):
             return
         name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
@@ -269,7 +254,7 @@ class Decisions:
             raise TraceError(f"the code decides by the {name!r} of a tensor")
 
     def _is_about_one(self, node: fx.Node) -> bool:
-        """Tell whether a node compares the batch size with one, or whether there is one sample: code for broadcasting."""
+        """Tell whether a node compares the batch size with 0 or 1, as code for broadcasting does."""
         if node.target not in _COMPARISONS or self._varies(node):
             return False
         varying = [side for side in node.args if isinstance(side, fx.Node) and self._varies(side)]
@@ -279,7 +264,7 @@ class Decisions:
         return all((self._runs[0][side] if isinstance(side, fx.Node) else side) in (0, 1) for side in others)
 
     def _is_batch(self, node: fx.Node) -> bool:
-        """Tell whether a value is the batch size or a multiple of it; what else is computed from it may be one at any size."""
+        """Tell whether a value is the batch size or a multiple of it; another function of it may be 1 at any batch size."""
         sizes = [env[node] for env in self._runs]
         return all(
             type(n) is int and n > 0 and n * self._batches[0] == sizes[0] * b for n, b in zip(sizes, self._batches, strict=True)
@@ -288,7 +273,7 @@ class Decisions:
     def write_guards(self, graph: fx.Graph) -> None:
         """Check, at the head of a graph, that all sizes but the batch's are those of the example.
 
-        What only decisions were for is taken out of the graph.
+        Nodes that only decisions used are erased.
         """
         for node in reversed(graph.nodes):
             asked = node in self._runs[0] and node.op != "placeholder" and not _is_of_tensors(self._runs[0][node])
@@ -315,11 +300,11 @@ def _is_of_tensors(value: Any) -> bool:
 
 
 def _with_ancestors(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
-    """Return the nodes that the value of a node is computed from, itself included, that have no value yet, in order."""
+    """Return a node and the nodes that it is computed from, without those in ``known``, in order."""
     found, waiting = set[fx.Node](), [node]
     while waiting:
-        one = waiting.pop()
-        if one not in found and one not in known:
-            found.add(one)
-            waiting += one.all_input_nodes
+        source = waiting.pop()
+        if source not in found and source not in known:
+            found.add(source)
+            waiting += source.all_input_nodes
     return sorted(found)

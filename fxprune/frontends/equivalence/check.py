@@ -1,7 +1,7 @@
-"""Checks a freshly traced graph against its model, on the example inputs: as programs, or else by running both.
+"""Checks a new graph against its model, on the example inputs: as programs, or else by running both.
 
-Symbolic tracing runs the model's code on stand-ins for tensors. Code that asks what kind of object it was given may take
-another path with them, and no error says so; only the result does.
+Symbolic tracing runs the model's code on symbolic values. Code that asks for the type of an input may take another path with a
+symbolic value than with a tensor. No error says so; only the result of the graph is different.
 """
 
 from __future__ import annotations
@@ -24,37 +24,41 @@ from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import accelerators, fixed_seed
 from fxprune.torch_internals.tensors import pytree
 
-# What holds no tensors; pytree leaves ten objects behind at each call, which only the garbage collector finds.
+# These types hold no tensors. Each call of pytree leaves ten objects to the garbage collector, so it is spared where possible.
 _WITHOUT_TENSORS = frozenset([int, float, bool, str, type(None)])
+_TENSORS = (Tensor, nn.Parameter)
 
 
 def _note_forms(node: fx.Node, value: Any) -> None:
-    """Note on a node the forms of the tensors that it gives."""
-    node.meta["val"] = _map_tensors(Form.of, value)
+    """Note on a node the forms of the tensors that it returns."""
+    node.meta["val"] = _mapped(Form.of, _TENSORS, value)
 
 
 def _noting_fakes() -> Callable[[fx.Node, Any], None]:
-    """Return what notes on a node fake tensors like those that it gives."""
+    """Return a function that notes on a node fake tensors of the forms of the tensors that it returns."""
     mode = FakeMode()
 
     def note(node: fx.Node, value: Any) -> None:
         def fake(tensor: Tensor) -> Tensor:
             try:
                 return mode.from_tensor(tensor.detach(), static_shapes=True)
-            except Exception as error:  # torch has none like a quantized tensor
+            except Exception as error:  # torch has no fake of a quantized tensor
                 raise CaptureError(_failure(node, error)) from error
 
-        node.meta["val"] = _map_tensors(fake, value)
+        node.meta["val"] = _mapped(fake, _TENSORS, value)
 
     return note
 
 
-def _map_tensors(look: Callable[[Tensor], Any], value: Any) -> Any:
-    if type(value) is Tensor:  # nearly always
-        return look(value)
+def _mapped(function: Callable[[Any], Any], kinds: tuple[type, ...], value: Any) -> Any:
+    """Return ``value`` with ``function`` of each part in it that is of one of the ``kinds``."""
+    if type(value) in kinds:
+        return function(value)
     if type(value) in _WITHOUT_TENSORS:
         return value
-    return pytree.tree_map(lambda leaf: look(leaf) if type(leaf) in (Tensor, nn.Parameter) else leaf, value)
+    return pytree.tree_map(
+        lambda leaf: function(leaf) if type(leaf) in kinds else leaf, value, is_leaf=lambda part: type(part) in kinds
+    )
 
 
 def _result(runner: NodeRunner, gm: fx.GraphModule, inputs: Any) -> Any:
@@ -77,21 +81,21 @@ def check_against_model(
     record: bool = False,
     programs: Programs | None = None,
 ) -> Changes:
-    """Compare the results and effects of both on the example.
+    """Compare the results of graph and model on the example inputs, and the tensors that they write to.
 
-    If they call the same operators on the same arguments, that is all. If not, or if that cannot be told, both are run: they
-    may still compute the same in other ways. Neither changes, nor do the inputs: all are copied or stood in for.
+    If both call the same operators on the same arguments, they are equal. If not, or if that is not known, both run and the
+    numbers decide. Graph, model and inputs stay as they are: copies and stand-ins take their place.
 
     Args:
-        gm: the graph; its forward takes what the model's takes.
+        gm: the graph.
         model: its model.
-        args: positional inputs.
-        kwargs: keyword inputs.
+        args: positional inputs of both.
+        kwargs: keyword inputs of both.
         record: set ``node.meta["val"]`` throughout the graph, as fake tensors.
-        programs: what checks of other graphs of the same model have found out.
+        programs: comparisons with this model, which remember its runs.
 
     Returns:
-        What the model's code tried to change besides tensors.
+        The attributes, besides tensors, that the model's code changes.
 
     Raises:
         CaptureError: the graph fails, naming node, operation and shapes; or it gives another result than the model.
@@ -104,22 +108,12 @@ def check_against_model(
         return _check_numbers(gm, model, (args, kwargs), NodeRunner(gm, after=_noting_fakes() if record else None))
     mode = FakeMode()
     for node in gm.graph.nodes if record else ():
-        node.meta["val"] = _with_fakes(mode, node.meta["val"])
+        node.meta["val"] = _mapped(mode.make, (Form,), node.meta["val"])
     return changes
 
 
-def _with_fakes(mode: FakeMode, value: Any) -> Any:
-    if isinstance(value, Form):
-        return mode.make(value)
-    if type(value) in _WITHOUT_TENSORS:
-        return value
-    return pytree.tree_map(
-        lambda leaf: mode.make(leaf) if isinstance(leaf, Form) else leaf, value, is_leaf=lambda leaf: isinstance(leaf, Form)
-    )
-
-
 def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: NodeRunner) -> Changes:
-    """Run both on copies, drawing the same random numbers, and compare what comes out."""
+    """Run graph and model on copies of their tensors, with the same random numbers; compare results and tensors."""
     failure: CaptureError | None = None
     writes, kinds = writes_to_parameters(gm), accelerators((*model.parameters(), *model.buffers()))
     run = NodeByNode(runner)
@@ -129,7 +123,7 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
             ours = gm.graph.process_outputs(functional_call(run, ours_state, tuple(values)))
     except CaptureError as error:
         failure = error
-    except Exception as error:  # whatever an operator raises on operands that do not fit
+    except Exception as error:  # an operator may raise any error on operands that do not fit
         if runner.at is None:
             raise
         failure = CaptureError(_failure(runner.at, error))
@@ -151,7 +145,7 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
 
 
 class ModelError(CaptureError):
-    """The model itself cannot run, so that there is nothing to compare a graph with."""
+    """The model itself fails, so there is no result to compare the graph's with."""
 
 
 def _copied(inputs: Any) -> Any:
@@ -178,7 +172,7 @@ def _describe(value: Any) -> str:
 
 @dataclasses.dataclass(eq=False)
 class _Numbers:
-    """The elements of a tensor, the same as others up to rounding."""
+    """The elements of a tensor, compared by ``==`` up to rounding."""
 
     tensor: Tensor
 
@@ -193,7 +187,7 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
         return True
     if not (theirs.is_floating_point() or theirs.is_complex()):
         return torch.equal(ours, theirs)
-    # Kernels may round differently from call to call; a wrong path does not hide below a few roundings.
+    # Kernels may round differently from call to call; another path of the code differs by more than a few roundings.
     scale = theirs.abs().nan_to_num(0, 0, 0).max().item()
     tolerance = 100 * torch.finfo(theirs.dtype).eps
     return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

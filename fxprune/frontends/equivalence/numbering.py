@@ -1,7 +1,11 @@
-"""Value numbering: notes what operators do to tensors whose values nobody computes.
+"""Value numbering: gives numbers to the results of operators instead of computing them.
 
 A dispatch mode sees every operator and gives its result a number, the same for the same operator on arguments of the same
-numbers. A write gives all that shares the memory new numbers.
+numbers. A write gives new numbers to all tensors that share the memory::
+
+    y = relu(x)    x is 1, y is 2 = (relu, 1)
+    v = x[0]       v is 3 = (select, 1)
+    x.add_(y)      write 4 = (add_, 1, 2); now x is 5 = (1 after 4) and v is 6 = (3 after 4)
 """
 
 from __future__ import annotations
@@ -22,16 +26,16 @@ from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of
 from fxprune.torch_internals.switches import watching_reads
 from fxprune.torch_internals.tensors import memory_of, pytree, read_numpy
 
-# Above so many bytes, a constant is told by its memory instead of its values.
+# A constant of more bytes gets its number by its address, not by its values.
 _LARGE = 1 << 26
 
 
 class NumberingError(RuntimeError):
-    """The numbering, or a note beside it, went wrong whatever the program: a bug of this package, which nothing may hide."""
+    """A bug of this package in value numbering, which must not pass for a difference between programs."""
 
 
 class Numbering:
-    """The numbers of values, the same for the same in all runs to be compared."""
+    """The numbers of values, shared by all runs to be compared."""
 
     def __init__(self, propagation: Propagation) -> None:
         self._numbers: dict[Any, int] = {}
@@ -39,23 +43,24 @@ class Numbering:
         self.propagation, self.mode = propagation, FakeMode()
 
     def of(self, *key: Any) -> int:
-        """Return the number of ``key``, the same each time."""
+        """Return the number of ``key``; a new key gets the next number."""
         return self._numbers.setdefault(key, len(self._numbers) + 1)
 
     def equate(self, key: tuple[Any, ...], number: int) -> None:
-        """Give ``key`` the number of something else that is always the same, before it is asked for."""
+        """Give a new ``key`` the number of an equal value."""
         self._numbers[key] = number
 
     def address(self, tensor: Tensor) -> int:
-        """Return the address of the elements of ``tensor``, which nothing else takes from now on."""
+        """Return the address of the elements of ``tensor``; its memory stays allocated, so no other tensor gets the address."""
         self._kept[memory_of(tensor)] = tensor.untyped_storage()
         return tensor.data_ptr()
 
 
 class Execution(TorchDispatchMode):
-    """A run on stand-ins, within the context.
+    """One run of a program, in which operators on stand-ins and leaves are noted, not computed.
 
-    Calls on constants alone are computed, as real ones: their results are constants, and code may look at them.
+    A leaf is a parameter, buffer or input, known by name. A stand-in is a tensor without values, for a leaf or for a result.
+    All other tensors are constants: operators on constants alone are computed, and code may read the results.
     """
 
     def __init__(self, numbering: Numbering) -> None:
@@ -63,11 +68,11 @@ class Execution(TorchDispatchMode):
         self._numbering = numbering
         self._effects = numbering.propagation
         self._values = OfTensors()  # of stand-ins
-        self._leaves: dict[int, Value] = {}  # of real tensors that are without values here, maybe since others stand for them
+        self._leaves: dict[int, Value] = {}  # of the real tensors of leaves, by id
         self._constants = OfTensors()
-        self._memories: dict[int, Memory] = {}  # of real tensors
+        self._memories: dict[int, Memory] = {}  # of leaves and constants, by storage
         self._fresh: dict[int, torch.UntypedStorage] = {}  # made by computed calls
-        self._draws = 0
+        self._draws = 0  # the number of random draws so far
         self._devices: dict[torch.device, None] = {}
         self._generators: list[Tensor] = []
         self._tape: list[OperatorCall] = []
@@ -75,7 +80,7 @@ class Execution(TorchDispatchMode):
         self._bug: NumberingError | None = None
 
     def leaf(self, real: Tensor, *name: Any) -> Value:
-        """Take ``real``, a tensor that ``name`` tells from all others, for one without values; return what is known of it."""
+        """Make ``real`` the leaf ``name``, such as ``("input", 0)``; operators on it are noted, not computed."""
         form, memory = _form_in_memory(real), self._memory_of(real)
         value = Value(self._numbering.of("leaf", name, form, real.storage_offset()), form, memory, 0, real)
         self._leaves[id(real)] = value
@@ -83,7 +88,7 @@ class Execution(TorchDispatchMode):
         return value
 
     def stand_in(self, real: Tensor, *name: Any) -> Tensor:
-        """Return a stand-in for ``real``, a tensor that ``name`` tells from all others."""
+        """Return a stand-in for ``real``, which becomes the leaf ``name``."""
         value = self.leaf(real, *name)
         tensor = value.form.stand_in().requires_grad_(real.requires_grad)
         if isinstance(real, nn.Parameter):
@@ -94,22 +99,22 @@ class Execution(TorchDispatchMode):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Within the context, which is for the code that is followed alone, operators are noted instead of computed.
+        """Note operators within the context, which holds the code of the program and nothing else.
 
         Raises:
-            IncomparableError: the code failed, as it may on stand-ins; or an operator did, though the code caught that.
-            NumberingError: the numbering failed, though the code caught that.
+            IncomparableError: the code fails; or an operator cannot be noted, even if the code catches that error.
+            NumberingError: the numbering fails, even if the code catches that error.
         """
         with torch.no_grad(), watching_reads(lambda tensor: self._noting_failures(self._check_is_known, tensor)):
             for device in {torch.device("cpu"): None, **self._devices}:
-                torch.rand((), device=device)  # now no seed gives the state that the generator is in
+                torch.rand((), device=device)  # after a draw, a call of manual_seed changes the state, whatever the seed
             self._generators = self._random_states()
             try:
                 with self:
                     yield
             except NumberingError:
                 raise
-            except Exception as error:  # as code likes; if it fails on tensors as well, a real run will say so
+            except Exception as error:  # the code may raise any error; if it fails on real tensors too, a real run says so
                 self._refusals.append(f"the code fails: {error}")
         if self._bug is not None:
             raise self._bug
@@ -117,7 +122,7 @@ class Execution(TorchDispatchMode):
             raise IncomparableError(self._refusals[0])
 
     def _noting_failures(self, do: Callable[..., Any], *args: Any) -> Any:
-        """Return what ``do`` gives; note if it fails, as the code that called it may catch the error and go on."""
+        """Return ``do(*args)``; note a failure, as the code of the program may catch the error and go on."""
         try:
             return do(*args)
         except IncomparableError as error:
@@ -128,14 +133,14 @@ class Execution(TorchDispatchMode):
             raise self._bug from error
 
     def number(self, tensor: Tensor) -> int:
-        """Return the number of what ``tensor`` holds now."""
+        """Return the number of the current elements of ``tensor``."""
         return self._now(self._value(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._noting_failures(self._follow, func, args, kwargs or {})
 
     def _follow(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what an operator gives, for stand-ins without computing it."""
+        """Return the result of an operator; on stand-ins and leaves it is a stand-in."""
         tensors: list[Tensor] = []
         others = frozen((args, kwargs), tensors)
         known = [self._known(tensor) for tensor in tensors]
@@ -153,7 +158,7 @@ class Execution(TorchDispatchMode):
             raise IncomparableError(f"{func} writes to a tensor that is no parameter, buffer or input")
         if traits.strided and not _strides_alike(func, args, kwargs):
             raise IncomparableError(f"{func} sees how its argument lies in memory, which numbers do not say")
-        # Memory that nobody has written to is as unknown as a stand-in's.
+        # The operator is computed if it reads constants alone, and neither random numbers nor memory without values.
         if not (traits.ordered or traits.raw or any(map(self._is_unknown, tensors))):
             return self._compute(func, args, kwargs, bool(targets))
         if traits.strided and targets:
@@ -169,14 +174,14 @@ class Execution(TorchDispatchMode):
         return effect.result(tensors.__getitem__, lambda *_: self._stand_in_of(next(new)))
 
     def _place(self) -> int:
-        """Return the place of a random draw among all."""
+        """Return the place of a random draw in the order of all draws."""
         if not all(map(torch.equal, self._generators, self._random_states())):
             raise IncomparableError("the model seeds a generator")
         self._draws += 1
         return self._draws
 
     def _restride(self, func: Any, args: Any, kwargs: Any, others: Any) -> Tensor:
-        """Let a result have other strides where they make no difference to its elements."""
+        """Give a stand-in other strides that leave its elements in place."""
         result: Tensor = args[0]
         value = self._values.get(result)
         if value is None or value.real is not None:
@@ -188,15 +193,12 @@ class Execution(TorchDispatchMode):
         return result
 
     def _do(self, effect: Effect, values: list[Value], place: int = 0) -> list[Value | None]:
-        """Do to values what a call does, and return a value for each of its results that is new.
+        """Number the writes and results of a call; return the values of its results, None for an operand among them.
 
-        Args:
-            effect: what it does.
-            values: its operands.
-            place: its place among random draws, or 0.
+        ``place`` is the place of the call in the order of random draws, 0 if it draws none.
         """
         of, now = self._numbering.of, list(map(self._now, values))
-        # Which number of a random draw goes where depends on how tensors lie in memory.
+        # The order in which random numbers fill a tensor depends on its strides.
         forms = [value.form for value in values] if place else []
         number = of(effect.computed, effect.frozen, *now, place, *forms)
         if effect.source is not None:
@@ -258,7 +260,7 @@ class Execution(TorchDispatchMode):
             raise IncomparableError("the code reads a tensor without values")
 
     def _known(self, tensor: Tensor) -> Value | None:
-        """Return the value of a stand-in, or of the tensor that it stands for."""
+        """Return the value of a stand-in or of a leaf, None for a constant."""
         value = self._values.get(tensor)
         if value is None:
             return self._leaves.get(id(tensor))
@@ -276,14 +278,14 @@ class Execution(TorchDispatchMode):
     def _value(self, tensor: Tensor) -> Value:
         value = self._known(tensor) or self._constants.get(tensor)
         if value is None:
-            # Where it lies in its memory says what a write to it writes to.
+            # Form and offset are part of the key: they say which part of the memory a write changes.
             form = _form_in_memory(tensor)
             number = self._numbering.of("constant", form, tensor.storage_offset(), self._content(tensor))
             self._constants[tensor] = value = Value(number, form, self._memory_of(tensor), 0, tensor)
         return value
 
     def _content(self, tensor: Tensor) -> Any:
-        """Return what tells the elements of a constant from those of others."""
+        """Return a key of the elements of a constant: a hash, or the address for a large constant."""
         with _memory_reads():
             if tensor.numel() * tensor.element_size() > _LARGE:
                 return self._numbering.address(tensor)
@@ -293,7 +295,7 @@ class Execution(TorchDispatchMode):
     # -- leaks -------------------------------------------------------------------------------------------------------
 
     def mend_leaks(self) -> None:
-        """Give stand-ins that are still in use, in a cache of the model's code for one, what a real run had left there."""
+        """Compute the values of stand-ins that are still in use, as in a cache of the model's code."""
         gc.collect()
         if not self.leaks():
             return
@@ -312,7 +314,7 @@ class Execution(TorchDispatchMode):
 
 
 def _form_in_memory(real: Tensor) -> Form:
-    """Return the form of a real tensor; raises IncomparableError if it has no elements, or is of a type of its own."""
+    """Return the form of a real tensor; raises IncomparableError for a tensor without memory or of another class."""
     if type(real) not in (Tensor, nn.Parameter):
         raise IncomparableError(f"a tensor of type {type(real).__name__}")
     if real.is_meta:
@@ -321,12 +323,12 @@ def _form_in_memory(real: Tensor) -> Form:
 
 
 def _memory_reads() -> contextlib.AbstractContextManager[None]:
-    """Within the context, memory is read, which fails for a tensor that shares a stand-in's behind the dispatcher's back."""
+    """Turn errors of reading memory into IncomparableError: a constant may share the memory of a stand-in unseen."""
     return operator_errors("a read of memory")
 
 
 def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:
-    """Tell whether new strides leave every element of a tensor where it is, as those of dimensions of size one do."""
+    """Tell whether ``as_strided`` leaves every element in place: only strides of dimensions of size one differ."""
     arguments = dict(zip((argument.name for argument in arguments_of(func)), args, strict=False)) | kwargs
     tensor, size, stride = args[0], arguments.get("size"), arguments.get("stride")
     offset = arguments.get("storage_offset")
