@@ -99,9 +99,9 @@ class FakeMode(FakeTensorMode):
             self.allow_fallback_kernels = before
 
 
-def alike(a: Form | None, b: Form) -> bool:
+def alike(a: Form | None, b: Form | None) -> bool:
     """Tell whether tensors of these forms can hold the same values; how they lie in memory does not matter."""
-    return a is not None and (a.size, a.dtype, a.device) == (b.size, b.dtype, b.device)
+    return a is not None and b is not None and (a.size, a.dtype, a.device) == (b.size, b.dtype, b.device)
 
 
 def repeats(things: Sequence[Any]) -> tuple[int, ...]:

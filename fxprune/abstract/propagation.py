@@ -179,18 +179,13 @@ class Propagation:
     def _effect(
         self, func: Any, frozen: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any, mode: FakeMode
     ) -> Effect:
-        traits = Traits.of(func)
-        namesake = traits.namesake
-        found = _run(namesake or func, inputs, args, kwargs, mode)
-        source = _source(func, [form for _, form in inputs], found.outputs)
+        traits, first = Traits.of(func), inputs[0][1] if inputs else None
+        namesake, found = traits.namesake, _run(func, inputs, args, kwargs, mode)
         # What an operator leaves in its first argument is what its namesake returns, if no conversion comes between.
-        replaces = namesake is not None and alike(found.outputs[0].form, inputs[0][1])
-        if replaces:
-            found = Effect([Output(argument=0)], found.spec)
-        elif namesake is not None:
-            found = _run(func, inputs, args, kwargs, mode)
+        replaces = namesake is not None and alike(first, _run(namesake, inputs, args, kwargs, mode).outputs[0].form)
         tensors = [tensor for tensor, _ in inputs]
         targets = tuple([place for t in written(func, args, kwargs) if (place := _place(t, tensors)) is not None])
+        source = _source(func, [form for _, form in inputs], found.outputs)
         is_plain = not (traits.ordered or traits.strided)
         return Effect(found.outputs, found.spec, func, frozen, namesake or func, source, targets, replaces, is_plain)
 
@@ -198,11 +193,12 @@ class Propagation:
 def _run(func: Any, inputs: list[tuple[Tensor, Form]], args: Any, kwargs: Any, mode: FakeMode) -> Effect:
     fake_of = {id(tensor): mode.make(form) for tensor, form in inputs}
     fakes = [fake_of[id(tensor)] for tensor, _ in inputs]
+    memories = [*map(storage, fakes)]
     args, kwargs = map_aggregate((args, kwargs), lambda a: fake_of.get(id(a), a))
     with mode.without_kernels(), operator_errors(func):
         result = func(*args, **kwargs)
-    if any(form != Form.of(fake) for fake, (_, form) in zip(fakes, inputs, strict=True)):
-        raise IncomparableError(f"{func} changes the shape of its argument")
+    if [*map(Form.of, fakes)] != [form for _, form in inputs] or [*map(storage, fakes)] != memories:
+        raise IncomparableError(f"{func} changes the form or the memory of its argument")
     if any(type(leaf) is not FakeTensor for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)):
         raise IncomparableError("an operator made a tensor of its own")
     return Effect.of(result, fakes)

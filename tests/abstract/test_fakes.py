@@ -167,6 +167,23 @@ def test_a_tensor_that_got_another_form_in_place_is_known_by_that() -> None:
         assert fakes.call(aten.relu.default, (x,), {}).shape == (4, 6)
 
 
+def test_a_square_matrix_that_is_transposed_in_place_lies_in_memory_otherwise() -> None:
+    fakes = Fakes()
+    with torch.inference_mode(), fakes.mode:
+        for _ in range(2):
+            x = fakes.empty((4, 4), torch.float32, CPU)
+            assert fakes.call(aten.t_.default, (x,), {}).stride() == (1, 4)
+
+
+def test_a_tensor_that_is_given_the_memory_of_another_shares_it() -> None:
+    fakes = Fakes()
+    with torch.inference_mode(), fakes.mode:
+        for _ in range(2):
+            x, y = (fakes.empty((4, 4), torch.float32, CPU) for _ in range(2))
+            shared = fakes.call(aten.set_.source_Tensor, (x, y), {})
+            assert shared.untyped_storage()._cdata == y.untyped_storage()._cdata
+
+
 def test_a_model_on_the_meta_device_is_on_it() -> None:
     x = torch.empty(2, 3, device="meta")
     for _ in range(2):
