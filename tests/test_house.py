@@ -52,7 +52,8 @@ def _imports(name: str, tree: ast.Module, modules: dict[str, Path]) -> Iterator[
 
 @pytest.fixture(scope="module")
 def imports() -> nx.DiGraph[str]:
-    modules, graph = _modules(), nx.DiGraph()
+    modules = _modules()
+    graph: nx.DiGraph[str] = nx.DiGraph()
     for name, file in modules.items():
         for imported in _imports(name, ast.parse(file.read_text(encoding="utf-8")), modules):
             if imported != name:

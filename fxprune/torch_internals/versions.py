@@ -64,7 +64,10 @@ def give_fused_attention_forms() -> list[torch.library.Library]:
     Torch 2.9 cannot run the fused kernels on fake tensors, later versions can. Without this a model that calls them in eval
     mode is compared with its graph by numbers alone, not as a program. Returns the libraries, which hold the registrations.
     """
-    forms = {"_native_multi_head_attention": _multi_head_attention_form, "_transformer_encoder_layer_fwd": _encoder_layer_form}
+    forms = {
+        "_native_multi_head_attention": _multi_head_attention_form,
+        "_transformer_encoder_layer_fwd": _transformer_layer_form,
+    }
     made = []
     for name, form in forms.items():
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
@@ -95,5 +98,5 @@ def _multi_head_attention_form(
     return query.new_empty(query.shape), query.new_empty([0] if is_empty else weights)
 
 
-def _encoder_layer_form(src: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _transformer_layer_form(src: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return src.new_empty(src.shape)

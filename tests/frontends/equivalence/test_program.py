@@ -24,6 +24,7 @@ from fxprune.frontends.equivalence import check
 from fxprune.frontends.equivalence.check import check_against_model
 from fxprune.frontends.equivalence.numbering import Execution, Numbering, NumberingError
 from fxprune.frontends.equivalence.program import Programs
+from fxprune.graph.captured import CapturedModule
 from tests.compare import relative_error
 from tests.nets import ConvNet, SequenceNet
 
@@ -300,7 +301,7 @@ class Seeds(Net):
         return self.l(x) * 2 + 0 * torch.rand(4)
 
 
-def plain_graph(model: Net) -> fxprune.graph.captured.CapturedModule:
+def plain_graph(model: Net) -> CapturedModule:
     class Plain(Net):
         def forward(self, x: Tensor) -> Tensor:
             return self.l(x) * 2
