@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Places, Remaining
+from fxprune.analysis.sources import named_tensors
 from fxprune.functional.leaf_cards import card_of, update_sizes
 from fxprune.graph.metadata import KEPT
 from fxprune.graph.paths import holders, join, modules_by_path, value_at
@@ -34,7 +34,7 @@ class SliceTensors(GraphPass):
         """Slice, in place."""
         lowered = self._lower_what_cannot_shrink(gm)
         left: dict[str, Places] = {}
-        held = holders(gm)
+        held, named = holders(gm), dict(named_tensors(gm))
         sliced: dict[nn.Module, None] = {}
         with torch.inference_mode(False), torch.no_grad():
             for tracked in self.deps.tracked:
@@ -42,7 +42,7 @@ class SliceTensors(GraphPass):
                     continue
                 index = self.kept.places_of(tracked.label)
                 left |= dict.fromkeys(tracked.names, index)
-                tensors = list(dict.fromkeys(map(partial(value_at, gm), tracked.names)))  # which share their memory
+                tensors = list(dict.fromkeys(map(named.__getitem__, tracked.names)))  # which share their memory
                 small = _slice(tensors[0].detach(), index)
                 for old in tensors:
                     is_parameter = isinstance(old, nn.Parameter)

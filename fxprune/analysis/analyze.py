@@ -170,8 +170,8 @@ class _Labelling(TorchDispatchMode):
                         self.units.keep_whole(axis, replace(self.here, text="graph output"))
         elif node.op == "get_attr" and type(value) is Tensor and self.sources.find(value) is None:
             self._track(str(node.target), value)
-        labelled = pytree.tree_map(lambda leaf: self.label(leaf) if isinstance(leaf, Tensor) else leaf, value)
-        self.values[self.inside + node.name] = labelled
+        is_tensor = isinstance(value, Tensor)  # nearly always, and pytree is slow
+        self.values[self.inside + node.name] = self.label(value) if is_tensor else pytree.tree_map(self._labelled, value)
 
     def _couple(self, one: Any, other: Any) -> None:
         """Couple the results of the two modes axis by axis."""
@@ -197,6 +197,9 @@ class _Labelling(TorchDispatchMode):
             known: Label | None = LABEL.get(tensor)
             return Label.whole(tensor.shape, replace(self.here, text="of unknown origin")) if known is None else known
         return self.sources.label(tensor, self.here)
+
+    def _labelled(self, leaf: Any) -> Any:
+        return self.label(leaf) if isinstance(leaf, Tensor) else leaf
 
     def _set(self, tensor: Tensor, label: Label) -> None:
         if isinstance(tensor, FakeTensor):

@@ -73,7 +73,8 @@ class Remaining:
 
     def shrinks_any(self, value: Any) -> bool:
         """Tell whether the tensor of any label in a value loses positions."""
-        return any(isinstance(leaf, Label) and self.shrinks(leaf) for leaf in pytree.tree_leaves(value))
+        leaves = [value] if isinstance(value, Label) else pytree.tree_leaves(value)
+        return any(isinstance(leaf, Label) and self.shrinks(leaf) for leaf in leaves)
 
     def shrinks(self, label: Label) -> bool:
         """Tell whether any position of a tensor goes."""

@@ -5,7 +5,7 @@ Two tensors are the same parameter if they are one object, or have the same memo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -74,16 +74,18 @@ class Sources:
 
     def add(self, name: str, tensor: Tensor, producer: int) -> Tracked | None:
         """Take in a parameter or buffer; return it if it is new, None if this is another name of a known parameter."""
-        tracked = self.find(tensor)
+        memory, layout = memory_of(tensor), _Layout.of(tensor)
+        beside = self._by_storage.setdefault(memory, {})
+        tracked = self._by_identity.get(id(tensor)) or beside.get(layout)
         if is_new := tracked is None:
             is_parameter = isinstance(tensor, nn.Parameter)
             axes = tuple([self.units.unread(n) if n > 1 else Axis.whole(n, _SINGLE) for n in tensor.shape])
             zeros = (Zero.ZERO if is_parameter else Zero.FINITE,) * tensor.dim()
             tracked = Tracked([], is_parameter, Label(axes, zeros, exact_values(tensor), producer))
-            for other in self._overlapping(tensor):
+            for other in _overlapping(layout, beside):
                 for one, two in ((tracked, other), (other, tracked)):
                     self._keep_whole(one, Reason(f"shares its memory with {(two.names or [name])[0]!r} in another layout"))
-            self._by_storage.setdefault(memory_of(tensor), {})[_Layout.of(tensor)] = tracked
+            beside[layout] = tracked
             self.tracked.append(tracked)
         tracked.names.append(name)
         self._by_identity[id(tensor)] = tracked
@@ -100,7 +102,7 @@ class Sources:
         if tracked is not None:
             tracked.used = True
             return tracked.label
-        for other in self._overlapping(tensor):
+        for other in _overlapping(_Layout.of(tensor), self._by_storage.get(memory_of(tensor), {})):
             self._keep_whole(other, replace(here, text=f"part of {other.name!r} is read past the graph"))
         whole = Label.whole(tensor.shape, replace(here, text="a constant of the model's code"))
         return replace(whole, constant=exact_values(tensor))
@@ -110,15 +112,17 @@ class Sources:
         for tracked in self._by_storage.get(memory_of(tensor), {}).values():
             tracked.label = forgotten(tracked.label)
 
-    def _overlapping(self, tensor: Tensor) -> Iterator[Tracked]:
-        mine = _Layout.of(tensor).bytes
-        for layout, tracked in self._by_storage.get(memory_of(tensor), {}).items():
-            if layout.bytes.start < mine.stop and mine.start < layout.bytes.stop:
-                yield tracked
-
     def _keep_whole(self, tracked: Tracked, why: Reason) -> None:
         for axis in tracked.label.axes:
             self.units.keep_whole(axis, why)
+
+
+def _overlapping(mine: _Layout, beside: Mapping[_Layout, Tracked]) -> list[Tracked]:
+    """Return which of the tensors in one storage have bytes in common with a tensor of this layout."""
+    if not beside:
+        return []
+    start, stop = mine.bytes.start, mine.bytes.stop
+    return [tracked for layout, tracked in beside.items() if layout.bytes.start < stop and start < layout.bytes.stop]
 
 
 def forgotten(label: Label) -> Label:

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.parts import Container, clone
-from fxprune.graph.paths import join, split, value_at
+from fxprune.graph.paths import join, modules_by_path, split, value_at
 
 _Modules = set[nn.Module]
 
@@ -23,7 +23,8 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     with compiled_later():
         gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
     gm.training = model.training
-    called = {model.get_submodule(str(node.target)) for node in graph.find_nodes(op="call_module")}
+    by_path = modules_by_path(model)
+    called = {by_path[str(node.target)] for node in graph.find_nodes(op="call_module")}
     needed: _Modules = set()
     _mark_needed(model, called, needed, set())
     _copy_tree(model, gm, called, needed, {})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import operator
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx
@@ -36,6 +38,17 @@ class _Asking(fx.Proxy):
 
     def __index__(self) -> int:
         return self.tracer.decide(self, operator.index)  # type: ignore[attr-defined, no-any-return]
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        """Return the elements, as many as the code has names for; torch.fx would disassemble all of the code each time."""
+        asking = sys._getframe(1)
+        code, at, parts = asking.f_code.co_code, asking.f_lasti, self
+        if code[at] == _UNPACK and code[at - 2] != dis.EXTENDED_ARG:
+            return (parts[i] for i in range(code[at + 1]))
+        return self.tracer.iter(self)
+
+
+_UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
 
 class _Attribute(_Asking, fx.proxy.Attribute):

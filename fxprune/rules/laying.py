@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call, Mixing
@@ -12,6 +13,7 @@ from fxprune.rules.labels import Label, Zero, product
 from fxprune.rules.parsing import STATES, Dim, Shape, parse
 
 _Shape = tuple[int, ...]
+_States = tuple[Zero, ...] | None
 _Dims = list[tuple[Dim, int]]
 _WHOLE = "needs every position along this dimension"
 _ZERO_IS_NEUTRAL = frozenset({"sum", "norm"})
@@ -40,6 +42,7 @@ class Laid:
         self.operands, self.results, self.sizes, self.unread = operands, results, sizes, unread
         self.mixed: dict[str, list[tuple[int, int]]] = {}
         self._places: dict[tuple[int, str], int] = {}  # which dimension of an operand has a name
+        self._zeros: dict[Any, tuple[Zero, ...]] = {}  # of the results
         for i, dims in operands.items():
             for d, (dim, _) in enumerate(dims):
                 for name in dim.names:
@@ -73,7 +76,7 @@ class Laid:
         """Yield the mixing points of a call whose axes are bound; ``mixes`` says how they combine positions."""
         for name, places in self.mixed.items():
             kind = mixes if isinstance(mixes, str) else mixes[name]
-            states = [self._state(call, operand, name) for operand, _ in places]
+            states = [self._state(_states(call), operand, name) for operand, _ in places]
             # A product is zero if a single operand is; with any other kind each operand has to be neutral itself.
             together = kind == "contract" and product(states) is Zero.ZERO
             for (operand, dim), state in zip(places, states, strict=True):
@@ -85,12 +88,9 @@ class Laid:
         dims = self.results[index]
         if dims is None:
             return Label.whole(call.shapes[index], call.why("carries no removable positions"))
-        texts = zeros.split(",")
-        text = texts[min(index, len(texts) - 1)].strip()
-        axes, states = [], []
+        axes = []
         for dim, width in dims:
             axis: Axis | None = None
-            state = Zero.ZERO if dim.names else Zero.FINITE
             for name in dim.names:
                 size = width if len(dim.names) == 1 else self.sizes[name]
                 if name in dim.whole:
@@ -100,29 +100,44 @@ class Laid:
                 else:
                     part = call.axes[name] = call.units.fresh(size)
                 axis = part if axis is None else axis.merge(part)
+            axes.append(Axis.whole(1) if axis is None else axis)
+        key = index, zeros, mixed_zeros, *_states(call)
+        if key not in self._zeros:
+            self._zeros[key] = tuple(self._zeros_of(dims, *key))
+        return Label(tuple(axes), self._zeros[key])
+
+    def _zeros_of(self, dims: _Dims, index: int, zeros: str, mixed_zeros: str | None, *given: _States) -> Iterator[Zero]:
+        """Yield the state of each dimension of a result at its removed positions, by the states of the operands."""
+        texts = zeros.split(",")
+        text = texts[min(index, len(texts) - 1)].strip()
+        for dim, _ in dims:
+            state = Zero.ZERO if dim.names else Zero.FINITE
+            for name in dim.names:
                 if name not in dim.whole or len(dim.names) == 1:  # of ``(!g h)`` only h has removed positions
                     own = text if mixed_zeros is None or name not in self.mixed else mixed_zeros
-                    state = min(state, self._zero(call, name, own))
-            axes.append(Axis.whole(1) if axis is None else axis)
-            states.append(state)
-        return Label(tuple(axes), tuple(states))
+                    state = min(state, self._zero(given, name, own))
+            yield state
 
-    def _zero(self, call: Call, name: str, text: str) -> Zero:
+    def _zero(self, given: Sequence[_States], name: str, text: str) -> Zero:
         """Return the state that a zeros text gives at removed positions of an axis."""
         terms = []
         for term in text.split("+"):
             factors = [
-                STATES[factor] if factor in STATES else self._state(call, int(factor), name)
+                STATES[factor] if factor in STATES else self._state(given, int(factor), name)
                 for factor in term.split("*")
-                if factor in STATES or (int(factor) < len(call.operands) and call.operands[int(factor)] is not None)
+                if factor in STATES or (int(factor) < len(given) and given[int(factor)] is not None)
             ]
             if factors:
                 terms.append(product(factors))
         return min(terms, default=Zero.FINITE)
 
-    def _state(self, call: Call, operand: int, name: str) -> Zero:
-        label, d = call.operands[operand], self._places.get((operand, name))
-        return Zero.FINITE if label is None or d is None else label.zeros[d]
+    def _state(self, given: Sequence[_States], operand: int, name: str) -> Zero:
+        zeros, d = given[operand], self._places.get((operand, name))
+        return Zero.FINITE if zeros is None or d is None else zeros[d]
+
+
+def _states(call: Call) -> list[_States]:
+    return [None if label is None else label.zeros for label in call.operands]
 
 
 @functools.lru_cache(maxsize=1 << 14)  # layers repeat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -75,11 +76,17 @@ def op_card(op: OpOverload) -> OpCard:
     """Return the card of an operator, else that of the operator whose in-place form it is, else a blank card."""
     if op in _ENTRIES:
         return _ENTRIES[op].card
+    functional = _functional(op)
+    return _ENTRIES[functional].card if functional in _ENTRIES else _BLANK
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _functional(op: OpOverload) -> OpOverload | None:
+    """Return the operator whose in-place form an operator is, by its name; None if there is none."""
     name = base_name(op)
     if not name.endswith("_") or name.endswith("__"):
-        return _BLANK
-    functional = getattr(getattr(getattr(torch.ops, op.namespace), name[:-1], None), overload_name(op), None)
-    return _ENTRIES[functional].card if functional in _ENTRIES else _BLANK
+        return None
+    return getattr(getattr(getattr(torch.ops, op.namespace), name[:-1], None), overload_name(op), None)
 
 
 def find_rule(op: OpOverload, pointwise: Callable[[], Rule] | None = None) -> Rule | None:

@@ -143,10 +143,9 @@ class Execution(TorchDispatchMode):
         """Return the result of an operator; on stand-ins and leaves it is a stand-in."""
         tensors: list[Tensor] = []
         others = frozen((args, kwargs), tensors)
-        known = [self._known(tensor) for tensor in tensors]
+        values: list[Any] = [*map(self._known, tensors)]
         effect = None
-        if tensors and None not in known:  # as nearly always
-            values: list[Any] = known
+        if None not in values and (values or Traits.of(func).raw):  # as nearly always
             effect = self._effects.known(self._effects.key(func, others, tensors, [value.form for value in values]))
         if effect is None or not effect.is_plain:
             return self._call(func, others, tensors, args, kwargs)
