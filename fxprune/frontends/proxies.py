@@ -6,7 +6,7 @@ import dis
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 from torch.fx.proxy import TraceError
@@ -41,8 +41,8 @@ class _Asking(fx.Proxy):
 
     def __iter__(self) -> Iterator[fx.Proxy]:
         """Return the elements, as many as the code has names for; torch.fx would disassemble all of the code each time."""
-        asking = sys._getframe(1)
-        code, at, parts = asking.f_code.co_code, asking.f_lasti, self
+        asking, parts = sys._getframe(1), cast(Any, self)
+        code, at = asking.f_code.co_code, asking.f_lasti
         if code[at] == _UNPACK and code[at - 2] != dis.EXTENDED_ARG:
             return (parts[i] for i in range(code[at + 1]))
         return self.tracer.iter(self)

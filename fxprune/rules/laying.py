@@ -101,15 +101,16 @@ class Laid:
                     part = call.axes[name] = call.units.fresh(size)
                 axis = part if axis is None else axis.merge(part)
             axes.append(Axis.whole(1) if axis is None else axis)
-        key = index, zeros, mixed_zeros, *_states(call)
+        given = tuple(_states(call))
+        key = index, zeros, mixed_zeros, given
         if key not in self._zeros:
-            self._zeros[key] = tuple(self._zeros_of(dims, *key))
+            texts = zeros.split(",")
+            text = texts[min(index, len(texts) - 1)].strip()
+            self._zeros[key] = tuple(self._result_zeros(dims, text, mixed_zeros, given))
         return Label(tuple(axes), self._zeros[key])
 
-    def _zeros_of(self, dims: _Dims, index: int, zeros: str, mixed_zeros: str | None, *given: _States) -> Iterator[Zero]:
+    def _result_zeros(self, dims: _Dims, text: str, mixed_zeros: str | None, given: Sequence[_States]) -> Iterator[Zero]:
         """Yield the state of each dimension of a result at its removed positions, by the states of the operands."""
-        texts = zeros.split(",")
-        text = texts[min(index, len(texts) - 1)].strip()
         for dim, _ in dims:
             state = Zero.ZERO if dim.names else Zero.FINITE
             for name in dim.names:
