@@ -84,8 +84,8 @@ class Call:
         return int(self[argument]) % max(len(self.operand(0)) if rank is None else rank, 1)
 
     def dims(self, argument: str = "dim") -> list[int]:
-        """Return a list of dimensions as numbers from 0; all of them if the argument is None or empty."""
-        rank, given = len(self.operand(0)), self[argument]
+        """Return a list of dimensions as numbers from 0; all of them if the argument is missing, None or empty."""
+        rank, given = len(self.operand(0)), self.arguments.get(argument)
         if given is None or (isinstance(given, Sequence) and not given):
             return list(range(rank))
         return [d % max(rank, 1) for d in (given if isinstance(given, Sequence) else [given])]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, Places, Work
 from fxprune.rules.notation import Pattern
-from fxprune.rules.parsing import broadcasting
+from fxprune.rules.parsing import broadcasting, marked
 from fxprune.rules.registry import overloads, register
 
 
@@ -93,19 +93,17 @@ def _added(product: str, result: str) -> Pattern:
     return Pattern(pattern, f"{result}, {product} -> {result}", zeros="0+1*2")
 
 
-def _vecdot(call: Call) -> str:
-    """Return the pattern of inner products over one axis of operands that broadcast."""
+def inner_products(call: Call) -> str:
+    """Return the pattern of inner products along the argument ``dim`` of operands that broadcast."""
     rank = len(call.shapes[0]) + 1
     d = call["dim"] % rank
-    names = ["[k]" if k == d else f"x{k}" for k in range(rank)]
+    names = marked(rank, [d], "[k]")
     x, y = (broadcasting(names, call.operand(i).shape) for i in range(2))
     return f"{x}, {y} -> {broadcasting([*names[:d], *names[d + 1 :]], call.shapes[0])}"
 
 
 def _inner(call: Call) -> str:
     """Return the pattern of inner products over the last axis."""
-    if call.op.name().startswith("aten::linalg_vecdot"):
-        return _vecdot(call)
     x, y = ([f"{side}{d}" for d in range(len(call.operand(i)) - 1)] for i, side in enumerate("xy"))
     return f"{' '.join([*x, '[k]'])}, {' '.join([*y, '[k]'])} -> {' '.join([*x, *y])}"
 
@@ -117,6 +115,7 @@ def _linear(call: Call) -> str:
 
 _LINEAR = Pattern(_linear, "...b [i], o [i], o -> ...b o", zeros="0*1+2")
 _INNER = Pattern(_inner, "...x [k], ...y [k] -> ...x ...y", zeros="0*1")
+_VECDOT = Pattern(inner_products, "...x [k], ...y [k] -> ...x ...y", zeros="0*1")
 _MATMUL = Pattern(_matmul, "...x m [k], ...x [k] n -> ...x m n", zeros="0*1")
 _BILINEAR = Pattern("...b [i], ...b [j], o [i] [j], o -> ...b o", zeros="0*1*2+3")
 
@@ -124,7 +123,8 @@ register(overloads("linear"), OpCard(_LINEAR, work=_work, places=Places(0, 1, 2,
 register(overloads("mm"), Pattern("m [k], [k] n -> m n", zeros="0*1"))
 register(overloads("bmm"), Pattern("b m [k], b [k] n -> b m n", zeros="0*1"))
 register(overloads("mv"), OpCard(Pattern("m [k], [k] -> m", zeros="0*1"), work=_work))
-register(overloads("dot vdot inner linalg_vecdot"), OpCard(_INNER, work=_work))
+register(overloads("dot vdot inner"), OpCard(_INNER, work=_work))
+register(overloads("linalg_vecdot"), OpCard(_VECDOT, work=_work))
 register(overloads("matmul linalg_matmul"), OpCard(_MATMUL, work=_work))
 register(overloads("addmm"), OpCard(_added("m [k], [k] n", "m n"), places=Places(1, 2, 0, inputs_first=True)))
 register(overloads("baddbmm"), _added("b m [k], b [k] n", "b m n"))

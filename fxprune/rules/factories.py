@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard
-from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 from fxprune.rules.views import sizes_left
-
-
-@dataclass(frozen=True)
-class Factory:
-    """A new tensor whose elements are all alike, so that any of its positions may go."""
-
-    notation: str
-    zero: Zero
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return a label with units of its own."""
-        return [Label(tuple(call.units.fresh(size) for size in shape), (self.zero,) * len(shape)) for shape in call.shapes]
 
 
 def _counted(call: Call) -> str:
     return "-> " + ", ".join("*n" for _ in call.shapes)
 
 
-register(overloads("zeros new_zeros"), OpCard(Factory("-> n", Zero.ZERO), sizes_left))
+# ``new_zeros(x, size)`` reads nothing of operand 0 but dtype and device.
+register(overloads("zeros new_zeros"), OpCard(Pattern("...x -> ...n", zeros="z"), sizes_left))
 register(
     overloads("ones full new_ones new_full rand randn rand.generator randn.generator randint randint.low normal.float_float"),
-    OpCard(Factory("-> n", Zero.FINITE), sizes_left),
+    OpCard(Pattern("...x -> ...n", zeros="n"), sizes_left),
 )
 register(
     overloads("empty.memory_format empty_strided new_empty new_empty_strided empty_permuted"),
-    OpCard(Factory("-> n", Zero.UNKNOWN), sizes_left, is_uninitialised=True),
+    OpCard(Pattern("...x -> ...n", zeros="u"), sizes_left, is_uninitialised=True),
 )
 register(overloads("zeros_like"), Pattern("...x -> ...x", zeros="z"))
 register(

@@ -172,14 +172,10 @@ def _put_zeros(call: Call) -> str:
     return f"0+{len(call.operands) - 1}"
 
 
-def _index_add(call: Call) -> str:
+def _written_along(call: Call) -> str:
+    """Return the pattern of a write, of operand 2 or of a number, to places along a dimension."""
     names, source = (" ".join(marked(len(call.operand(0)), [call.dim()], token)) for token in ("!x{}", "!i"))
-    return f"{names}, !i, {source} -> {names}"
-
-
-def _index_fill(call: Call) -> str:
-    names = " ".join(marked(len(call.operand(0)), [call.dim()], "!x{}"))
-    return f"{names}, !i -> {names}"
+    return f"{', '.join([names, '!i', source][: len(call.operands)])} -> {names}"
 
 
 def _filled(call: Call) -> str:
@@ -201,8 +197,8 @@ register(overloads("gather take_along_dim"), Gather())
 register(overloads("scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_add_"), Scatter())
 register(overloads("index_put index_put_ _unsafe_index_put"), Pattern(_put, "x !n y, *i, x !i y -> x !n y", zeros=_put_zeros))
 register(overloads("masked_scatter"), Pattern("*x, *m, *v -> *y"))
-register(overloads("index_add index_copy"), Pattern(_index_add, "x !n, !i, x !i -> x !n", zeros="0+2"))
-register(overloads("index_fill.int_Scalar"), Pattern(_index_fill, "x !n, !i -> x !n", zeros=_filled))
+register(overloads("index_add index_copy"), Pattern(_written_along, "x !n, !i, x !i -> x !n", zeros="0+2"))
+register(overloads("index_fill.int_Scalar"), Pattern(_written_along, "x !n, !i -> x !n", zeros=_filled))
 register(overloads("bucketize.Tensor"), Pattern("...x, !v -> ...x"))
 register(overloads("searchsorted.Tensor"), Pattern(_searched, "...x !v, ...x n -> ...x n"))
 register(overloads("one_hot"), Pattern("...x -> ...x !n"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fxprune.algebra.axes import Axis, concatenate
+from fxprune.algebra.axes import concatenate
 from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
@@ -15,6 +15,7 @@ from fxprune.rules.movement import places_left, replaced
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import marked
 from fxprune.rules.registry import overloads, register
+from fxprune.rules.views import sizes_left
 
 
 @dataclass(frozen=True)
@@ -38,44 +39,6 @@ class Concatenate:
         live = [[label.zeros[k] for label in given if not label.axes[k].is_whole] for k in range(len(first))]
         states = {k: min(zeros, default=Zero.FINITE) for k, zeros in enumerate(live)}
         return [replaced(first, {d: concatenate([label.axes[d] for label in given])}, states)]
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """Repeats whole dimensions (``repeat``, ``tile``): every repetition may go, and so may every position in all of them."""
-
-    notation: str = "x -> (r x)"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with repeated rows."""
-        label, shape = call.operand(0), call.shapes[0]
-        missing = len(shape) - len(label)
-        axes, states = [], []
-        for d, size in enumerate(shape):
-            old = Axis.whole(1) if d < missing else label.axes[d - missing]
-            state = Zero.FINITE if d < missing else label.zeros[d - missing]
-            times = size // old.size if old.size else 1
-            axes.append(old if times == 1 else call.units.fresh(times).merge(old))
-            states.append(state if times == 1 else Zero.FINITE)
-        return [Label(tuple(axes), tuple(states))]
-
-
-@dataclass(frozen=True)
-class RepeatInterleave:
-    """Repeats every position a fixed number of times, next to each other."""
-
-    notation: str = "x -> (x r)"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with repeated rows."""
-        label = call.operand(0)
-        if call["dim"] is None:
-            for axis in label.axes:
-                call.keep_whole(axis, "is repeated over the flattened tensor")
-            return [Label.whole(call.shapes[0])]
-        d = call.dim()
-        merged = label.axes[d].merge(call.units.fresh(call["repeats"]))
-        return [replaced(label, {d: merged}, {d: Zero.FINITE})]
 
 
 @dataclass(frozen=True)
@@ -124,6 +87,32 @@ def _stacked_zeros(call: Call) -> str:
     return "+".join(str(i) for i in range(len(call.operands)))
 
 
+def _repeated(call: Call) -> str:
+    """Return the pattern of repeated dimensions, in which new ones go in front, of the shape of operand 1 if there is one.
+
+    Every repetition may go, and so may every position in all of them.
+    """
+    label, shape = call.operand(0), call.shapes[0]
+    missing = len(shape) - len(label)
+    before = marked(len(shape), (), "")
+    sizes = [*[None] * missing, *label.shape]
+    after = [
+        f"r{d}" if old is None else name if old == size else f"(r{d} {name})"
+        for d, (name, old, size) in enumerate(zip(before, sizes, shape, strict=True))
+    ]
+    operands = [" ".join(before[missing:]), " ".join(after)][: len(call.operands)]
+    return f"{', '.join(operands)} -> {' '.join(after)}"
+
+
+def _interleaved(call: Call) -> str:
+    """Return the pattern of positions that are repeated next to each other; those of the flattened tensor stay whole."""
+    names = marked(len(call.operand(0)), (), "")
+    if call["dim"] is None:
+        return "*x -> *y"
+    d = call.dim()
+    return f"{' '.join(names)} -> {' '.join(f'({name} r)' if k == d else name for k, name in enumerate(names))}"
+
+
 def _repeats_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
     name = "repeats" if "repeats" in call.arguments else "dims"
     label, result = call.operand(0), results[0]
@@ -156,6 +145,13 @@ def _pad_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> di
 
 register(overloads("cat concat concatenate"), Concatenate())
 register(overloads("stack"), Pattern(_stacked, "x, x -> x !n", zeros=_stacked_zeros))
-register(overloads("repeat tile"), OpCard(Repeat(), _repeats_left))
-register(overloads("repeat_interleave.self_int"), OpCard(RepeatInterleave(), _interleaved_left))
+register(
+    overloads("expand expand_as expand_copy broadcast_to"),
+    OpCard(Pattern(_repeated, "1 x -> n x", zeros="0"), sizes_left, keeps_numbers=True),
+)
+register(overloads("repeat tile"), OpCard(Pattern(_repeated, "x -> (r x)", zeros="0"), _repeats_left, keeps_numbers=True))
+register(
+    overloads("repeat_interleave.self_int"),
+    OpCard(Pattern(_interleaved, "x -> (x r)", zeros="0"), _interleaved_left, keeps_numbers=True),
+)
 register(overloads("constant_pad_nd pad"), OpCard(ConstantPad(), _pad_left))

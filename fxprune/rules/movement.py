@@ -16,7 +16,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
-from fxprune.rules.parsing import marked
+from fxprune.rules.parsing import along, marked
 from fxprune.rules.registry import overloads, register
 
 
@@ -155,13 +155,6 @@ class SelectScatter:
         return [replaced(label, {}, {k: min(label.zeros[k], source.zeros[i]) for i, k in enumerate(rest)})]
 
 
-def _between(call: Call) -> str:
-    """Return the pattern of an operator along one dimension that stays whole, as each result position depends on several."""
-    rank = len(call.operand(0))
-    names = " ".join(marked(rank, [call.dim() if "dim" in call.arguments else rank - 1], "!x{}"))
-    return f"{names} -> " + ", ".join([names] * len(call.shapes))
-
-
 def _diagonal(call: Call) -> str:
     rank = len(call.operand(0))
     pair = (call["dim1"] % rank, call["dim2"] % rank)
@@ -277,6 +270,6 @@ register(overloads("tril triu tril_ triu_"), Pattern("...x !i !j -> ...x !i !j",
 register(overloads("diagonal diagonal_copy"), Pattern(_diagonal, "x !i !j -> x !n", zeros="0"))
 register(overloads("diag_embed"), Pattern(_diag_embed, "x i -> x i i", zeros="0"))
 # A cumulative sum of ones numbers the positions, and the numbers change if positions before them go.
-register(overloads("cumsum cumprod cummax cummin"), Pattern(_between, "x !n -> x !n", zeros="0, n"))
-register(overloads("logcumsumexp argsort argsort.stable"), Pattern(_between, "x !n -> x !n", zeros="n"))
-register(overloads("sort sort.stable"), Pattern(_between, "x !n -> x !n, x !n", zeros="0, n"))
+register(overloads("cumsum cumprod cummax cummin"), Pattern(along("!x{}", "!x{}"), "x !n -> x !n", zeros="0, n"))
+register(overloads("logcumsumexp argsort argsort.stable"), Pattern(along("!x{}", "!x{}"), "x !n -> x !n", zeros="n"))
+register(overloads("sort sort.stable"), Pattern(along("!x{}", "!x{}"), "x !n -> x !n, x !n", zeros="0, n"))

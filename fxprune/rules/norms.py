@@ -31,10 +31,6 @@ def _batch_norm(call: Call) -> str:
     return f"!b c *s, c, c, c, c -> {_results('!b c *s', call)}"
 
 
-def _instance_norm(call: Call) -> str:
-    return f"b c *s, c, c, c, c -> {_results('b c *s', call)}"
-
-
 def _groups(call: Call) -> dict[str, int]:
     return {"g": call.arguments.get("num_groups") or call["group"]}
 
@@ -108,7 +104,7 @@ register(
     ),
     OpCard(_BATCH_NORM, batch_norm_scale=1),
 )
-register(overloads("instance_norm"), Pattern(_instance_norm, "b c *s, c, c, c, c -> b c *s", zeros=_unless_running))
+register(overloads("instance_norm"), Pattern("b c *s, c, c, c, c -> b c *s", zeros=_unless_running))
 register(
     overloads("group_norm"),
     OpCard(_GROUP_NORM, _groups_left, OverKept(over_kept.group_norm_of_kept, _AFFINE, ("num_groups", "eps"))),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from fxprune.errors import RuleError
+from fxprune.rules.call import Call
 from fxprune.rules.labels import Zero
 
 KINDS = frozenset(["contract", "sum", "mean", "var", "normalize", "softmax", "max", "min", "prod", "norm", "logsumexp"])
@@ -90,6 +91,24 @@ def check_zeros(zeros: str, operands: int) -> None:
 def marked(rank: int, dims: Container[int], token: str) -> list[str]:
     """Return names of ``rank`` dimensions, those of ``dims`` by ``token``: ``marked(2, [1], "!x{}")`` is ``["x0", "!x1"]``."""
     return [token.format(d) if d in dims else f"x{d}" for d in range(rank)]
+
+
+def along(before: str, after: str) -> Callable[[Call], str]:
+    """Return the function that gives the pattern of an operator along its argument ``dim``, or along all dimensions.
+
+    These dimensions are ``before`` in operand 0 and ``after`` in every result, unless results lack them.
+
+    Example: a sum, ``along("[x{}]", "1")``, over dimension 1 of two has ``"x0 [x1] -> x0 1"`` with ``keepdim``, else
+    ``"x0 [x1] -> x0"``.
+    """
+
+    def pattern(call: Call) -> str:
+        rank, dims = len(call.operand(0)), call.dims()
+        lacks = call.shapes and len(call.shapes[0]) < rank
+        result = " ".join(name for d, name in enumerate(marked(rank, dims, after)) if not (lacks and d in dims))
+        return f"{' '.join(marked(rank, dims, before))} -> {', '.join([result] * len(call.shapes))}"
+
+    return pattern
 
 
 def broadcasting(names: Sequence[str], shape: Sequence[int]) -> str:

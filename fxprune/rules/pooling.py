@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,10 +54,6 @@ for _names, _count in (
     register(overloads(_overloads), OpCard(_pooling(_count), keeps_numbers=True))
 
 
-def _square(argument: str) -> Callable[[Call], dict[str, int]]:
-    return lambda call: {"r": call[argument] ** 2}
-
-
 def _im2col(call: Call) -> dict[str, int]:
     height, width = call["kernel_size"]
     return {"k": height * width}
@@ -68,8 +63,10 @@ def _shuffled_groups_left(call: Call, results: tuple[Label, ...], left: Position
     return {"groups": left.size(call.axes["g"])}
 
 
-_PIXEL_SHUFFLE = Pattern("...b (c !r) !h !w -> ...b c !y !x", zeros="0", sizes=_square("upscale_factor"))
-_PIXEL_UNSHUFFLE = Pattern("...b c !h !w -> ...b (c !r) !y !x", zeros="0", sizes=_square("downscale_factor"))
+_PIXEL_SHUFFLE = Pattern("...b (c !r) !h !w -> ...b c !y !x", zeros="0", sizes=lambda call: {"r": call["upscale_factor"] ** 2})
+_PIXEL_UNSHUFFLE = Pattern(
+    "...b c !h !w -> ...b (c !r) !y !x", zeros="0", sizes=lambda call: {"r": call["downscale_factor"] ** 2}
+)
 _CHANNEL_SHUFFLE = Pattern("b (g c) ...s -> b (c g) ...s", zeros="0", sizes=lambda call: {"g": call["groups"]})
 
 register(overloads("pixel_shuffle"), OpCard(_PIXEL_SHUFFLE, keeps_numbers=True))

@@ -11,6 +11,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
+from fxprune.rules.parsing import marked
 from fxprune.rules.registry import overloads, register
 
 
@@ -68,32 +69,21 @@ class View:
         label = call.operand(0)
         if 0 in label.shape:
             return [Label.whole(call.shapes[0])]
-        return [_like_other(call, reshape(call, label, call.shapes[0]))]
+        result = reshape(call, label, call.shapes[0])
+        # Operand 1 of ``view_as`` gave the shape.
+        for one, other in zip(result.axes, call.operand(1).axes if len(call.operands) > 1 else (), strict=False):
+            call.couple(one, other)
+        return [result]
 
 
-def _like_other(call: Call, label: Label) -> Label:
-    """Couple a result with operand 1, if there is one, which gave the shape (``view_as``, ``expand_as``)."""
-    for one, other in zip(label.axes, call.operand(1).axes if len(call.operands) > 1 else (), strict=False):
-        call.couple(one, other)
-    return label
+def _moved(notation: str, order: Callable[[Call], Sequence[int]]) -> OpCard:
+    """Return the card of a new order of dimensions; ``order`` gives the old dimension of each new one."""
 
+    def pattern(call: Call) -> str:
+        names = marked(len(call.operand(0)), (), "")
+        return f"{' '.join(names)} -> {' '.join(names[d] for d in order(call))}"
 
-@dataclass(frozen=True)
-class Move:
-    """A new order of the dimensions.
-
-    Attributes:
-        notation: the rule as text.
-        order: gives, from the call, the old dimension of each new dimension.
-    """
-
-    notation: str
-    order: Callable[[Call], Sequence[int]]
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with its dimensions in the new order."""
-        label, order = call.operand(0), self.order(call)
-        return [Label(tuple(label.axes[d] for d in order), tuple(label.zeros[d] for d in order))]
+    return OpCard(Pattern(pattern, notation, zeros="0"), keeps_numbers=True)
 
 
 def _swap(one: str, other: str) -> Callable[[Call], list[int]]:
@@ -119,27 +109,6 @@ def _move(call: Call) -> list[int]:
     return [moved[d] if d in moved else next(rest) for d in range(rank)]
 
 
-@dataclass(frozen=True)
-class Expand:
-    """Broadcasting: a dimension of size one becomes one of many equal positions, any of which may go."""
-
-    notation: str = "1 x -> n x"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with a new axis wherever positions were repeated."""
-        label, shape = call.operand(0), call.shapes[0]
-        axes, states = [], []
-        for d, size in enumerate(shape):
-            old = d - len(shape) + len(label)
-            if old >= 0 and label.shape[old] == size:
-                axes.append(label.axes[old])
-                states.append(label.zeros[old])
-            else:
-                axes.append(call.units.fresh(size) if size > 1 else Axis.whole(size))
-                states.append(Zero.FINITE)
-        return [_like_other(call, Label(tuple(axes), tuple(states)))]
-
-
 def _kept_or_whole(call: Call) -> str:
     """Return the pattern of a view under another dtype: elements may merge or split along the last dimension."""
     same = call.operand(0).shape == call.shapes[0]
@@ -163,15 +132,14 @@ register(
     ),
     OpCard(View(), sizes_left),
 )
-register(overloads("expand expand_as expand_copy broadcast_to"), OpCard(Expand(), sizes_left))
-register(overloads("permute permute_copy"), Move("a b c -> c a b", lambda call: call.dims("dims")))
-register(overloads("transpose.int transpose_copy.int swapdims"), Move("a b -> b a", _swap("dim0", "dim1")))
-register(overloads("swapaxes"), Move("a b -> b a", _swap("axis0", "axis1")))
-register(overloads("movedim.int movedim.intlist moveaxis.int moveaxis.intlist"), Move("a b c -> b c a", _move))
-register(overloads("t numpy_T t_copy"), Move("a b -> b a", lambda call: range(len(call.operand(0)))[::-1]))
+register(overloads("permute permute_copy"), _moved("a b c -> c a b", lambda call: call.dims("dims")))
+register(overloads("transpose.int transpose_copy.int swapdims"), _moved("a b -> b a", _swap("dim0", "dim1")))
+register(overloads("swapaxes"), _moved("a b -> b a", _swap("axis0", "axis1")))
+register(overloads("movedim.int movedim.intlist moveaxis.int moveaxis.intlist"), _moved("a b c -> b c a", _move))
+register(overloads("t numpy_T t_copy"), _moved("a b -> b a", lambda call: range(len(call.operand(0)))[::-1]))
 # Operand 1 gives its dtype or its device alone.
-register(overloads("type_as to.other"), Move("x, _ -> x", lambda call: range(len(call.operand(0)))))
-register(overloads("mT adjoint mH"), Move("...x a b -> ...x b a", _swap_last))
+register(overloads("type_as to.other"), OpCard(Pattern("...x, ...y -> ...x", zeros="0"), keeps_numbers=True))
+register(overloads("mT adjoint mH"), _moved("...x a b -> ...x b a", _swap_last))
 register(overloads("view.dtype"), Pattern(_kept_or_whole, "...x !a -> ...x !b", zeros="0"))
 register(overloads("view_as_complex view_as_complex_copy"), Pattern("...x !c -> ...x", zeros="0"))
 register(overloads("view_as_real view_as_real_copy"), Pattern("...x -> ...x !c", zeros="0"))

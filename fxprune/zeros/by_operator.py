@@ -23,13 +23,13 @@ from fxprune.algebra.units import Units
 from fxprune.errors import RuleError
 from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.call import Call
-from fxprune.rules.joining import Concatenate, ConstantPad, Repeat, RepeatInterleave
+from fxprune.rules.joining import Concatenate, ConstantPad
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import Roll, Select, Take
 from fxprune.rules.notation import Pattern
 from fxprune.rules.pointwise import Pointwise, called_on
 from fxprune.rules.registry import op_card
-from fxprune.rules.views import Expand, Move, View
+from fxprune.rules.views import View
 from fxprune.torch_internals.operators import no_modes
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
 from fxprune.zeros.slice_states import Slices, SliceState, concatenated, met
@@ -151,18 +151,6 @@ def _runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range
         i, j = ends
 
 
-@_carried.register
-def _moved(rule: Move, call: Call, operands: Sequence[Known]) -> list[Known]:
-    return [tuple(operands[0][d] for d in rule.order(call))]
-
-
-@_carried.register
-def _expanded(rule: Expand, call: Call, operands: Sequence[Known]) -> list[Known]:
-    shape = call.shapes[0]
-    known = (None,) * (len(shape) - len(operands[0])) + tuple(operands[0])
-    return [tuple(None if s is None else s.expand([size]) for s, size in zip(known, shape, strict=True))]
-
-
 def _picked(known: Known, picks: Mapping[int, Index]) -> Known:
     return tuple(s.take(picks[d]) if s is not None and d in picks else s for d, s in enumerate(known))
 
@@ -190,22 +178,6 @@ def _concatenated(rule: Concatenate, call: Call, operands: Sequence[Known]) -> l
         is_known = any(known[k] is not None for _, known in given)
         found.append((concatenated if k == call["dim"] % rank else met)(parts) if is_known else None)
     return [tuple(found)]
-
-
-@_carried.register
-def _repeated(rule: Repeat, call: Call, operands: Sequence[Known]) -> list[Known]:
-    missing = len(call.shapes[0]) - len(operands[0])
-    sizes = zip(call.shapes[0][missing:], call.operand(0).shape, strict=True)
-    picks = {d: np.arange(size) % max(before, 1) for d, (size, before) in enumerate(sizes)}
-    return [(None,) * missing + _picked(operands[0], picks)]
-
-
-@_carried.register
-def _interleaved(rule: RepeatInterleave, call: Call, operands: Sequence[Known]) -> list[Known] | None:
-    if call["dim"] is None:
-        return None
-    d = call.dim()
-    return [_picked(operands[0], {d: np.arange(call.operand(0).shape[d]).repeat(call["repeats"])})]
 
 
 @_carried.register
