@@ -74,14 +74,13 @@ class Call:
 
     def given(self) -> Iterator[tuple[Label, Tensor]]:
         """Yield each tensor argument that was not left out, with its label."""
-        tensors = [t for a in arguments_of(self.op) for t in _slots(a, self.arguments[a.name])]
-        for label, tensor in zip(self.operands, tensors, strict=True):
-            if label is not None and tensor is not None:
-                yield label, tensor
+        labels = (label for label in self.operands if label is not None)
+        tensors = (tensor for value in self.arguments.values() for tensor in tensors_in(value) if tensor is not None)
+        yield from zip(labels, tensors, strict=True)
 
-    def dim(self, argument: str = "dim", rank: int | None = None) -> int:
+    def dim(self, argument: str = "dim") -> int:
         """Return a dimension argument as a number from 0."""
-        return int(self[argument]) % max(len(self.operand(0)) if rank is None else rank, 1)
+        return int(self[argument]) % max(len(self.operand(0)), 1)
 
     def dims(self, argument: str = "dim") -> list[int]:
         """Return a list of dimensions as numbers from 0; all of them if the argument is missing, None or empty."""
@@ -107,11 +106,6 @@ class Call:
     def whole(self, size: int, text: str) -> Axis:
         """Return an axis that stays whole."""
         return Axis.whole(size, self.why(text))
-
-
-def _slots(argument: Any, value: Any) -> list[Tensor | None]:
-    """Return the tensors of an argument as they stand in ``Call.operands``."""
-    return [None] if value is None and "Tensor" in str(argument.type) else tensors_in(value)
 
 
 def tensors_in(value: Any) -> list[Tensor | None]:

@@ -26,6 +26,19 @@ class Rule(Protocol):
         """Couple the axes that meet in the call, and return the label of each of its results."""
 
 
+@dataclass(frozen=True)
+class Coded:
+    """A rule that no pattern says.
+
+    Attributes:
+        notation: the rule as text, as far as text says it.
+        apply: couples the axes that meet in a call, and returns the label of each of its results.
+    """
+
+    notation: str
+    apply: Callable[[Call], list[Label]]
+
+
 class PositionsLeft(Protocol):
     """Says of any axis which of its positions are left."""
 

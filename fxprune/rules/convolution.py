@@ -28,11 +28,13 @@ def _convolution(call: Call) -> str:
     return text.format(b="b " if len(call.operand(0)) == len(call.operand(1)) else "")
 
 
-def _groups(call: Call) -> dict[str, int]:
+def groups(call: Call) -> dict[str, int]:
+    """Return the number of groups as the size of the axis ``g``."""
     return {"g": call["groups"]}
 
 
-def _groups_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+def groups_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    """Return the number of groups that are left, as the argument ``groups``."""
     return {"groups": left.size(call.axes["g"]) if "g" in call.axes else call["groups"]}
 
 
@@ -44,7 +46,7 @@ def _work(call: Call) -> list[Work]:
     return [Work(2 * math.prod(weight.shape) * math.prod(plane) // max(channels, 1), tuple(call.axes.values()))]
 
 
-_CONVOLUTION = Pattern(_convolution, _GROUPED.format(b="b "), zeros="0*1+2", sizes=_groups)
+_CONVOLUTION = Pattern(_convolution, _GROUPED.format(b="b "), zeros="0*1+2", sizes=groups)
 
 for _names, _function in (
     ("conv1d conv1d.padding", F.conv1d),
@@ -52,11 +54,11 @@ for _names, _function in (
     ("conv3d conv3d.padding", F.conv3d),
     ("convolution _convolution", None),
 ):
-    register(overloads(_names), OpCard(_CONVOLUTION, _groups_left, work=_work, places=Places(0, 1, 2, function=_function)))
+    register(overloads(_names), OpCard(_CONVOLUTION, groups_left, work=_work, places=Places(0, 1, 2, function=_function)))
 register(
     overloads(
         "conv_transpose1d conv_transpose2d.input conv_transpose3d.input convolution_overrideable mkldnn_convolution "
         "cudnn_convolution"
     ),
-    OpCard(_CONVOLUTION, _groups_left, work=_work),
+    OpCard(_CONVOLUTION, groups_left, work=_work),
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from torch import Tensor
 
-from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
+from fxprune.rules.card import Coded
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import replaced, spliced
 from fxprune.rules.notation import Pattern
@@ -18,76 +16,58 @@ from fxprune.rules.views import reshape
 from fxprune.torch_internals.operators import no_modes
 
 
-def look_up(call: Call, axis: Axis, zero: Zero, index: Label) -> Label:
-    """Return the label of the positions of ``axis`` that ``index`` picks.
+def _look_up(call: Call, label: Label, d: int, index: Label) -> Label:
+    """Return the label of the positions along dimension ``d`` that ``index`` picks.
 
-    An entry of a constant index goes if the position goes that it names. With any other index ``axis`` stays whole.
+    An entry of a constant index goes if the position goes that it names. With any other index the dimension stays whole.
     """
-    values = index.constant
+    axis, values = label.axes[d], index.constant
     if values is None or values.is_floating_point():
         call.keep_whole(axis, "is indexed by values that are not known")
-        return Label(index.axes, (Zero.FINITE,) * len(index))
+        return spliced(label, d, d + 1, Label(index.axes, (Zero.FINITE,) * len(index)))
     with no_modes():
         flat = values.numpy().reshape(-1).astype(np.intp)
     positions = np.where(flat < 0, flat + axis.size, flat)
     if not len(index):
         call.keep_whole(axis.take(positions), "is picked by its index")
-        return Label((), ())
     states = []
     picked = reshape(call, Label((axis.take(positions),), (Zero.FINITE,)), index.shape)
     for one, other in zip(picked.axes, index.axes, strict=True):
         live = bool(call.units.resolve(one).size)  # entries that name whole positions may still go
-        states.append(zero if live else Zero.FINITE)
+        states.append(label.zeros[d] if live else Zero.FINITE)
         if live:
             call.couple(one, other)
-    return Label(index.axes, tuple(states))
+    return spliced(label, d, d + 1, Label(index.axes, tuple(states)))
 
 
-@dataclass(frozen=True)
-class IndexSelect:
-    """Picks positions along a dimension by the values of operand 1."""
-
-    notation: str = "x n, i -> x n[i]"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with the picked rows."""
-        label, index, d = call.operand(0), call.operand(1), call.dim()
-        picked = look_up(call, label.axes[d], label.zeros[d], index)
-        if not len(index):  # a scalar index picks one position and keeps the dimension
-            picked = Label.whole((1,), call.why("is picked by its index"))
-        return [spliced(label, d, d + 1, picked)]
+def _index_select(call: Call) -> list[Label]:
+    """Pick positions along a dimension by the values of operand 1."""
+    index, d = call.operand(1), call.dim()
+    picked = _look_up(call, call.operand(0), d, index)
+    # A scalar index picks one position and keeps the dimension.
+    return [picked if len(index) else spliced(picked, d, d, Label.whole((1,), call.why("is picked by its index")))]
 
 
-@dataclass(frozen=True)
-class AdvancedIndex:
-    """``x[:, i, j]``: tensors in place of some dimensions, broadcast against each other."""
-
-    notation: str = "x n y, i -> x i y"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label of the picked elements."""
-        label = call.operand(0)
-        dims, flags = _indexed(call)
-        given = [index for index in call.operands[1:] if index is not None]
-        if flags or len(given) > 1:
-            return [self._whole(call, label, dims)]
-        d = dims[0]
-        return [spliced(label, d, d + 1, look_up(call, label.axes[d], label.zeros[d], given[0]))]
-
-    def _whole(self, call: Call, label: Label, dims: list[int]) -> Label:
-        """Keep the indexed dimensions and the indices whole; the other dimensions pass."""
-        for index in call.operands[1:]:
-            for axis in index.axes if index is not None else ():
-                call.keep_whole(axis, "is an index together with others, or of flags")
-        for d in dims:
-            call.keep_whole(label.axes[d], "is indexed by several tensors, or by flags")
-        shape = call.shapes[0]
-        # The dimensions of the indices stand in place of neighbouring dimensions, and in front otherwise.
-        at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
-        rest = [d for d in range(len(label)) if d not in dims]
-        picked = Label.whole(shape[at : at + len(shape) - len(rest)], call.why("is an index"))
-        unindexed = Label(tuple(label.axes[d] for d in rest), tuple(label.zeros[d] for d in rest))
-        return spliced(unindexed, at, at, picked)
+def _index(call: Call) -> list[Label]:
+    """Pick elements as ``x[:, i, j]`` does, by tensors in place of some dimensions, broadcast against each other."""
+    label = call.operand(0)
+    dims, flags = _indexed(call)
+    given = [index for index in call.operands[1:] if index is not None]
+    if not flags and len(given) == 1:
+        return [_look_up(call, label, dims[0], given[0])]
+    # The indexed dimensions and the indices stay whole; the other dimensions pass.
+    for index in given:
+        for axis in index.axes:
+            call.keep_whole(axis, "is an index together with others, or of flags")
+    for d in dims:
+        call.keep_whole(label.axes[d], "is indexed by several tensors, or by flags")
+    shape = call.shapes[0]
+    # The dimensions of the indices stand in place of neighbouring dimensions, and in front otherwise.
+    at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
+    rest = [d for d in range(len(label)) if d not in dims]
+    picked = Label.whole(shape[at : at + len(shape) - len(rest)], call.why("is an index"))
+    unindexed = Label(tuple(label.axes[d] for d in rest), tuple(label.zeros[d] for d in rest))
+    return [spliced(unindexed, at, at, picked)]
 
 
 def _indexed(call: Call) -> tuple[list[int], bool]:
@@ -103,56 +83,44 @@ def _indexed(call: Call) -> tuple[list[int], bool]:
     return dims, any_flags
 
 
-@dataclass(frozen=True)
-class Gather:
-    """Picks elements along a dimension: ``out[i, j] = x[index[i, j], j]``."""
+def _gather(call: Call) -> list[Label]:
+    """Pick elements along a dimension, which stays whole: ``out[i, j] = x[index[i, j], j]``."""
+    label, index = call.operand(0), call.operand(1)
+    if call["dim"] is None:
+        for axis in label.axes:
+            call.keep_whole(axis, "is flattened and picked from by values")
+        return [Label(index.axes, (Zero.FINITE,) * len(index))]
+    d = call.dim()
+    axes, states = [], []
+    for k, (one, two) in enumerate(zip(label.axes, index.axes, strict=True)):
+        # ``take_along_dim`` broadcasts an index of size one, and operand 0 as well.
+        wide = k != d and two.size == 1 and call.shapes[0][k] > 1
+        axes.append(one if wide else two)
+        states.append(Zero.FINITE if k == d else label.zeros[k])
+        if k == d:
+            call.keep_whole(one, "is gathered from by values")
+        elif not wide and one.size >= two.size:
+            call.couple(one.take(np.arange(two.size)), two)
+    return [Label(tuple(axes), tuple(states))]
 
-    notation: str = "x !n, x i -> x i"
 
-    def apply(self, call: Call) -> list[Label]:
-        """Keep the dimension that is picked from, and couple the other dimensions."""
-        label, index = call.operand(0), call.operand(1)
-        if call["dim"] is None:
-            for axis in label.axes:
-                call.keep_whole(axis, "is flattened and picked from by values")
-            return [Label(index.axes, (Zero.FINITE,) * len(index))]
-        d = call.dim()
-        axes, states = [], []
-        for k, (one, two) in enumerate(zip(label.axes, index.axes, strict=True)):
-            # ``take_along_dim`` broadcasts an index of size one, and operand 0 as well.
-            wide = k != d and two.size == 1 and call.shapes[0][k] > 1
-            axes.append(one if wide else two)
-            states.append(Zero.FINITE if k == d else label.zeros[k])
+def _scatter(call: Call) -> list[Label]:
+    """Write along a dimension, which stays whole: ``x[index[i, j], j] = source[i, j]``."""
+    label, d = call.operand(0), call.dim()
+    written = Zero.FINITE if call.arguments.get("value") else Zero.ZERO
+    states = [Zero.FINITE if k == d else min(zero, written) for k, zero in enumerate(label.zeros)]
+    for other in call.operands[1:]:
+        if other is None or len(other) != len(label):
+            continue
+        for k, (one, two) in enumerate(zip(label.axes, other.axes, strict=True)):
             if k == d:
-                call.keep_whole(one, "is gathered from by values")
-            elif not wide and one.size >= two.size:
+                call.keep_whole(one, "is written to at places given by values")
+                call.keep_whole(two, "is written to places given by values")
+            else:
                 call.couple(one.take(np.arange(two.size)), two)
-        return [Label(tuple(axes), tuple(states))]
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Writes along a dimension: ``x[index[i, j], j] = source[i, j]``."""
-
-    notation: str = "x !n, x !i, x !i -> x !n"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Keep the dimension that is written along, and couple the other dimensions."""
-        label, d = call.operand(0), call.dim()
-        written = Zero.FINITE if call.arguments.get("value") else Zero.ZERO
-        states = [Zero.FINITE if k == d else min(zero, written) for k, zero in enumerate(label.zeros)]
-        for other in call.operands[1:]:
-            if other is None or len(other) != len(label):
-                continue
-            for k, (one, two) in enumerate(zip(label.axes, other.axes, strict=True)):
-                if k == d:
-                    call.keep_whole(one, "is written to at places given by values")
-                    call.keep_whole(two, "is written to places given by values")
-                else:
-                    call.couple(one.take(np.arange(two.size)), two)
-                # The integers of the index are not written.
-                states[k] = min(states[k], Zero.ZERO if other is call.operands[1] else other.zeros[k])
-        return [replaced(label, {}, dict(enumerate(states)))]
+            # The integers of the index are not written.
+            states[k] = min(states[k], Zero.ZERO if other is call.operands[1] else other.zeros[k])
+    return [replaced(label, {}, dict(enumerate(states)))]
 
 
 def _put(call: Call) -> str:
@@ -191,10 +159,13 @@ register(
     overloads("embedding_bag embedding_bag.padding_idx _embedding_bag _embedding_bag_forward_only"),
     Pattern("!v d, _, _, _ -> !b d, _, _, _", zeros="0"),
 )
-register(overloads("index_select"), IndexSelect())
-register(overloads("index.Tensor _unsafe_index.Tensor"), AdvancedIndex())
-register(overloads("gather take_along_dim"), Gather())
-register(overloads("scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_add_"), Scatter())
+register(overloads("index_select"), Coded("x n, i -> x n[i]", _index_select))
+register(overloads("index.Tensor _unsafe_index.Tensor"), Coded("x n y, i -> x i y", _index))
+register(overloads("gather take_along_dim"), Coded("x !n, x i -> x i", _gather))
+register(
+    overloads("scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_add_"),
+    Coded("x !n, x !i, x !i -> x !n", _scatter),
+)
 register(overloads("index_put index_put_ _unsafe_index_put"), Pattern(_put, "x !n y, *i, x !i y -> x !n y", zeros=_put_zeros))
 register(overloads("masked_scatter"), Pattern("*x, *m, *v -> *y"))
 register(overloads("index_add index_copy"), Pattern(_written_along, "x !n, !i, x !i -> x !n", zeros="0+2"))

@@ -49,31 +49,25 @@ class ConstantPad:
 
     def apply(self, call: Call) -> list[Label]:
         """Return the label with new units at the padded positions."""
-        label, pad = call.operand(0), call["pad"]
+        label, widths = call.operand(0), pad_widths(call)
         if call.arguments.get("mode", "constant") != "constant":
-            return _padded_by_values(call)
-        filled = call.arguments.get("value")
+            for d in widths:
+                call.keep_whole(label.axes[d], "is padded with its own values")
+            return [replaced(label, {d: call.whole(call.shapes[0][d], "is padded") for d in widths})]
         # Padding with 1 along dimension 2 writes ones at the removed positions of dimension 1 as well.
-        state = Zero.FINITE if filled and max(pad, default=0) > 0 else Zero.ZERO
+        state = Zero.FINITE if call.arguments.get("value") and max(call["pad"], default=0) > 0 else Zero.ZERO
         changes = {}
-        for k in range(len(pad) // 2):
-            d, (before, after) = len(label) - 1 - k, pad[2 * k : 2 * k + 2]
-            if not before and not after:
-                continue
-            size = label.shape[d]
-            kept = label.axes[d].take(np.arange(max(-before, 0), size - max(-after, 0)))
-            parts = [call.units.fresh(before)] if before > 0 else []
-            parts += [kept, *([call.units.fresh(after)] if after > 0 else [])]
-            changes[d] = concatenate(parts)
+        for d, (before, after) in widths.items():
+            kept = label.axes[d].take(np.arange(max(-before, 0), label.shape[d] - max(-after, 0)))
+            first, last = ([call.units.fresh(width)] if width > 0 else [] for width in (before, after))
+            changes[d] = concatenate([*first, kept, *last])
         return [replaced(label, changes, {d: min(zero, state) for d, zero in enumerate(label.zeros)})]
 
 
-def _padded_by_values(call: Call) -> list[Label]:
-    label, pad = call.operand(0), call["pad"]
-    padded = [len(label) - 1 - k for k in range(len(pad) // 2) if any(pad[2 * k : 2 * k + 2])]
-    for d in padded:
-        call.keep_whole(label.axes[d], "is padded with its own values")
-    return [replaced(label, {d: call.whole(call.shapes[0][d], "is padded") for d in padded})]
+def pad_widths(call: Call) -> dict[int, tuple[int, int]]:
+    """Return how many positions a pad adds in front of and behind each dimension that it changes; fewer than 0 go."""
+    pad, last = call["pad"], len(call.operand(0)) - 1
+    return {last - k: pair for k, pair in enumerate(zip(pad[::2], pad[1::2], strict=True)) if any(pair)}
 
 
 def _stacked(call: Call) -> str:
@@ -133,13 +127,12 @@ def _interleaved_left(call: Call, results: tuple[Label, ...], left: PositionsLef
 
 def _pad_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
     label, result, pad = call.operand(0), results[0], list(call["pad"])
-    for k in range(len(pad) // 2):
-        d = len(label) - 1 - k
-        before, after = pad[2 * k : 2 * k + 2]
+    for d, (before, after) in pad_widths(call).items():
         axis, padded = label.axes[d], result.axes[d]
         flags, count = left(padded), places_left(left, axis)
-        pad[2 * k] = int(flags[:before].sum()) if before > 0 else -count(-before)
-        pad[2 * k + 1] = int(flags[padded.size - after :].sum()) if after > 0 else -(left.size(axis) - count(axis.size + after))
+        k = 2 * (len(label) - 1 - d)
+        pad[k] = int(flags[:before].sum()) if before > 0 else -count(-before)
+        pad[k + 1] = int(flags[padded.size - after :].sum()) if after > 0 else -(left.size(axis) - count(axis.size + after))
     return {"pad": pad}
 
 

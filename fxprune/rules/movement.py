@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fxprune.algebra.axes import Axis, Index
 from fxprune.errors import RuleError
 from fxprune.rules.call import Call
-from fxprune.rules.card import OpCard, PositionsLeft
+from fxprune.rules.card import Coded, OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import along, marked
@@ -38,7 +38,8 @@ class Take:
 
     Attributes:
         notation: the rule as text.
-        pick: gives, from the call, the picked positions by dimension for each result: ``[{1: arange(0, 4)}]`` for ``x[:, :4]``.
+        pick: gives, from the call, the picked positions by dimension for each result: ``[{1: arange(0, 4)}]`` for ``x[:, :4]``;
+            no results where a roll runs over the flattened tensor, which has to stay whole.
     """
 
     notation: str
@@ -46,19 +47,25 @@ class Take:
 
     def apply(self, call: Call) -> list[Label]:
         """Return a label with the rows of the picked positions for each result."""
-        label = call.operand(0)
-        return [replaced(label, {d: label.axes[d].take(i) for d, i in picked.items()}) for picked in self.pick(call)]
+        label, picks = call.operand(0), self.pick(call)
+        if not picks:
+            for axis in label.axes:
+                call.keep_whole(axis, "is rolled over the flattened tensor")
+            return [label]
+        return [replaced(label, {d: label.axes[d].take(i) for d, i in picked.items()}) for picked in picks]
+
+
+def _sliced(call: Call) -> Index:
+    return np.arange(call.operand(0).shape[call.dim()])[slice(call["start"], call["end"], call["step"])]
 
 
 def _slice(call: Call) -> list[dict[int, Index]]:
-    d = call.dim()
-    return [{d: np.arange(call.operand(0).shape[d])[slice(call["start"], call["end"], call["step"])]}]
+    return [{call.dim(): _sliced(call)}]
 
 
 def _narrow(call: Call) -> list[dict[int, Index]]:
     d = call.dim()
-    start = call["start"] % call.operand(0).shape[d] if call["start"] < 0 else call["start"]
-    return [{d: np.arange(start, start + call["length"])}]
+    return [{d: np.arange(call.operand(0).shape[d])[call["start"] :][: call["length"]]}]
 
 
 def _pieces(call: Call) -> list[dict[int, Index]]:
@@ -75,24 +82,12 @@ def _flip(call: Call) -> list[dict[int, Index]]:
 
 def _roll(call: Call) -> list[dict[int, Index]]:
     shape = call.operand(0).shape
-    if not call["dims"]:  # the flattened tensor is rolled; of more than one dimension it stays whole, see ``Roll``
-        return [{d: np.roll(np.arange(n), call["shifts"][0]) for d, n in enumerate(shape)}]
+    if not call["dims"]:  # the flattened tensor is rolled
+        return [{0: np.roll(np.arange(shape[0]), call["shifts"][0])}] if len(shape) == 1 else []
     picked: dict[int, Index] = {}
     for shift, d in zip(call["shifts"], call.dims("dims"), strict=True):
         picked[d] = np.roll(picked.get(d, np.arange(shape[d])), shift)
     return [picked]
-
-
-@dataclass(frozen=True)
-class Roll(Take):
-    """A roll; without dimensions it runs over the flattened tensor, which has to stay whole."""
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with rolled rows."""
-        if not call["dims"] and len(call.operand(0)) > 1:
-            for axis in call.operand(0).axes:
-                call.keep_whole(axis, "is rolled over the flattened tensor")
-        return super().apply(call)
 
 
 @dataclass(frozen=True)
@@ -110,49 +105,25 @@ class Select:
         return [spliced(label, d, d + 1, Label((), ()))] * len(call.shapes)
 
 
-@dataclass(frozen=True)
-class Unfold:
-    """Cuts a dimension into windows: it stays whole."""
-
-    notation: str = "!x -> !n !w"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label with an axis of windows and one of places in a window."""
-        label, d = call.operand(0), call.dim("dimension")
-        call.keep_whole(label.axes[d], "is cut into windows")
-        base = replaced(label, {d: call.whole(call.shapes[0][d], "counts windows")})
-        return [Label((*base.axes, call.whole(call["size"], "is a window")), (*base.zeros, Zero.FINITE))]
+def _unfold(call: Call) -> list[Label]:
+    """Keep whole a dimension that is cut into windows."""
+    label, d = call.operand(0), call.dim("dimension")
+    call.keep_whole(label.axes[d], "is cut into windows")
+    base = replaced(label, {d: call.whole(call.shapes[0][d], "counts windows")})
+    return [Label((*base.axes, call.whole(call["size"], "is a window")), (*base.zeros, Zero.FINITE))]
 
 
-@dataclass(frozen=True)
-class SliceScatter:
-    """Writes operand 1 over a slice of operand 0."""
-
-    notation: str = "x n, x k -> x n"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Couple the slice of operand 0 with operand 1."""
-        label, source, d = call.operand(0), call.operand(1), call.dim()
-        place = np.arange(label.shape[d])[slice(call["start"], call["end"], call["step"])]
-        for k, (one, two) in enumerate(zip(label.axes, source.axes, strict=True)):
-            call.couple(one.take(place) if k == d else one, two)
-        return [replaced(label, {}, {k: min(label.zeros[k], source.zeros[k]) for k in range(len(label))})]
-
-
-@dataclass(frozen=True)
-class SelectScatter:
-    """Writes operand 1 over one position of operand 0."""
-
-    notation: str = "x !i, x -> x !i"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Keep the written position, couple the other dimensions."""
-        label, source, d = call.operand(0), call.operand(1), call.dim()
-        call.keep_whole(label.axes[d].take(np.array([call["index"] % label.shape[d]])), "is picked by its index")
-        rest = [k for k in range(len(label)) if k != d]
-        for k, other in zip(rest, source.axes, strict=True):
-            call.couple(label.axes[k], other)
-        return [replaced(label, {}, {k: min(label.zeros[k], source.zeros[i]) for i, k in enumerate(rest)})]
+def _scattered(call: Call) -> list[Label]:
+    """Couple the positions of operand 0 that operand 1 is written over with its own; one picked by its index stays whole."""
+    label, source, d = call.operand(0), call.operand(1), call.dim()
+    if "index" in call.arguments:
+        places = np.array([call["index"] % label.shape[d]])
+        source = spliced(source, d, d, Label((call.whole(1, "is picked by its index"),), (Zero.ZERO,)))
+    else:
+        places = _sliced(call)
+    for k, (one, two) in enumerate(zip(label.axes, source.axes, strict=True)):
+        call.couple(one.take(places) if k == d else one, two)
+    return [replaced(label, {}, {k: min(label.zeros[k], source.zeros[k]) for k in range(len(label))})]
 
 
 def _diagonal(call: Call) -> str:
@@ -260,12 +231,12 @@ register(
     OpCard(Take("x (a+b) -> x a, x b", _pieces), _parts_left),
 )
 register(overloads("flip"), Take("x n -> x n[::-1]", _flip))
-register(overloads("roll"), OpCard(Roll("x n -> x n[-shift:]+n[:-shift]", _roll), _shifts_left))
+register(overloads("roll"), OpCard(Take("x n -> x n[-shift:]+n[:-shift]", _roll), _shifts_left))
 register(overloads("select.int select_copy.int"), OpCard(Select("x !i -> x"), _index_left))
 register(overloads("unbind.int unbind_copy.int"), Select("x !i -> x, x"))
-register(overloads("unfold unfold_copy"), Unfold())
-register(overloads("slice_scatter"), OpCard(SliceScatter(), _slice_left))
-register(overloads("select_scatter"), OpCard(SelectScatter(), _index_left))
+register(overloads("unfold unfold_copy"), Coded("!x -> !n !w", _unfold))
+register(overloads("slice_scatter"), OpCard(Coded("x n, x k -> x n", _scattered), _slice_left))
+register(overloads("select_scatter"), OpCard(Coded("x !i, x -> x !i", _scattered), _index_left))
 register(overloads("tril triu tril_ triu_"), Pattern("...x !i !j -> ...x !i !j", zeros="0"))
 register(overloads("diagonal diagonal_copy"), Pattern(_diagonal, "x !i !j -> x !n", zeros="0"))
 register(overloads("diag_embed"), Pattern(_diag_embed, "x i -> x i i", zeros="0"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from fxprune.rules.call import Call
-from fxprune.rules.card import OpCard, PositionsLeft
-from fxprune.rules.labels import Label
+from fxprune.rules.card import OpCard
+from fxprune.rules.convolution import groups, groups_left
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import overloads, register
 
@@ -59,21 +57,17 @@ def _im2col(call: Call) -> dict[str, int]:
     return {"k": height * width}
 
 
-def _shuffled_groups_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
-    return {"groups": left.size(call.axes["g"])}
-
-
 _PIXEL_SHUFFLE = Pattern("...b (c !r) !h !w -> ...b c !y !x", zeros="0", sizes=lambda call: {"r": call["upscale_factor"] ** 2})
 _PIXEL_UNSHUFFLE = Pattern(
     "...b c !h !w -> ...b (c !r) !y !x", zeros="0", sizes=lambda call: {"r": call["downscale_factor"] ** 2}
 )
-_CHANNEL_SHUFFLE = Pattern("b (g c) ...s -> b (c g) ...s", zeros="0", sizes=lambda call: {"g": call["groups"]})
+_CHANNEL_SHUFFLE = Pattern("b (g c) ...s -> b (c g) ...s", zeros="0", sizes=groups)
 
 register(overloads("pixel_shuffle"), OpCard(_PIXEL_SHUFFLE, keeps_numbers=True))
 register(overloads("pixel_unshuffle"), OpCard(_PIXEL_UNSHUFFLE, keeps_numbers=True))
 register(
     overloads("channel_shuffle native_channel_shuffle"),
-    OpCard(_CHANNEL_SHUFFLE, _shuffled_groups_left, keeps_numbers=True),
+    OpCard(_CHANNEL_SHUFFLE, groups_left, keeps_numbers=True),
 )
 register(overloads("im2col"), Pattern("...b c !h !w -> ...b (c !k) !l", zeros="0", sizes=_im2col))
 register(overloads("col2im"), Pattern("...b (c !k) !l -> ...b c !h !w", zeros="0", sizes=_im2col))

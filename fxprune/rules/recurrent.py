@@ -38,7 +38,7 @@ def _network(gates: int, states: int) -> Callable[[Call], str]:
 
 
 def _sizes(gates: int) -> Callable[[Call], dict[str, int]]:
-    return lambda call: {"g": gates, "d": 2 if call["bidirectional"] else 1}
+    return lambda call: {"g": gates, "d": 2 if call.arguments.get("bidirectional") else 1}
 
 
 def _all_but_input(call: Call) -> str:
@@ -75,6 +75,6 @@ for _name, _gates, _states in (("lstm", 4, 2), ("gru", 3, 1), ("rnn_tanh", 1, 1)
         _cell(_states),
         "b [i], b [h], (!g h) [i], (!g h) [h], (!g h), (!g h) -> b h",
         zeros=_all_but_input,
-        sizes=lambda call, gates=_gates: {"g": gates},  # type: ignore[misc]
+        sizes=_sizes(_gates),
     )
     register(overloads(f"{_name}_cell"), OpCard(_rule, as_a_whole=True))

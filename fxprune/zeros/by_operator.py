@@ -23,9 +23,9 @@ from fxprune.algebra.units import Units
 from fxprune.errors import RuleError
 from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.call import Call
-from fxprune.rules.joining import Concatenate, ConstantPad
+from fxprune.rules.joining import Concatenate, ConstantPad, pad_widths
 from fxprune.rules.labels import Label, Zero
-from fxprune.rules.movement import Roll, Select, Take
+from fxprune.rules.movement import Select, Take
 from fxprune.rules.notation import Pattern
 from fxprune.rules.pointwise import Pointwise, called_on
 from fxprune.rules.registry import op_card
@@ -156,9 +156,7 @@ def _picked(known: Known, picks: Mapping[int, Index]) -> Known:
 
 
 @_carried.register
-def _taken(rule: Take, call: Call, operands: Sequence[Known]) -> list[Known] | None:
-    if isinstance(rule, Roll) and not call["dims"] and len(operands[0]) > 1:
-        return None  # the flattened tensor is rolled
+def _taken(rule: Take, call: Call, operands: Sequence[Known]) -> list[Known]:
     return [_picked(operands[0], picks) for picks in rule.pick(call)]
 
 
@@ -182,11 +180,10 @@ def _concatenated(rule: Concatenate, call: Call, operands: Sequence[Known]) -> l
 
 @_carried.register
 def _padded(rule: ConstantPad, call: Call, operands: Sequence[Known]) -> list[Known] | None:
-    pad, rank = call["pad"], len(operands[0])
-    if call.arguments.get("mode", "constant") != "constant" or min(pad, default=0) < 0:
+    if call.arguments.get("mode", "constant") != "constant" or min(call["pad"], default=0) < 0:
         return None
     filled = Slices.of_numbers(np.array([float(call.arguments.get("value") or 0.0)]), np.ones(1, bool))
-    widths = {rank - 1 - k: (pad[2 * k], pad[2 * k + 1]) for k in range(len(pad) // 2) if pad[2 * k] or pad[2 * k + 1]}
+    widths = pad_widths(call)
     found: list[Slices | None] = []
     for d, size in enumerate(call.operand(0).shape):
         old = operands[0][d] or Slices.all(SliceState.FINITE, [size])
