@@ -38,13 +38,9 @@ def _attention(call: Call) -> str:
 
 def _zeros(call: Call) -> str:
     """Return how zeros travel: zero queries and keys give equal weights, so a result is zero only where values are."""
-    for argument in ("attn_mask", "attn_bias"):
-        mask = call.arguments.get(argument)
-        if mask is not None and mask.dtype == torch.bool:
-            label = next(label for label in call.operands[3:] if label is not None)
-            if Zero.ZERO in label.zeros:
-                return "u"  # a row of flags that are all False divides zero by zero
-    return "2"
+    # A row of flags that are all False divides zero by zero.
+    flags = (label for label, tensor in call.given() if tensor.dtype == torch.bool)
+    return "u" if any(Zero.ZERO in label.zeros for label in flags) else "2"
 
 
 def _shares_heads(query: Label, key: Label) -> bool:

@@ -13,7 +13,7 @@ from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import places_left, replaced
 from fxprune.rules.notation import Pattern
-from fxprune.rules.parsing import marked
+from fxprune.rules.parsing import along, marked
 from fxprune.rules.registry import overloads, register
 from fxprune.rules.views import sizes_left
 
@@ -88,41 +88,26 @@ def _repeated(call: Call) -> str:
     """
     label, shape = call.operand(0), call.shapes[0]
     missing = len(shape) - len(label)
-    before = marked(len(shape), (), "")
-    sizes = [*[None] * missing, *label.shape]
-    after = [
-        f"r{d}" if old is None else name if old == size else f"(r{d} {name})"
-        for d, (name, old, size) in enumerate(zip(before, sizes, shape, strict=True))
-    ]
-    operands = [" ".join(before[missing:]), " ".join(after)][: len(call.operands)]
-    return f"{', '.join(operands)} -> {' '.join(after)}"
+    names, before = marked(len(shape), range(missing), "1"), [*[1] * missing, *label.shape]
+    sides = enumerate(zip(names, before, shape, strict=True))
+    result = [name if old == new else f"(r{d} {name})" for d, (name, old, new) in sides]
+    operands = [names[missing:], result][: len(call.operands)]
+    return f"{', '.join(map(' '.join, operands))} -> {' '.join(result)}"
 
 
 def _interleaved(call: Call) -> str:
     """Return the pattern of positions that are repeated next to each other; those of the flattened tensor stay whole."""
-    names = marked(len(call.operand(0)), (), "")
-    if call["dim"] is None:
-        return "*x -> *y"
-    d = call.dim()
-    return f"{' '.join(names)} -> {' '.join(f'({name} r)' if k == d else name for k, name in enumerate(names))}"
+    return "*x -> *y" if call["dim"] is None else along("x{}", "(x{} r)")(call)
 
 
 def _repeats_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
     name = "repeats" if "repeats" in call.arguments else "dims"
-    label, result = call.operand(0), results[0]
-    missing = len(result) - len(label)
-    times = [
-        left.size(axis) // max(left.size(label.axes[d - missing]) if d >= missing else 1, 1)
-        for d, axis in enumerate(result.axes)
-    ]
+    times = [left.size(call.axes[f"r{d}"]) if f"r{d}" in call.axes else 1 for d in range(len(results[0]))]
     return {name: times[len(times) - len(call[name]) :] if len(call[name]) < len(times) else times}
 
 
 def _interleaved_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
-    if call["dim"] is None:
-        return {}
-    d = call.dim()
-    return {"repeats": left.size(results[0].axes[d]) // max(left.size(call.operand(0).axes[d]), 1)}
+    return {"repeats": left.size(call.axes["r"])} if "r" in call.axes else {}
 
 
 def _pad_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
