@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fxprune.algebra.axes import Axis, Index
@@ -17,7 +17,9 @@ from fxprune.rules.card import Coded, OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import along, marked
+from fxprune.rules.pointwise import called_on
 from fxprune.rules.registry import overloads, register
+from fxprune.torch_internals.operators import no_modes
 
 
 def replaced(label: Label, changes: dict[int, Axis], states: dict[int, Zero] | None = None) -> Label:
@@ -34,16 +36,9 @@ def spliced(label: Label, start: int, stop: int, between: Label) -> Label:
 
 @dataclass(frozen=True)
 class Take:
-    """Picks positions along some dimensions of operand 0.
-
-    Attributes:
-        notation: the rule as text.
-        pick: gives, from the call, the picked positions by dimension for each result: ``[{1: arange(0, 4)}]`` for ``x[:, :4]``;
-            no results where a roll runs over the flattened tensor, which has to stay whole.
-    """
+    """Picks positions along some dimensions of operand 0."""
 
     notation: str
-    pick: Callable[[Call], Sequence[dict[int, Index]]]
 
     def apply(self, call: Call) -> list[Label]:
         """Return a label with the rows of the picked positions for each result."""
@@ -54,40 +49,22 @@ class Take:
             return [label]
         return [replaced(label, {d: label.axes[d].take(i) for d, i in picked.items()}) for picked in picks]
 
+    def pick(self, call: Call) -> list[dict[int, Index]]:
+        """Return the picked positions by dimension for each result: ``[{1: arange(0, 4)}]`` for ``x[:, :4]``.
 
-def _sliced(call: Call) -> Index:
-    return np.arange(call.operand(0).shape[call.dim()])[slice(call["start"], call["end"], call["step"])]
-
-
-def _slice(call: Call) -> list[dict[int, Index]]:
-    return [{call.dim(): _sliced(call)}]
-
-
-def _narrow(call: Call) -> list[dict[int, Index]]:
-    d = call.dim()
-    return [{d: np.arange(call.operand(0).shape[d])[call["start"] :][: call["length"]]}]
-
-
-def _pieces(call: Call) -> list[dict[int, Index]]:
-    """Return the positions of results that are consecutive pieces of a dimension."""
-    d = call.dim()
-    ends = np.cumsum([0, *(shape[d] for shape in call.shapes)])
-    return [{d: np.arange(start, end)} for start, end in itertools.pairwise(ends)]
-
-
-def _flip(call: Call) -> list[dict[int, Index]]:
-    shape = call.operand(0).shape
-    return [{d % len(shape): np.arange(shape[d])[::-1].copy() for d in call["dims"]}]
-
-
-def _roll(call: Call) -> list[dict[int, Index]]:
-    shape = call.operand(0).shape
-    if not call["dims"]:  # the flattened tensor is rolled
-        return [{0: np.roll(np.arange(shape[0]), call["shifts"][0])}] if len(shape) == 1 else []
-    picked: dict[int, Index] = {}
-    for shift, d in zip(call["shifts"], call.dims("dims"), strict=True):
-        picked[d] = np.roll(picked.get(d, np.arange(shape[d])), shift)
-    return [picked]
+        The operator itself tells them, called on the numbers of positions. A roll over the flattened tensor has no results.
+        """
+        shape = call.operand(0).shape
+        if "shifts" in call.arguments and not call["dims"] and len(shape) > 1:
+            return []
+        picks: list[dict[int, Index]] = [{} for _ in call.shapes]
+        for d in [call.dim()] if "dim" in call.arguments else call.dims("dims"):
+            numbers = np.arange(shape[d]).reshape([-1 if k == d else 1 for k in range(len(shape))])
+            with no_modes():
+                results = called_on(call, lambda _, numbers=numbers: torch.from_numpy(numbers))
+                for picked, result in zip(picks, results or (), strict=True):
+                    picked[d] = result.reshape(-1).numpy()
+        return picks
 
 
 @dataclass(frozen=True)
@@ -120,7 +97,7 @@ def _scattered(call: Call) -> list[Label]:
         places = np.array([call["index"] % label.shape[d]])
         source = spliced(source, d, d, Label((call.whole(1, "is picked by its index"),), (Zero.ZERO,)))
     else:
-        places = _sliced(call)
+        places = np.arange(label.shape[d])[slice(call["start"], call["end"], call["step"])]
     for k, (one, two) in enumerate(zip(label.axes, source.axes, strict=True)):
         call.couple(one.take(places) if k == d else one, two)
     return [replaced(label, {}, {k: min(label.zeros[k], source.zeros[k]) for k in range(len(label))})]
@@ -221,17 +198,17 @@ def _shift_left(shift: int, axis: Axis, left: PositionsLeft) -> int:
     return shifted if shift >= 0 else shifted - size
 
 
-register(overloads("slice.Tensor slice_copy.Tensor"), OpCard(Take("x n -> x n[start:end:step]", _slice), _slice_left))
-register(overloads("narrow narrow_copy"), OpCard(Take("x n -> x n[start:start+length]", _narrow), _narrow_left))
+register(overloads("slice.Tensor slice_copy.Tensor"), OpCard(Take("x n -> x n[start:end:step]"), _slice_left))
+register(overloads("narrow narrow_copy"), OpCard(Take("x n -> x n[start:start+length]"), _narrow_left))
 register(
     overloads(
         "split.Tensor split.sizes split_with_sizes chunk unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk "
         "tensor_split.sections tensor_split.indices split_copy.Tensor split_with_sizes_copy"
     ),
-    OpCard(Take("x (a+b) -> x a, x b", _pieces), _parts_left),
+    OpCard(Take("x (a+b) -> x a, x b"), _parts_left),
 )
-register(overloads("flip"), Take("x n -> x n[::-1]", _flip))
-register(overloads("roll"), OpCard(Take("x n -> x n[-shift:]+n[:-shift]", _roll), _shifts_left))
+register(overloads("flip"), Take("x n -> x n[::-1]"))
+register(overloads("roll"), OpCard(Take("x n -> x n[-shift:]+n[:-shift]"), _shifts_left))
 register(overloads("select.int select_copy.int"), OpCard(Select("x !i -> x"), _index_left))
 register(overloads("unbind.int unbind_copy.int"), Select("x !i -> x, x"))
 register(overloads("unfold unfold_copy"), Coded("!x -> !n !w", _unfold))

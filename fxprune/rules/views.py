@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
@@ -12,7 +14,9 @@ from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import marked
+from fxprune.rules.pointwise import called_on
 from fxprune.rules.registry import overloads, register
+from fxprune.torch_internals.operators import no_modes
 
 
 def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
@@ -76,32 +80,12 @@ class View:
         return [result]
 
 
-def _moved(notation: str, order: Callable[[Call], Sequence[int]]) -> OpCard:
-    """Return the card of a new order of dimensions; ``order`` gives the old dimension of each new one."""
-
-    def pattern(call: Call) -> str:
-        names = marked(len(call.operand(0)), (), "")
-        return f"{' '.join(names)} -> {' '.join(names[d] for d in order(call))}"
-
-    return OpCard(Pattern(pattern, notation, zeros="0"), keeps_numbers=True)
-
-
-def _swap(one: str, other: str) -> Callable[[Call], list[int]]:
-    def order(call: Call) -> list[int]:
-        dims = list(range(len(call.operand(0))))
-        a, b = call.dim(one), call.dim(other)
-        if dims:
-            dims[a], dims[b] = dims[b], dims[a]
-        return dims
-
-    return order
-
-
-def _move(call: Call) -> list[int]:
-    rank = len(call.operand(0))
-    moved = dict(zip(call.dims("destination"), call.dims("source"), strict=True))
-    rest = iter(d for d in range(rank) if d not in moved.values())
-    return [moved[d] if d in moved else next(rest) for d in range(rank)]
+def _moved(call: Call) -> str:
+    """Return the pattern of a new order of dimensions; the operator itself tells it, of a tensor whose sizes number them."""
+    names = marked(len(call.operand(0)), (), "")
+    with no_modes():
+        (numbered,) = called_on(call, lambda tensor: torch.empty(tuple(range(tensor.dim())))) or ()
+    return f"{' '.join(names)} -> {' '.join(names[size] for size in numbered.shape)}"
 
 
 def _kept_or_whole(call: Call) -> str:
@@ -127,14 +111,15 @@ register(
     ),
     OpCard(View(), sizes_left),
 )
-register(overloads("permute permute_copy"), _moved("a b c -> c a b", lambda call: call.dims("dims")))
-register(overloads("transpose.int transpose_copy.int swapdims"), _moved("a b -> b a", _swap("dim0", "dim1")))
-register(overloads("swapaxes"), _moved("a b -> b a", _swap("axis0", "axis1")))
-register(overloads("movedim.int movedim.intlist moveaxis.int moveaxis.intlist"), _moved("a b c -> b c a", _move))
-register(overloads("t numpy_T t_copy"), _moved("a b -> b a", lambda call: range(len(call.operand(0)))[::-1]))
+for _names, _notation in (
+    ("permute permute_copy", "a b c -> c a b"),
+    ("transpose.int transpose_copy.int swapdims swapaxes t numpy_T t_copy", "a b -> b a"),
+    ("movedim.int movedim.intlist moveaxis.int moveaxis.intlist", "a b c -> b c a"),
+    ("mT adjoint mH", "...x a b -> ...x b a"),
+):
+    register(overloads(_names), OpCard(Pattern(_moved, _notation, zeros="0"), keeps_numbers=True))
 # Operand 1 gives its dtype or its device alone.
 register(overloads("type_as to.other"), OpCard(Pattern("...x, ...y -> ...x", zeros="0"), keeps_numbers=True))
-register(overloads("mT adjoint mH"), OpCard(Pattern("...x a b -> ...x b a", zeros="0"), keeps_numbers=True))
 register(overloads("view.dtype"), Pattern(_kept_or_whole, "...x !a -> ...x !b", zeros="0"))
 register(overloads("view_as_complex view_as_complex_copy"), Pattern("...x !c -> ...x", zeros="0"))
 register(overloads("view_as_real view_as_real_copy"), Pattern("...x -> ...x !c", zeros="0"))
