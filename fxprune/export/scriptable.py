@@ -57,23 +57,14 @@ def _copy_for_script(module: nn.Module) -> nn.Module:
         for node in list(graph.nodes):
             if node.target in (_REGIONS.wrap_with_set_grad_enabled, _REGIONS.wrap_with_autocast):
                 _inline_region(module, graph, node)
-        for node in list(graph.nodes):
-            if isinstance(node.target, OpOverload):
-                _use_packet(graph, node)
+        for node in graph.nodes:
+            if node.target is torch.ops.aten.sym_size.int:
+                node.op, node.target = "call_method", "size"
+            elif isinstance(node.target, OpOverload):
+                node.target = node.target.overloadpacket
         copied.graph = graph
         _drop_unused_regions(copied)
     return copied
-
-
-def _use_packet(graph: fx.Graph, node: fx.Node) -> None:
-    if node.target is torch.ops.aten.sym_size.int:
-        with graph.inserting_before(node):
-            size = graph.call_method("size", node.args)
-        node.replace_all_uses_with(size)
-        graph.erase_node(node)
-    else:
-        assert isinstance(node.target, OpOverload)
-        node.target = node.target.overloadpacket
 
 
 def _use_plain_values(graph: fx.Graph) -> None:

@@ -189,9 +189,8 @@ def multi_head_attention(
     return output if batched else output.squeeze(0), weights
 
 
-def _zero_state(input: Tensor, batched: bool, batch_first: bool, layers: int, size: int) -> Tensor:
-    batch = (input.size(0) if batch_first else input.size(1)) if batched else 1
-    return torch.zeros(layers, batch, size, dtype=input.dtype, device=input.device)
+def _zero_state(input: Tensor, batch_dim: int, layers: int, size: int) -> Tensor:
+    return torch.zeros(layers, input.size(batch_dim), size, dtype=input.dtype, device=input.device)
 
 
 def lstm(
@@ -206,21 +205,21 @@ def lstm(
     batch_first: bool,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Compute ``torch.nn.LSTM`` from an explicit list of ``weights``; shapes as documented there."""
-    batched = input.dim() == 3
+    batched, batch_dim = input.dim() == 3, 0 if batch_first else 1
+    if not batched:
+        input = input.unsqueeze(batch_dim)
     layers = num_layers * (2 if bidirectional else 1)
     if hx is None:
         # The weights of the recurrent product have the sizes: (4 * hidden, hidden), or (4 * hidden, projected).
-        h = _zero_state(input, batched, batch_first, layers, weights[1].size(1))
-        c = _zero_state(input, batched, batch_first, layers, weights[1].size(0) // 4)
+        h = _zero_state(input, batch_dim, layers, weights[1].size(1))
+        c = _zero_state(input, batch_dim, layers, weights[1].size(0) // 4)
     else:
         h, c = hx
         if not batched:
             h, c = h.unsqueeze(1), c.unsqueeze(1)
-    if not batched:
-        input = input.unsqueeze(0 if batch_first else 1)
     out, h, c = torch.lstm(input, [h, c], weights, bias, num_layers, dropout, training, bidirectional, batch_first)
     if not batched:
-        out, h, c = out.squeeze(0 if batch_first else 1), h.squeeze(1), c.squeeze(1)
+        out, h, c = out.squeeze(batch_dim), h.squeeze(1), c.squeeze(1)
     return out, (h, c)
 
 
@@ -237,14 +236,14 @@ def gru(
     kind: str,
 ) -> tuple[Tensor, Tensor]:
     """Compute ``torch.nn.GRU`` (``kind="gru"``) or ``torch.nn.RNN`` (``"rnn_tanh"``, ``"rnn_relu"``)."""
-    batched = input.dim() == 3
+    batched, batch_dim = input.dim() == 3, 0 if batch_first else 1
+    if not batched:
+        input = input.unsqueeze(batch_dim)
     layers = num_layers * (2 if bidirectional else 1)
     if hx is None:
-        h = _zero_state(input, batched, batch_first, layers, weights[1].size(1))
+        h = _zero_state(input, batch_dim, layers, weights[1].size(1))
     else:
         h = hx if batched else hx.unsqueeze(1)
-    if not batched:
-        input = input.unsqueeze(0 if batch_first else 1)
     if kind == "gru":
         out, h = torch.gru(input, h, weights, bias, num_layers, dropout, training, bidirectional, batch_first)
     elif kind == "rnn_tanh":
@@ -252,7 +251,7 @@ def gru(
     else:
         out, h = torch.rnn_relu(input, h, weights, bias, num_layers, dropout, training, bidirectional, batch_first)
     if not batched:
-        out, h = out.squeeze(0 if batch_first else 1), h.squeeze(1)
+        out, h = out.squeeze(batch_dim), h.squeeze(1)
     return out, h
 
 

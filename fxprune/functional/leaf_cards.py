@@ -220,16 +220,13 @@ def _lstm_cell(m: Any, input: Any, hx: Any = None) -> Any:
     return m.call(layers.lstm_cell, input, hx, m.weight_ih, m.weight_hh, m.bias_ih, m.bias_hh)
 
 
-def _gru_cell(m: Any, input: Any, hx: Any = None) -> Any:
-    return m.call(layers.rnn_cell, input, hx, m.weight_ih, m.weight_hh, m.bias_ih, m.bias_hh, "gru")
-
-
 def _rnn_cell(m: Any, input: Any, hx: Any = None) -> Any:
-    return m.call(layers.rnn_cell, input, hx, m.weight_ih, m.weight_hh, m.bias_ih, m.bias_hh, f"rnn_{m.nonlinearity}")
+    kind = "gru" if isinstance(m._module, nn.GRUCell) else f"rnn_{m.nonlinearity}"
+    return m.call(layers.rnn_cell, input, hx, m.weight_ih, m.weight_hh, m.bias_ih, m.bias_hh, kind)
 
 
 _register(nn.LSTMCell, card=LeafCard(_lstm_cell, {"weight_ih": "4*hidden_size input_size"}))
-_register(nn.GRUCell, card=LeafCard(_gru_cell, {"weight_ih": "3*hidden_size input_size"}))
+_register(nn.GRUCell, card=LeafCard(_rnn_cell, {"weight_ih": "3*hidden_size input_size"}))
 _register(nn.RNNCell, card=LeafCard(_rnn_cell, {"weight_ih": "hidden_size input_size"}))
 
 
