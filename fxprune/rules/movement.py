@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fxprune.algebra.axes import Axis, Index
 from fxprune.errors import RuleError
@@ -17,7 +18,6 @@ from fxprune.rules.card import Coded, OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import along, marked
-from fxprune.rules.pointwise import called_on
 from fxprune.rules.registry import overloads, register
 from fxprune.torch_internals.operators import no_modes
 
@@ -32,6 +32,13 @@ def spliced(label: Label, start: int, stop: int, between: Label) -> Label:
     """Return a label with the dimensions of another label in place of its dimensions from ``start`` to ``stop``."""
     axes = (*label.axes[:start], *between.axes, *label.axes[stop:])
     return Label(axes, (*label.zeros[:start], *between.zeros, *label.zeros[stop:]))
+
+
+def results_on(call: Call, operand: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return what the operator of a call gives on numbers in place of operand 0."""
+    with no_modes():
+        result = call.op(**(call.arguments | {"self": torch.from_numpy(operand)}))
+        return [part.numpy() for part in ([result] if isinstance(result, Tensor) else result)]
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,8 @@ class Take:
         picks: list[dict[int, Index]] = [{} for _ in call.shapes]
         for d in [call.dim()] if "dim" in call.arguments else call.dims("dims"):
             numbers = np.arange(shape[d]).reshape([-1 if k == d else 1 for k in range(len(shape))])
-            with no_modes():
-                results = called_on(call, lambda _, numbers=numbers: torch.from_numpy(numbers))
-                for picked, result in zip(picks, results or (), strict=True):
-                    picked[d] = result.reshape(-1).numpy()
+            for picked, result in zip(picks, results_on(call, numbers), strict=True):
+                picked[d] = result.reshape(-1)
         return picks
 
 

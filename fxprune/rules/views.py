@@ -6,17 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
+from fxprune.rules.movement import results_on
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import marked
-from fxprune.rules.pointwise import called_on
 from fxprune.rules.registry import overloads, register
-from fxprune.torch_internals.operators import no_modes
 
 
 def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
@@ -83,8 +82,7 @@ class View:
 def _moved(call: Call) -> str:
     """Return the pattern of a new order of dimensions; the operator itself tells it, of a tensor whose sizes number them."""
     names = marked(len(call.operand(0)), (), "")
-    with no_modes():
-        (numbered,) = called_on(call, lambda tensor: torch.empty(tuple(range(tensor.dim())))) or ()
+    (numbered,) = results_on(call, np.empty(range(len(names))))
     return f"{' '.join(names)} -> {' '.join(names[size] for size in numbered.shape)}"
 
 
