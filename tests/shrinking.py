@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 import fxprune
@@ -57,9 +58,11 @@ def assert_equal(
     """Assert that both graphs give the same results, gradients and running statistics, in both modes, without dropout."""
     check_graph(found.masked)
     check_graph(found.small)
+    theirs, ours = copy.deepcopy(found.masked), copy.deepcopy(found.small)
     for mode in training:
         for arguments in cases:
-            theirs, ours = copy.deepcopy(found.masked).train(mode), copy.deepcopy(found.small).train(mode)
+            _as_before(theirs.train(mode), found.masked)
+            _as_before(ours.train(mode), found.small)
             with WithoutDropout():
                 expected, actual = run_backward(theirs, doubled(arguments)), run_backward(ours, doubled(arguments))
             errors = {
@@ -69,6 +72,15 @@ def assert_equal(
             }
             for what, (error, where) in errors.items():
                 assert error <= tolerance, f"{what} {where} differ by {error:.1e}, training={mode}"
+
+
+def _as_before(copied: nn.Module, original: nn.Module) -> None:
+    """Give a copy of a graph the values of the original back, and take its gradients away."""
+    copied.zero_grad()
+    with torch.no_grad():
+        for ours, theirs in ((copied.parameters(), original.parameters()), (copied.buffers(), original.buffers())):
+            for mine, its in zip(ours, theirs, strict=True):
+                mine.copy_(its)
 
 
 def assert_sizes(found: Pruned) -> None:

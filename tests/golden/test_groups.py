@@ -11,11 +11,10 @@ from torch import nn
 
 import fxprune
 from tests.golden.registry import NETS, Net
+from tests.golden.whole import OF_TRANSFORMERS, whole
 
 # What the libraries, and torch inside them, warn of is not ours to test.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-_OF_TRANSFORMERS = {"llama", "llama_untied", "bert", "gpt2"}
 
 # Here some units have positions in common, each of which goes with any of them.
 _OVERLAPPING = {"shuffle_grouped"}
@@ -26,7 +25,7 @@ every_net = pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 
 
 def build(net: Net) -> nn.Module:
-    if net.name in _OF_TRANSFORMERS:
+    if net.name in OF_TRANSFORMERS:
         pytest.importorskip("transformers")
     return net.build()
 
@@ -60,9 +59,7 @@ def test_groups_are_those_worked_out_by_hand(net: Net) -> None:
 
 @every_net
 def test_groups_are_the_same_behind_the_export_front_end(net: Net) -> None:
-    model = build(net)
-    deps = fxprune.analyze(fxprune.capture(model, net.inputs(2), frontend="export"))
-    assert rendered(deps.groups, model) == lines(net.expected)
+    assert rendered(whole(net.name, "export").deps.groups, build(net)) == lines(net.expected)
 
 
 @every_net

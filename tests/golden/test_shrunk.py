@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import collections
 import copy
-import dataclasses
 import functools
 import re
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.analysis.dependencies import Dependencies
 from tests.compare import relative_error, run
 from tests.golden.registry import NETS
+from tests.golden.whole import OF_TRANSFORMERS, whole
 from tests.properties.surviving import survivors
-from tests.shrinking import TOLERANCE, Pruned, assert_equal, assert_sizes, captured, doubled
+from tests.shrinking import TOLERANCE, Pruned, assert_equal, assert_sizes, doubled
 
 # What the libraries, and torch inside them, warn of is not ours to test.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-_OF_TRANSFORMERS = ("llama", "llama_untied", "bert", "gpt2")  # symbolic tracing captures none of these
-
-PLACES = [(name, f) for name in NETS for f in ("trace", "export") if not (f == "trace" and name in _OF_TRANSFORMERS)]
+PLACES = [(name, f) for name in NETS for f in ("trace", "export") if not (f == "trace" and name in OF_TRANSFORMERS)]
 
 every_net = pytest.mark.parametrize(("name", "frontend"), PLACES, ids=["-".join(place) for place in PLACES])
 
@@ -36,24 +33,8 @@ PLANS = [
     pytest.param(name, frontend, options, id=f"{name}-{frontend}-{plan}")
     for name, frontend in PLACES
     for plan, options in (("local", {}), ("global", {"scope": "global"}), ("all", {"choose": "all"}))
-    if plan != ("all" if frontend == "trace" else "global") or name in _OF_TRANSFORMERS
+    if plan != ("all" if frontend == "trace" else "global") or name in OF_TRANSFORMERS
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Whole:
-    """A golden network before anything is done to it."""
-
-    gm: fx.GraphModule
-    deps: Dependencies
-
-
-@functools.cache
-def whole(name: str, frontend: str) -> Whole:
-    if name in _OF_TRANSFORMERS:
-        pytest.importorskip("transformers")
-    gm = captured(NETS[name].build(), NETS[name].inputs(2), frontend)
-    return Whole(gm, fxprune.analyze(copy.deepcopy(gm)))
 
 
 @functools.cache

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import datetime
+import functools
 import io
 import pickle
 import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,9 +43,15 @@ NETS: list[tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] 
 ]
 
 
-def masked_graph(net: Callable[[], nn.Module], inputs: Callable[[int], tuple[Tensor, ...]], frontend: Any) -> fx.GraphModule:
+@functools.cache
+def _captured(net: Callable[[], nn.Module], inputs: Callable[[int], tuple[Tensor, ...]], frontend: Any) -> fx.GraphModule:
     torch.manual_seed(0)
-    gm = fxprune.capture(randomised(net()).double(), inputs(2), frontend=frontend)
+    return fxprune.capture(randomised(net()).double(), inputs(2), frontend=frontend)
+
+
+def masked_graph(net: Callable[[], nn.Module], inputs: Callable[[int], tuple[Tensor, ...]], frontend: Any) -> fx.GraphModule:
+    gm = copy.deepcopy(_captured(net, inputs, frontend))
+    torch.manual_seed(0)
     names = [name for name, p in gm.named_parameters() if p.dim() > 1]
     fxprune.global_unstructured(gm, names, fxprune.L1Unstructured, amount=0.5)
     fxprune.l1_unstructured(gm, names[0], 0.1)
@@ -143,32 +153,37 @@ def test_compiled_without_a_graph_break(net: Any, inputs: Any, frontend: Any, tr
         torch.testing.assert_close(ours["_orig_mod." + name], gradient, rtol=1e-9, atol=1e-12)
 
 
-def _train_in_parallel(rank: int, port: int, results: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+X = torch.randn(4, 3, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(7))
+
+
+def _train_in_parallel(rank: int, port: int, file: Path | None = None) -> Any:
+    """Take one step on two of the four samples; return the output and the gradients, or save them."""
+    timeout = datetime.timedelta(seconds=120)  # for the other process to come
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timeout)
     try:
         gm = masked_graph(ConvNet, conv_inputs, "trace").eval()
         parallel = DistributedDataParallel(gm)
-        x = torch.randn(4, 3, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(7))
-        half = x[rank * 2 : rank * 2 + 2]
-        output = parallel(half)
+        output = parallel(X[rank * 2 : rank * 2 + 2])
         output.square().mean().backward()
-        results[rank] = (output.detach(), {n: p.grad for n, p in gm.named_parameters()})
     finally:
         dist.destroy_process_group()
+    found = output.detach(), {n: p.grad for n, p in gm.named_parameters()}
+    return found if file is None else torch.save(found, file)
 
 
-def test_distributed_data_parallel_with_two_processes() -> None:
+def test_distributed_data_parallel_with_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch puts one of its own there
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with torch.multiprocessing.Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(_train_in_parallel, args=(port, results), nprocs=2)
-        outputs, grads = zip(*(results[rank] for rank in (0, 1)), strict=True)
+    other = torch.multiprocessing.get_context("spawn").Process(target=_train_in_parallel, args=(1, port, tmp_path / "other"))
+    other.start()
+    ours = _train_in_parallel(0, port)
+    other.join()
+    assert other.exitcode == 0
+    outputs, grads = zip(ours, torch.load(tmp_path / "other"), strict=True)
     gm = masked_graph(ConvNet, conv_inputs, "trace").eval()
-    x = torch.randn(4, 3, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(7))
-    expected = gm(x)
+    expected = gm(X)
     assert relative_error(torch.cat(outputs), expected) <= 1e-9
     expected.square().mean().backward()
     for name, parameter in gm.named_parameters():
