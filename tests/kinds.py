@@ -3,7 +3,9 @@
 Every kind builds equal modules and inputs each time it is asked, so that two sides of a comparison start alike.
 """
 
+import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
+
+import fxprune
 
 _SEED = 20
 
@@ -335,6 +339,16 @@ _ATTENTION = (
 )
 
 KINDS: dict[str, Kind] = {k.name: k for k in (*_CONVOLUTIONS, *_PRODUCTS, *_NORMS, *_RECURRENT, *_ATTENTION)}
+
+
+@functools.cache
+def _captured(kind: Kind) -> fx.GraphModule:
+    return fxprune.capture(kind.build(), kind.inputs(), frontend="trace")
+
+
+def captured(kind: Kind) -> fx.GraphModule:
+    """Return the traced graph of a module of this kind, which shares nothing with any other."""
+    return copy.deepcopy(_captured(kind))
 
 
 def loss(output: Any) -> Tensor:

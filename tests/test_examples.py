@@ -29,8 +29,11 @@ def _threads_as_before() -> Iterator[None]:
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    monkeypatch.setattr("fxprune.reports.comparison._SECONDS", 0.0)  # no test looks at the latencies
+    main = runpy.run_path(str(EXAMPLES / name))["main"]
+    main.__globals__.update(TIMED_ROUNDS=1, WARM_UP=0)
     with torch.random.fork_rng(devices=[]):
-        runpy.run_path(str(EXAMPLES / name))["main"]()
+        main()
 
 
 def cells(printed: str, stage: str) -> list[str]:

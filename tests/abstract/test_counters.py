@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from collections.abc import Callable
@@ -102,6 +103,14 @@ NETS: list[Callable[[], nn.Module]] = [Counting, normed, Read, Indexed]
 
 
 def captured(build: Callable[[], nn.Module], frontend: Any, training: bool) -> tuple[nn.Module, Any]:
+    """Return a model and its graph, which share tensors, as on every call."""
+    copied = copy.deepcopy(_captured(build, frontend, training))
+    torch.manual_seed(0)
+    return copied
+
+
+@functools.cache
+def _captured(build: Callable[[], nn.Module], frontend: Any, training: bool) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     model = build().double().train(training)
     return model, fxprune.capture(model, torch.randn(4, 6, dtype=torch.double), frontend=frontend)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -37,6 +39,14 @@ class Multihead(nn.Module):
         return out
 
 
+@functools.cache
+def captured(net: type[nn.Module], training: bool, by: SDPBackend) -> tuple[nn.Module, Tensor, fx.GraphModule]:
+    """Return a model, its input and its graph, which no test changes."""
+    model, x = net().train(training), torch.randn(2, 5, 8)
+    with sdpa_kernel(by):
+        return model, x, fxprune.capture(model, x, frontend="export")
+
+
 @pytest.mark.parametrize("net", [Attention, Multihead])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("captured_by", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
@@ -44,8 +54,6 @@ class Multihead(nn.Module):
 def test_heads_are_joined_whichever_kernel_made_them(
     net: type[nn.Module], training: bool, captured_by: SDPBackend, run_by: SDPBackend
 ) -> None:
-    model, x = net().train(training), torch.randn(2, 5, 8)
-    with sdpa_kernel(captured_by):
-        gm = fxprune.capture(model, x, frontend="export")
+    model, x, gm = captured(net, training, captured_by)
     with sdpa_kernel(run_by):
         assert relative_error(run(gm, (x,)), run(model, (x,))) <= 1e-5

@@ -1,6 +1,8 @@
 """The methods on graphs: what they return and record, users' own methods, tied parameters, and what is refused."""
 
+import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -42,8 +44,13 @@ def build() -> nn.Module:
     return Net().eval()
 
 
-def captured() -> fx.GraphModule:
+@functools.cache
+def _captured() -> fx.GraphModule:
     return fxprune.capture(build(), inputs(), frontend="trace")
+
+
+def captured() -> fx.GraphModule:
+    return copy.deepcopy(_captured())
 
 
 @dataclasses.dataclass(frozen=True)

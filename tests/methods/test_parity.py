@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune as torch_prune
 
 import fxprune
-from tests.kinds import KINDS, Kind, loss
+from tests.kinds import KINDS, Kind, captured, loss
 
 pytestmark = [
     # Told by torch itself, of the dense module too.
@@ -102,9 +102,7 @@ def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def both(kind: Kind) -> tuple[fx.GraphModule, nn.Module]:
     """Return a captured graph and a module that is equal to what it was captured from but shares nothing with it."""
-    model = kind.build()
-    gm = fxprune.capture(copy.deepcopy(model), kind.inputs(), frontend="trace")
-    return gm, model
+    return captured(kind), kind.build()
 
 
 def assert_close(value: Any, expected: Any, what: str, tolerance: float | None = None) -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 import fxprune
 from fxprune.passes import Finalize, Mask
 from fxprune.testing import check_graph
-from tests.kinds import KINDS, Kind
+from tests.kinds import KINDS, Kind, captured
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -37,7 +37,7 @@ METHODS: dict[str, Callable[[fx.GraphModule, str], object]] = {
 @pytest.mark.parametrize("kind", list(KINDS.values()), ids=by_name)
 def test_masked_then_finalized_graph_is_the_captured_one(kind: Kind, method: str) -> None:
     """The export front end's graphs go through the same in test_parity."""
-    gm = fxprune.capture(kind.build(), kind.inputs(), frontend="trace")
+    gm = captured(kind)
     text, nodes, keys = gm.code, str(gm.graph), list(gm.state_dict())
     layout = [(name, type(module)) for name, module in gm.named_modules()]
     parameters = identities(gm)
@@ -62,7 +62,7 @@ def test_masked_then_finalized_graph_is_the_captured_one(kind: Kind, method: str
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("kind", [k for k in KINDS.values() if len(k.parameters) > 1], ids=by_name)
 def test_masks_removed_one_by_one_in_any_order_end_in_the_captured_graph(kind: Kind, order: tuple[int, int]) -> None:
-    gm = fxprune.capture(kind.build(), kind.inputs(), frontend="trace").eval()
+    gm = captured(kind).eval()
     text = gm.code
     names = [kind.parameters[i] for i in order]
     for name in names:

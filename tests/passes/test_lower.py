@@ -14,7 +14,7 @@ import fxprune
 from fxprune.graph.parts import Lowered
 from fxprune.passes import Lower, RaiseLeaves
 from fxprune.testing import check_graph
-from tests.kinds import KINDS, Kind, loss, readable
+from tests.kinds import KINDS, Kind, captured, loss, readable
 
 pytestmark = [
     # Told by torch itself, of the dense module too.
@@ -29,10 +29,6 @@ LAYERS = [kind for kind in KINDS.values() if kind.name not in {"bare", "in_parts
 
 def by_name(kind: Kind) -> str:
     return kind.name
-
-
-def capture(kind: Kind) -> fx.GraphModule:
-    return fxprune.capture(kind.build(), kind.inputs(), frontend="trace")
 
 
 def run(module: nn.Module, kind: Kind, *, training: bool) -> tuple[Any, dict[str, Tensor | None], dict[str, Tensor]]:
@@ -53,7 +49,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS, ids=by_name)
 def test_layer_written_out_computes_what_it_did_and_is_put_back_as_it_was(kind: Kind) -> None:
-    gm, model = capture(kind), kind.build()
+    gm, model = captured(kind), kind.build()
     before, keys, types = gm.code, list(gm.state_dict()), {n: type(m) for n, m in gm.named_modules()}
     parameters = dict(gm.named_parameters(remove_duplicate=False))
 
@@ -78,7 +74,7 @@ def test_layer_written_out_computes_what_it_did_and_is_put_back_as_it_was(kind: 
 
 @pytest.mark.parametrize("kind", LAYERS, ids=by_name)
 def test_either_pass_run_twice_is_the_pass_run_once_and_says_so(kind: Kind) -> None:
-    gm = capture(kind)
+    gm = captured(kind)
     before = gm.code
     assert RaiseLeaves()(gm).modified is False
     assert gm.code == before
@@ -157,7 +153,7 @@ def test_mode_changed_in_between_is_that_of_the_layer_put_back() -> None:
 @pytest.mark.parametrize("kind", [KINDS[n] for n in ("conv2d", "batch_norm2d", "lstm_deep", "gru")], ids=by_name)
 def test_layer_put_back_trains_the_parameters_of_the_graph(kind: Kind) -> None:
     """A recurrent layer keeps a second list of its weights, which must be these ones."""
-    gm, model = capture(kind), kind.build()
+    gm, model = captured(kind), kind.build()
     Lower(kind.parameters)(gm)
     RaiseLeaves()(gm)
     for module in (gm, model):
@@ -175,7 +171,7 @@ def test_layer_put_back_trains_the_parameters_of_the_graph(kind: Kind) -> None:
     "kind", [KINDS[n] for n in ("conv2d", "batch_norm2d", "lstm", "attention_out_proj", "twice")], ids=by_name
 )
 def test_layer_is_put_back_in_a_graph_that_was_copied_meanwhile(kind: Kind, through: Any) -> None:
-    gm = capture(kind)
+    gm = captured(kind)
     before = gm.code
     Lower(kind.parameters)(gm)
     other = through(gm)
@@ -196,7 +192,7 @@ def test_layer_called_in_two_ways_is_put_back_at_both_places() -> None:
             return again
 
     kind = Kind("two_ways", TwoWays, lambda: (torch.linspace(-1, 1, 24).view(4, 2, 3),), ("rnn.weight_hh_l0",))
-    gm = capture(kind)
+    gm = captured(kind)
     before = gm.code
     Lower(kind.parameters)(gm)
     assert not gm.graph.find_nodes(op="call_module")
