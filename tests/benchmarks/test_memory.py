@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from tests.benchmarks import memory
-from tests.zoo.apart import call_apart
 
 
-def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    apart, threads = list[str](), torch.get_num_threads()
-
-    def call(function: Callable[[str], Any], name: str, seconds: float) -> Any:
-        if apart:  # one process of its own is enough to see that they run
-            return function(name)
-        apart.append(name)
-        return call_apart(function, name, seconds)
-
-    monkeypatch.setattr(memory, "call_apart", call)
-    with warnings.catch_warnings():
-        (row,) = memory.memory(("torchvision/resnet18",), rounds=1)
-    torch.set_num_threads(threads)
+def test_memory(apart: list[str]) -> None:
+    (row,) = memory.memory(("torchvision/resnet18",), rounds=1)
     assert apart == ["planned torchvision/resnet18"]
     assert row["extra %"] == pytest.approx(100 * row["extra MiB"] / row["parameters MiB"])
     assert row["without library code %"] == pytest.approx(100 * row["without library code MiB"] / row["parameters MiB"])

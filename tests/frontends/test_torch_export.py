@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ class Multihead(nn.Module):
 
 
 @functools.cache
-def captured(net: type[nn.Module], training: bool, by: SDPBackend) -> tuple[nn.Module, Tensor, fx.GraphModule]:
+def captured(net: Callable[[], nn.Module], training: bool, by: SDPBackend) -> tuple[nn.Module, Tensor, fx.GraphModule]:
     """Return a model, its input and its graph, which no test changes."""
     model, x = net().train(training), torch.randn(2, 5, 8)
     with sdpa_kernel(by):
@@ -52,7 +53,7 @@ def captured(net: type[nn.Module], training: bool, by: SDPBackend) -> tuple[nn.M
 @pytest.mark.parametrize("captured_by", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
 @pytest.mark.parametrize("run_by", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
 def test_heads_are_joined_whichever_kernel_made_them(
-    net: type[nn.Module], training: bool, captured_by: SDPBackend, run_by: SDPBackend
+    net: Callable[[], nn.Module], training: bool, captured_by: SDPBackend, run_by: SDPBackend
 ) -> None:
     model, x, gm = captured(net, training, captured_by)
     with sdpa_kernel(run_by):

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.versions.environments import ENVIRONMENTS, ROOT, Environment, EnvironmentMissingError, select
@@ -31,10 +32,24 @@ def main(arguments: list[str] | None = None) -> int:
         environments = select(options.names)
     except ValueError as error:
         parser.error(str(error))
+    if options.install:
+        return _install(environments, options.folder)
     tests = [*(for_pytest or PARTS[options.part]), *([f"--numprocesses={options.jobs}"] if options.jobs else [])]
     rows = [_row(environment, options.folder, tests) for environment in environments]
     print(table(rows))
     return int(any(row.is_failure for row in rows))
+
+
+def _install(environments: Iterable[Environment], folder: Path) -> int:
+    """Make environments, say which cannot be made, and return the exit status."""
+    missing = 0
+    for environment in environments:
+        try:
+            environment.make(folder)
+        except EnvironmentMissingError as error:
+            print(f"{environment.name}: {error}", flush=True)
+            missing = 1
+    return missing
 
 
 def _row(environment: Environment, folder: Path, tests: list[str]) -> Row:
@@ -59,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", choices=PARTS, default="short", help="what of the suite (short)")
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-versions", help="of the environments (.venv-versions)")
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="test processes at a time; 0 for none but one (0)")
+    parser.add_argument("--install", action="store_true", help="make the environments and stop")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     return parser
 

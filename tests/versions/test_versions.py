@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.versions.__main__ import main
 from tests.versions.environments import ENVIRONMENTS, ROOT, USUAL, Environment, EnvironmentMissingError, select
 from tests.versions.suite import PARTS, Row, read, table
 
@@ -57,6 +58,23 @@ def test_environments_are_chosen_by_patterns() -> None:
 def test_a_missing_python_is_said(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentMissingError, match=r"there is no Python 3\.99 on this machine"):
         Environment("2.13.0", "0.28.0", "3.99").make(tmp_path)
+
+
+def test_environments_are_made_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+
+    def make(environment: Environment, folder: Path) -> None:
+        made.append((environment.name, folder))
+        if environment.python == "3.12":
+            raise EnvironmentMissingError("no such Python")
+
+    monkeypatch.setattr(Environment, "make", make)
+    assert main(["2.14.1-py3.11", "--folder", str(tmp_path), "--install"]) == 0
+    assert main(["2.14.1-py3.1[12]", "--folder", str(tmp_path), "--install"]) == 1
+    assert made == [(f"2.14.1-py{python}", tmp_path) for python in ("3.11", "3.11", "3.12")]
+    assert capsys.readouterr().out.splitlines() == ["2.14.1-py3.12: no such Python"]
 
 
 @pytest.mark.parametrize("path", sorted({path for part in PARTS.values() for path in part}))
