@@ -57,6 +57,11 @@ class Group:
     _flops: UnitFlops = field(repr=False)
 
     @property
+    def on_parameters(self) -> tuple[Member, ...]:
+        """The members that are not buffers."""
+        return tuple(member for member in self.members if not member.is_buffer)
+
+    @property
     def flops(self) -> float:
         """The floating-point operations at the example's sizes that go with one unit, on average."""
         return self._flops.of(self.units)

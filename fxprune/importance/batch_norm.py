@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, normalized, reduced
+from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.magnitude import Magnitude, powers
 from fxprune.importance.weights import Weights
 from fxprune.rules.labels import Label
@@ -18,7 +18,7 @@ from fxprune.rules.registry import op_card
 
 
 @dataclass(frozen=True)
-class BatchNormScale(Criterion):
+class BatchNormScale(MemberCriterion):
     """Score a unit by the absolute values of the batch-norm scales on its channels.
 
     Scales are recognised by their use: as the scale argument of a batch-norm operator. A group that meets no batch norm is
@@ -40,9 +40,6 @@ class BatchNormScale(Criterion):
     reduction: Reduction = "mean"
     normalizer: Normalizer = "mean"
 
-    def __post_init__(self) -> None:
-        check_options(self.reduction, self.normalizer)
-
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups by the present weights."""
         scales = batch_norm_scales(deps)
@@ -50,12 +47,12 @@ class BatchNormScale(Criterion):
         sums = powers(Weights(deps), 1)
 
         def scorer(group: Group) -> Tensor:
-            members = [m for m in group.members if m.parameter in scales and not m.is_buffer]
+            members = [m for m in group.on_parameters if m.parameter in scales]
             if not members:
                 return fallback(group)
-            found = sums.of(members, lambda absolute: absolute)
+            found = sums.of(members)
             channels = torch.tensor([[m.positions.shape[1]] for m in members]).to(found)
-            return normalized(reduced(found / channels, self.reduction), self.normalizer)
+            return self.combined(found / channels)
 
         return scorer
 

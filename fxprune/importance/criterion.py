@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group, Member
 from fxprune.errors import PlanError
-from fxprune.importance.weights import Sums
 
 Reduction = Literal["mean", "sum", "max", "first"]
 Normalizer = Literal["mean", "max", "sum", "none"]
 Scorer: TypeAlias = Callable[[Group], Tensor]
+
+_COMBINE: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "max": torch.amax, "sum": torch.sum}
 
 Importance: TypeAlias = Callable[[Dependencies, Group], Any]
 """A callable that gives each unit of a group a finite number, as a tensor or array of shape (``group.size``,): units of larger
@@ -38,44 +39,35 @@ class Criterion(ABC):
         return self.prepare(deps)(group)
 
 
-def over_members(score: Callable[[Member], Tensor], reduction: Reduction, normalizer: Normalizer) -> Scorer:
-    """Return a scorer that combines the scores, shape (units,), of each parameter axis of a group."""
+class MemberCriterion(Criterion):
+    """A criterion that scores each parameter axis of a group, reduces these scores, and normalizes the result."""
 
-    def scorer(group: Group) -> Tensor:
-        scores = [score(member) for member in _members(group, reduction)]
-        return normalized(reduced(torch.stack([s.to(scores[0]) for s in scores]), reduction), normalizer)
+    reduction: Reduction
+    normalizer: Normalizer = "none"
 
-    return scorer
+    def __post_init__(self) -> None:
+        check_options(self.reduction, self.normalizer)
 
+    def over_members(self, score: Callable[[Sequence[Member]], Tensor]) -> Scorer:
+        """Return a scorer from the scores of members, shape (members, units)."""
 
-def over_sums(sums: Sums, finish: Callable[[Tensor], Tensor], reduction: Reduction, normalizer: Normalizer) -> Scorer:
-    """Return a scorer that combines ``finish(sums)``, element by element, of each parameter axis of a group."""
+        def scorer(group: Group) -> Tensor:
+            return self.combined(score(group.on_parameters[:1] if self.reduction == "first" else group.on_parameters))
 
-    def scorer(group: Group) -> Tensor:
-        return normalized(reduced(sums.of(_members(group, reduction), finish), reduction), normalizer)
+        return scorer
 
-    return scorer
-
-
-def _members(group: Group, reduction: Reduction) -> list[Member]:
-    members = [m for m in group.members if not m.is_buffer]
-    return members[:1] if reduction == "first" else members
-
-
-def reduced(scores: Tensor, reduction: Reduction) -> Tensor:
-    """Return the scores of units, shape (units,), from the scores of several members, shape (members, units)."""
-    if len(scores) == 1 or reduction == "first":
-        return scores[0]
-    if reduction == "max":
-        return scores.amax(0)
-    return scores.sum(0) if reduction == "sum" else scores.mean(0)
+    def combined(self, scores: Tensor) -> Tensor:
+        """Return the scores of units, shape (units,), from the scores of members, shape (members, units)."""
+        if len(scores) == 1 or self.reduction == "first":
+            return normalized(scores[0], self.normalizer)
+        return normalized(_COMBINE[self.reduction](scores, 0), self.normalizer)
 
 
 def normalized(scores: Tensor, normalizer: Normalizer) -> Tensor:
     """Return the scores of a group relative to their own scale, which makes groups comparable."""
     if normalizer == "none":
         return scores
-    scale = scores.mean() if normalizer == "mean" else scores.amax() if normalizer == "max" else scores.sum()
+    scale = _COMBINE[normalizer](scores)
     return scores / (scale + (scale == 0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Member
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, over_members
+from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.weights import Weights, accurate
 
 
 @dataclass(frozen=True)
-class FPGM(Criterion):
+class FPGM(MemberCriterion):
     """Score a unit by the sum of the distances between its weights and the weights of every other unit of its group.
 
     The units of least score lie closest to the geometric median of all, so the rest can replace them. Takes time and memory
@@ -37,9 +38,6 @@ class FPGM(Criterion):
     reduction: Reduction = "mean"
     normalizer: Normalizer = "mean"
 
-    def __post_init__(self) -> None:
-        check_options(self.reduction, self.normalizer)
-
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups by the present weights."""
         weights = Weights(deps)
@@ -49,4 +47,8 @@ class FPGM(Criterion):
             vectors = value[torch.from_numpy(member.positions).to(value.device)].flatten(1)
             return torch.cdist(vectors, vectors).sum(1)
 
-        return over_members(distances, self.reduction, self.normalizer)
+        def score(members: Sequence[Member]) -> Tensor:
+            scores = [distances(member) for member in members]
+            return torch.stack([each.to(scores[0]) for each in scores])
+
+        return self.over_members(score)

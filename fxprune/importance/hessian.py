@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import PlanError
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, over_sums
+from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
 
 @dataclass(frozen=True)
-class Hessian(Criterion):
+class Hessian(MemberCriterion):
     """Score a unit by the sum of ``h * w ** 2 / 2`` over its slice of each parameter, h on the diagonal of the Hessian.
 
     The diagonal is estimated by Hutchinson's method: the mean of ``z * (H z)`` over random vectors z of signs, which needs one
@@ -48,7 +49,7 @@ class Hessian(Criterion):
     normalizer: Normalizer = "none"
 
     def __post_init__(self) -> None:
-        check_options(self.reduction, self.normalizer)
+        super().__post_init__()
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
             raise PlanError(f"samples must be a positive number, not {self.samples!r}")
 
@@ -61,8 +62,7 @@ class Hessian(Criterion):
             diagonal = self._diagonal(first)
         # The chain rule puts the square of a mask into the Hessian, so the product is that of the masked weight.
         products = {name: diagonal[p] * accurate(p.detach()) ** 2 / 2 for name, p in parameters.items()}
-        sums = Sums(weights, products.__getitem__, lambda product, _: product)
-        return over_sums(sums, Tensor.abs, self.reduction, self.normalizer)
+        return self.over_members(partial(Sums(weights, products.__getitem__).of, finish=Tensor.abs))
 
     def _diagonal(self, first: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Return the estimate of the diagonal, given differentiable gradients."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.importance.criterion import Criterion, Reduction, Scorer, check_options, over_sums
+from fxprune.importance.criterion import MemberCriterion, Reduction, Scorer
 from fxprune.importance.magnitude import powers
 from fxprune.importance.weights import Weights
 
 
 @dataclass(frozen=True)
-class LAMP(Criterion):
+class LAMP(MemberCriterion):
     """Score a unit by its share in the squared weights of all units of its group that are no smaller.
 
     The largest unit of each group scores 1, so that one threshold over all groups takes from each group as much as its
@@ -35,12 +35,9 @@ class LAMP(Criterion):
 
     reduction: Reduction = "mean"
 
-    def __post_init__(self) -> None:
-        check_options(self.reduction, "none")
-
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups by the present weights."""
-        squares = over_sums(powers(Weights(deps), 2), lambda squares: squares, self.reduction, "none")
+        squares = self.over_members(powers(Weights(deps), 2).of)
         return lambda group: _share_of_rest(squares(group))
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import PlanError
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, over_sums
+from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.weights import Sums, Weights
 
 
 @dataclass(frozen=True)
-class Magnitude(Criterion):
+class Magnitude(MemberCriterion):
     """Score a unit by the p-norm of its weights.
 
     On every parameter axis of its group a unit has a slice, or several. ``reduction`` combines the norms of slices on
@@ -40,14 +41,13 @@ class Magnitude(Criterion):
     normalizer: Normalizer = "mean"
 
     def __post_init__(self) -> None:
-        check_options(self.reduction, self.normalizer)
+        super().__post_init__()
         if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 0 < self.p < math.inf:
             raise PlanError(f"p must be a positive, finite number, not {self.p!r}")
 
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups by the present weights."""
-        root = 1 / self.p
-        return over_sums(powers(Weights(deps), self.p), lambda sums: sums**root, self.reduction, self.normalizer)
+        return self.over_members(partial(powers(Weights(deps), self.p).of, finish=lambda sums: sums ** (1 / self.p)))
 
 
 def powers(weights: Weights, p: float) -> Sums:

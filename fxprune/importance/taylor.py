@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.importance.criterion import Criterion, Normalizer, Reduction, Scorer, check_options, over_sums
+from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
 
 @dataclass(frozen=True)
-class Taylor(Criterion):
+class Taylor(MemberCriterion):
     """Score a unit by the square of the sum of gradient times weight over its slice of each parameter.
 
     Args:
@@ -38,9 +39,6 @@ class Taylor(Criterion):
     reduction: Reduction = "mean"
     normalizer: Normalizer = "none"
 
-    def __post_init__(self) -> None:
-        check_options(self.reduction, self.normalizer)
-
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups by the present gradients."""
         weights = Weights(deps)
@@ -49,8 +47,7 @@ class Taylor(Criterion):
             found = gradients(deps.gm, self.loss, parameters.values())
         # The chain rule puts a mask into the gradient, so the product is that of the masked weight.
         products = {name: _real_product(found[p], p.detach()) for name, p in parameters.items()}
-        sums = Sums(weights, products.__getitem__, lambda product, _: product)
-        return over_sums(sums, Tensor.square, self.reduction, self.normalizer)
+        return self.over_members(partial(Sums(weights, products.__getitem__).of, finish=Tensor.square))
 
 
 def _real_product(gradient: Tensor, weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Member
 from fxprune.errors import PlanError
-from fxprune.graph.masks import ORIG, find_masked, find_parameter
+from fxprune.graph.masks import all_masked, find_parameter
 from fxprune.graph.paths import parameters_by_name
 
 _PIECE = 1 << 17  # elements
@@ -22,20 +22,18 @@ class Weights:
 
     def __init__(self, deps: Dependencies) -> None:
         self.dims: dict[str, list[int]] = {}
-        for group in deps.groups:
-            for member in group.members:
-                if not member.is_buffer and member.dim not in self.dims.setdefault(member.parameter, []):
-                    self.dims[member.parameter].append(member.dim)
+        for member in (member for group in deps.groups for member in group.on_parameters):
+            if member.dim not in self.dims.setdefault(member.parameter, []):
+                self.dims[member.parameter].append(member.dim)
         self._gm = deps.gm
-        self._own = parameters_by_name(deps.gm)
+        self._plain = parameters_by_name(deps.gm)
+        self._masked = {name: masked for masked in all_masked(deps.gm) for name in masked.names}
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return a parameter as it is stored, without its mask."""
-        found = self._own.get(name)  # only while it has no mask
+        found = self._masked[name].orig if name in self._masked else self._plain.get(name)
         if found is None:
-            found = self._own.get(name + ORIG)
-        if found is None:
-            found = find_parameter(self._gm, name)
+            found = find_parameter(self._gm, name)  # raises, as the graph changed
         if found.is_meta:
             raise PlanError(
                 f"parameter {name!r} is on the meta device and has no values to be ranked by: load the weights, or give an "
@@ -45,8 +43,7 @@ class Weights:
 
     def value(self, name: str) -> Tensor:
         """Return the value that the graph computes with: the parameter times its mask."""
-        value = self.parameter(name).detach()
-        masked = None if name in self._own else find_masked(self._gm, name)
+        value, masked = self.parameter(name).detach(), self._masked.get(name)
         return value if masked is None else value * masked.mask.to(value.dtype)
 
 
@@ -61,20 +58,22 @@ Element = Callable[[Tensor, Tensor | None], Tensor]
 """The element-wise function whose results are summed; it may write into the second argument and return it."""
 
 
+def _same(value: Tensor, out: Tensor | None = None) -> Tensor:
+    return value
+
+
 class Sums:
     """The sums of ``element(values(name))`` over all elements at one position of a parameter axis, read once a parameter.
 
     For a weight of shape (64, 16, 3, 3) the sums along dimension 1 have shape (16,): each is of 64 * 3 * 3 elements.
     """
 
-    def __init__(self, weights: Weights, values: Callable[[str], Tensor], element: Element) -> None:
-        self._dims = weights.dims
-        self._values = values
-        self._element = element
+    def __init__(self, weights: Weights, values: Callable[[str], Tensor], element: Element = _same) -> None:
+        self._dims, self._values, self._element = weights.dims, values, element
         self._known: dict[str, dict[int, Tensor]] = {}
         self._buffer = torch.empty(0)
 
-    def of(self, members: Sequence[Member], finish: Callable[[Tensor], Tensor]) -> Tensor:
+    def of(self, members: Sequence[Member], finish: Callable[[Tensor], Tensor] = _same) -> Tensor:
         """Return ``finish`` of the sums over the positions of each unit, element by element, shape (members, units)."""
         for name in dict.fromkeys(member.parameter for member in members):
             if name not in self._known:
@@ -103,8 +102,7 @@ class Sums:
         outermost: list[Tensor] = []
         rest: Tensor | None = None
         for part in value.split(step) if step < len(value) else (value,):
-            elements = self._elements(part)
-            elements = elements if elements.dim() == 2 else elements.flatten(1)
+            elements = self._elements(part).flatten(1)
             if 0 in dims:
                 outermost.append(elements.sum(1))
             if dims != [0]:
