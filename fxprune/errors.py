@@ -4,6 +4,9 @@ All errors derive from :class:`FxpruneError`. Where the public API mirrors ``tor
 the builtin type that torch raises there, so that code written for torch keeps catching it.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class FxpruneError(Exception):
     """Base class of all errors raised by fxprune."""
@@ -107,8 +110,16 @@ def in_short(error: Exception, lines: int = 1) -> str:
     return f"{type(error).__name__}: {' '.join(text[:lines])}" if text else type(error).__name__
 
 
-def as_pruning_error(error: Exception, context: str) -> PruningError:
-    """Return ``error`` as the :class:`PruningError` that is also of its builtin type, with ``context`` before its text."""
-    ours = (PruningValueError, PruningTypeError, PruningAssertionError, PruningIndexError, PruningAttributeError)
-    mirrored: type[PruningError] = next((each for each in ours if isinstance(error, each.__bases__[1])), PruningRuntimeError)
-    return mirrored(f"{context}: {error}")
+@contextlib.contextmanager
+def as_pruning_errors(context: str) -> Iterator[None]:
+    """Raise errors of torch as the :class:`PruningError` of the same builtin type, with ``context`` before their texts."""
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        ours = (PruningValueError, PruningTypeError, PruningAssertionError, PruningIndexError, PruningAttributeError)
+        mirrored: type[PruningError] = next(
+            (each for each in ours if isinstance(error, each.__bases__[1])), PruningRuntimeError
+        )
+        raise mirrored(f"{context}: {error}") from error

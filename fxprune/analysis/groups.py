@@ -72,7 +72,7 @@ class Group:
 
 def digest(group: Group) -> str:
     """Return a digest of a group's positions on parameters. It does not depend on the order of members and units."""
-    members = sorted((m for m in group.members if not m.is_buffer), key=lambda m: (m.parameter, m.dim))
+    members = sorted(group.on_parameters, key=lambda m: (m.parameter, m.dim))
     positions = np.concatenate([np.empty((group.size, 0), np.int64), *(m.positions for m in members)], 1)
     positions = positions[np.lexsort(positions.T[::-1])]
     digest = hashlib.sha256(" ".join(f"{m.parameter} {m.dim} {m.positions.shape[1]}" for m in members).encode())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune as torch_prune
 
-from fxprune.errors import FxpruneError, PruningTypeError, PruningValueError, as_pruning_error
+from fxprune.errors import PruningTypeError, PruningValueError, as_pruning_errors
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import base_names, check_prunable, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
@@ -49,11 +49,9 @@ def global_unstructured(
     """
     parameters = _distinct(gm, names)
     given = _given_scores(gm, parameters, importance_scores)
-    try:
+    with as_pruning_errors(f"cannot prune with {getattr(pruning_method, '__name__', pruning_method)}"):
         method = pruning_method(**kwargs)
         kind = method.PRUNING_TYPE  # type: ignore[attr-defined]
-    except Exception as error:
-        raise as_pruning_error(error, f"cannot prune with {getattr(pruning_method, '__name__', pruning_method)}") from error
     if kind != "unstructured":
         raise PruningTypeError(
             f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has {kind!r}'
@@ -103,19 +101,14 @@ def _global_masks(
 ) -> dict[str, Tensor]:
     """Return a new mask for each parameter; ``method`` ranks the elements of all parameters at once."""
     masked = {name: find_masked(gm, name) for name in parameters}
-    try:
-        with torch.no_grad(), torch.inference_mode(False):
-            if isinstance(method, torch_prune.L1Unstructured) and type(method).compute_mask is _COMPUTE_L1:
-                ranked = [given.get(name, parameter.detach()) for name, parameter in parameters.items()]
-                earlier = [None if entry is None else entry.mask.expand_as(entry.orig) for entry in masked.values()]
-                if (found := masks_of_smallest(ranked, earlier, method.amount)) is not None:
-                    return dict(zip(parameters, found, strict=True))
-            return _computed_masks({name: current_value(p, masked[name]) for name, p in parameters.items()}, given, gm, method)
-    except FxpruneError:
-        raise
-    except Exception as error:
-        names = f"{len(parameters)} parameters ({', '.join(list(parameters)[:3])}{', ...' if len(parameters) > 3 else ''})"
-        raise as_pruning_error(error, f"cannot prune {names} with {type(method).__name__}") from error
+    names = f"{len(parameters)} parameters ({', '.join(list(parameters)[:3])}{', ...' if len(parameters) > 3 else ''})"
+    with as_pruning_errors(f"cannot prune {names} with {type(method).__name__}"), torch.no_grad(), torch.inference_mode(False):
+        if isinstance(method, torch_prune.L1Unstructured) and type(method).compute_mask is _COMPUTE_L1:
+            ranked = [given.get(name, parameter.detach()) for name, parameter in parameters.items()]
+            earlier = [None if entry is None else entry.mask.expand_as(entry.orig) for entry in masked.values()]
+            if (found := masks_of_smallest(ranked, earlier, method.amount)) is not None:
+                return dict(zip(parameters, found, strict=True))
+        return _computed_masks({name: current_value(p, masked[name]) for name, p in parameters.items()}, given, gm, method)
 
 
 def _computed_masks(

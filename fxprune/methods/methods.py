@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune as torch_prune
 
-from fxprune.errors import PruningAssertionError, PruningError, PruningTypeError, PruningValueError, as_pruning_error
+from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValueError, as_pruning_errors
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
@@ -67,20 +67,15 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         """
         parameter = find_parameter(as_graph_module(module), name)
         masked = find_masked(module, name)
-        try:
-            check_prunable(name, parameter)
+        check_prunable(name, parameter)
+        context = f"cannot prune parameter {name!r} of shape {tuple(parameter.shape)} with {cls.__name__}"
+        with as_pruning_errors(context), torch.no_grad():
             method: torch_prune.BasePruningMethod = for_parameter(cls(*args, **kwargs), base_names(module, parameter)[0])
-            with torch.no_grad():
-                value, default_mask = current_value(parameter, masked)
-                scores = scores_for(importance_scores, value, name)
-                if masked is not None:
-                    method = chain(module, parameter_of(method), method)
-                mask = method.compute_mask(scores, default_mask=default_mask)
-        except PruningError:
-            raise
-        except Exception as error:
-            context = f"cannot prune parameter {name!r} of shape {tuple(parameter.shape)} with {cls.__name__}"
-            raise as_pruning_error(error, context) from error
+            value, default_mask = current_value(parameter, masked)
+            scores = scores_for(importance_scores, value, name)
+            if masked is not None:
+                method = chain(module, parameter_of(method), method)
+            mask = method.compute_mask(scores, default_mask=default_mask)
         insert_masks(module, {name: mask})
         module.recompile()
         remember(module, method)

@@ -32,9 +32,8 @@ class Names:
         self._parameters = [t for t in deps.tracked if t.is_parameter]
         self._groups: dict[str, list[int]] = {}
         for group in deps.groups:
-            for member in group.members:
-                if not member.is_buffer:
-                    self._groups.setdefault(member.parameter, []).append(group.index)
+            for member in group.on_parameters:
+                self._groups.setdefault(member.parameter, []).append(group.index)
 
     def groups(self, selector: Any, argument: str) -> set[int]:
         """Return the indices of all groups that live on the parameters that ``selector`` means.

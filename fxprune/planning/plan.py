@@ -207,11 +207,10 @@ def _choice(group: Group, scores: Scores, gone: Flags, shapes: Mapping[str, tupl
     """Return the choice of the units of a group that are not ``gone``."""
     left: dict[str, list[int]] = {}
     count = int(np.count_nonzero(gone))
-    for member in group.members:
-        if not member.is_buffer and count:
-            # Units with several positions may share some.
-            lost = count if member.positions.shape[1] == 1 else len(np.unique(member.positions[gone]))
-            left.setdefault(member.parameter, list(shapes[member.parameter]))[member.dim] -= lost
+    for member in group.on_parameters:
+        # Units with several positions may share some.
+        lost = count if member.positions.shape[1] == 1 else len(np.unique(member.positions[gone]))
+        left.setdefault(member.parameter, list(shapes[member.parameter]))[member.dim] -= lost
     parameters = sum(math.prod(shapes[name]) - math.prod(kept) for name, kept in left.items())
     first = group.members[0]
     return Choice(group.index, f"{first.parameter}[{first.dim}]", group.size, np.flatnonzero(~gone), scores, parameters)

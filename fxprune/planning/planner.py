@@ -94,7 +94,7 @@ def plan(
     ranking = rank(deps, costs.census, groups, scores)
     prunings = _Prunings(ranking, scope, multiple, special)
     if budgets:
-        kept = _smallest(prunings, _Limits(costs, ranking, deps.units.count, budgets))
+        kept = _smallest(prunings, costs, budgets)
     else:
         kept = prunings.of_amount(_amount(amount, "amount"))
     return Plan.of(deps, costs, ranking, kept)
@@ -215,41 +215,29 @@ class _Prunings:
         return len(shares), lambda index: keep(local_counts(sizes, [shares[index]] * len(sizes)))
 
 
-class _Limits:
-    """The parameters and FLOPs that a pruning may leave."""
-
-    def __init__(self, costs: Costs, ranking: Ranking, total: int, budgets: Mapping[str, float]) -> None:
-        self._ranking = ranking
-        counts: dict[str, tuple[Callable[[Flags], float], str]] = {
-            "max_params": (costs.parameters, "parameters"),
-            "max_flops": (costs.flops, "FLOPs"),
-        }
-        self._limits = []
-        for name, budget in budgets.items():
-            count, counted = counts[name]
-            present = count(np.zeros(total, bool))
-            limit = budget if isinstance(budget, int) else budget * present
-            self._limits.append((name, budget, counted, count, present, limit))
-
-    def met(self, kept: Index) -> bool:
-        """Tell whether a pruning is within every limit."""
-        removed = self._ranking.removed(kept)
-        return all(count(removed) <= limit for *_, count, _, limit in self._limits)
-
-    def check(self, kept: Index) -> None:
-        """Raise PlanError if the largest pruning does not meet the limits."""
-        removed = self._ranking.removed(kept)
-        for name, budget, counted, count, present, limit in self._limits:
-            if (reached := count(removed)) > limit:
-                asked = f"{budget:,}" if isinstance(budget, int) else f"{budget} ({limit:,.0f})"
-                raise PlanError(
-                    f"{name}={asked} cannot be met: with all removed that can go {reached:,.0f} {counted} are left "
-                    f"of {present:,.0f}, {reached / present:.1%}"
-                )
-
-
-def _smallest(prunings: _Prunings, limits: _Limits) -> Index:
-    """Return the smallest pruning that is within the limits."""
+def _smallest(prunings: _Prunings, costs: Costs, budgets: Mapping[str, float]) -> Index:
+    """Return the smallest pruning within the budgets; raise PlanError if the largest is not."""
     count, pruning = prunings.all()
-    limits.check(pruning(count - 1))
-    return pruning(bisect_left(range(count - 1), True, key=lambda index: limits.met(pruning(index))))
+    counts: dict[str, tuple[Callable[[Flags], float], str]] = {
+        "max_params": (costs.parameters, "parameters"),
+        "max_flops": (costs.flops, "FLOPs"),
+    }
+    most = prunings.ranking.removed(pruning(count - 1))
+    limits = []
+    for name, budget in budgets.items():
+        left, counted = counts[name]
+        present, reached = left(np.zeros_like(most)), left(most)
+        limit = budget if isinstance(budget, int) else budget * present
+        if reached > limit:
+            asked = f"{budget:,}" if isinstance(budget, int) else f"{budget} ({limit:,.0f})"
+            raise PlanError(
+                f"{name}={asked} cannot be met: with all removed that can go {reached:,.0f} {counted} are left "
+                f"of {present:,.0f}, {reached / present:.1%}"
+            )
+        limits.append((left, limit))
+
+    def is_within(index: int) -> bool:
+        removed = prunings.ranking.removed(pruning(index))
+        return all(left(removed) <= limit for left, limit in limits)
+
+    return pruning(bisect_left(range(count - 1), True, key=is_within))

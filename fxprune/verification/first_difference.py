@@ -37,8 +37,23 @@ def first_difference(
             values[node.name] = map_aggregate(value, lambda v: v.clone() if isinstance(v, Tensor) else v)
 
     Subject(NodeByNode(NodeRunner(reference, after=record)), double=double).run(theirs, training=training)
-    comparison = _Comparison(values, tolerance)
-    runner = NodeRunner(candidate, after=comparison.compare)
+    forms, compared = dict[fx.Node, Any](), 0
+
+    def compare(node: fx.Node, value: Any) -> None:
+        nonlocal compared
+        forms[node] = shapes(value)
+        expected = values.pop(node.name, None)
+        error = node_error(expected, value, KEPT_OF_VALUE.get(node))
+        if error is None:
+            return
+        compared += 1
+        if error > tolerance:
+            raise _DifferenceError(
+                f"{name_node(node)}: relative error {error:.1e}, shape {shapes(expected)} in the reference and "
+                f"{forms[node]} in the candidate"
+            )
+
+    runner = NodeRunner(candidate, after=compare)
     try:
         Subject(NodeByNode(runner), double=double).run(ours, training=training)
     except _DifferenceError as found:
@@ -46,34 +61,13 @@ def first_difference(
     except Exception as error:  # operators raise any type on operands that do not fit
         if (node := runner.at) is None:
             raise
-        operands = [comparison.shapes.get(n) for n in node.all_input_nodes]
+        operands = [forms.get(n) for n in node.all_input_nodes]
         return f"it fails at node {name_node(node)} on {operands}: {in_short(error)}"
-    return f"none of the {comparison.compared} nodes that could be compared differs by that much"
+    return f"none of the {compared} nodes that could be compared differs by that much"
 
 
 class _DifferenceError(FxpruneError):
     """Ends the run of the candidate at the node that differs."""
-
-
-class _Comparison:
-    def __init__(self, reference: dict[str, Any], tolerance: float) -> None:
-        self.reference = reference
-        self.tolerance = tolerance
-        self.shapes: dict[fx.Node, Any] = {}
-        self.compared = 0
-
-    def compare(self, node: fx.Node, value: Any) -> None:
-        self.shapes[node] = shapes(value)
-        expected = self.reference.pop(node.name, None)
-        error = node_error(expected, value, KEPT_OF_VALUE.get(node))
-        if error is None:
-            return
-        self.compared += 1
-        if error > self.tolerance:
-            raise _DifferenceError(
-                f"{name_node(node)}: relative error {error:.1e}, shape {shapes(expected)} in the reference and "
-                f"{shapes(value)} in the candidate"
-            )
 
 
 def name_node(node: fx.Node) -> str:

@@ -70,18 +70,21 @@ def verify(
     """
     _check_arguments(reference, candidate, tolerance, modes, precision)
     inputs = given(reference, example_inputs, example_kwargs)
-    verification = _Verification(reference, candidate, inputs, tuple(modes), tolerance, other_batch, gradients)
+
+    def largest_error(*, double: bool) -> float:
+        allowed = _default_tolerance(reference, inputs, double) if tolerance is None else tolerance
+        return _Verification(reference, candidate, inputs, tuple(modes), allowed, other_batch, gradients, double).run()
+
     with torch.inference_mode(False):
-        if precision == "own":
-            return verification.run(double=False)
-        try:
-            return verification.run(double=True)
-        except InputError:
-            return verification.run(double=False)
-        except VerificationError as error:
-            if error.__cause__ is None:
-                raise
-            return verification.run(double=False)  # the candidate failed, perhaps because of the precision
+        if precision == "double":
+            try:
+                return largest_error(double=True)
+            except InputError:
+                pass
+            except VerificationError as error:
+                if error.__cause__ is None:
+                    raise  # else the candidate failed, perhaps because of the precision
+        return largest_error(double=False)
 
 
 def _check_arguments(reference: object, candidate: object, tolerance: object, modes: object, precision: object) -> None:
@@ -117,33 +120,31 @@ class _Verification:
     candidate: nn.Module
     inputs: Inputs
     modes: tuple[Mode, ...]
-    tolerance: float | None
+    tolerance: float
     other_batch: bool
     gradients: bool
+    double: bool
 
-    def run(self, *, double: bool) -> float:
+    def run(self) -> float:
         """Return the largest relative error; the models are copied one after the other."""
-        expected = self._run_reference(double)
-        tolerance = self.tolerance if self.tolerance is not None else _default_tolerance(self.reference, self.inputs, double)
-        subject = Subject(self.candidate, double=double, gradients=self.gradients)
+        expected = self._run_reference()
+        subject = Subject(self.candidate, double=self.double, gradients=self.gradients)
         worst = 0.0
         for run in expected:
             try:
                 result = subject.run(run.inputs, training=run.case.training)
             except Exception as error:  # operators raise any type on operands that do not fit
-                blame = self._blame(run, double, tolerance)
-                raise VerificationError(
-                    f"the candidate fails {run.case}, where the reference runs: {in_short(error)}{blame}"
-                ) from error
-            for name, found in self._errors(run.result, result, double):
-                if not found <= tolerance:
-                    raise VerificationError(self._describe(run, name, found, result, double, tolerance))
+                text = f"the candidate fails {run.case}, where the reference runs: {in_short(error)}{self._blame(run)}"
+                raise VerificationError(text) from error
+            for name, found in self._errors(run.result, result):
+                if not found <= self.tolerance:
+                    raise VerificationError(self._describe(run, name, found, result))
                 worst = max(worst, found)
         return worst
 
-    def _run_reference(self, double: bool) -> list[_Expected]:
+    def _run_reference(self) -> list[_Expected]:
         """Run every case that the reference can run; raise InputError if it can run none of some mode."""
-        subject = Subject(self.reference, double=double, gradients=self.gradients)
+        subject = Subject(self.reference, double=self.double, gradients=self.gradients)
         failures: dict[str, Exception] = {}
         runs: list[_Expected] = []
         for case in cases(self.reference, self.inputs, self.modes, other_batch=self.other_batch):
@@ -159,7 +160,7 @@ class _Verification:
                 ) from failure
         return runs
 
-    def _errors(self, expected: Result, result: Result, double: bool) -> Iterator[tuple[str, float]]:
+    def _errors(self, expected: Result, result: Result) -> Iterator[tuple[str, float]]:
         for name in {**expected.outputs, **result.outputs}:
             both = name in expected.outputs and name in result.outputs
             yield name, _leaf_error(expected.outputs[name], result.outputs[name]) if both else math.inf
@@ -170,7 +171,7 @@ class _Verification:
         scale = max((_magnitude(g) for g in expected.gradients.values()), default=0.0)
         for name, gradient in result.gradients.items():
             # Some gradients are zero but for rounding, such as the gradient of a bias before a batch norm.
-            floor = scale * (1e-6 if double else 1e-2)
+            floor = scale * (1e-6 if self.double else 1e-2)
             yield f"the gradient of {name!r}", self._gradient_error(name, gradient, expected.gradients, kept.get(name), floor)
 
     def _gradient_error(
@@ -186,21 +187,19 @@ class _Verification:
                 gradient = gradient * mask
         return 0.0 if theirs is None else _kept_error(theirs, gradient, kept, max(floor, 1e-30))
 
-    def _describe(self, run: _Expected, name: str, found: float, result: Result, double: bool, tolerance: float) -> str:
+    def _describe(self, run: _Expected, name: str, found: float, result: Result) -> str:
         expected, value = (r.outputs.get(name) for r in (run.result, result))
         if math.isfinite(found):
-            text = f"relative error {found:.1e} (tolerance {tolerance:.0e})"
+            text = f"relative error {found:.1e} (tolerance {self.tolerance:.0e})"
         elif (theirs := _form(expected)) != (ours := _form(value)):
             text = f"{theirs} in the reference, {ours} in the candidate"
         else:
             text = "infinite relative error: NaN, infinities or integers differ"
-        blame = self._blame(run, double, tolerance)
-        return f"the candidate does not compute what the reference does {run.case}: {name}: {text}{blame}"
+        return f"the candidate does not compute what the reference does {run.case}: {name}: {text}{self._blame(run)}"
 
-    def _blame(self, run: _Expected, double: bool, tolerance: float) -> str:
-        found = first_difference(
-            self.reference, self.candidate, run.inputs, training=run.case.training, double=double, tolerance=tolerance
-        )
+    def _blame(self, run: _Expected) -> str:
+        how = {"training": run.case.training, "double": self.double}
+        found = first_difference(self.reference, self.candidate, run.inputs, tolerance=self.tolerance, **how)
         return f"; {found}" if found else ""
 
 

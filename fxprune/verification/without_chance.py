@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxprune.graph.arguments import map_aggregate
+from fxprune.rules.call import bound_arguments
 from fxprune.torch_internals.operators import (
     HigherOrderOperator,
     OpOverload,
@@ -69,7 +70,7 @@ class _Deterministic(TorchDispatchMode):
         if self.double and func is not aten.view.dtype:  # it reads the bits
             args, kwargs = map_aggregate((args, kwargs), _widen)
         if torch.Tag.nondeterministic_seeded in func.tags or _drops(func):
-            result = _without_chance(func, _bind(func, args, kwargs))
+            result = _without_chance(func, bound_arguments(func, args, kwargs))
         else:
             result = func(*args, **kwargs)
         if self.double and (func is aten.lift_fresh.default or _is_new(func)):
@@ -107,13 +108,6 @@ _DROPPING = ("dropout_p", "dropout")
 
 def _drops(func: OpOverload) -> bool:
     return any(a.name in _DROPPING and str(a.type) == "float" for a in arguments_of(func))
-
-
-def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Return the arguments by name, defaults included."""
-    bound = {a.name: a.default_value for a in arguments_of(func) if a.has_default_value()}
-    bound.update(zip((a.name for a in arguments_of(func)), args, strict=False))
-    return {**bound, **kwargs}
 
 
 def _without_chance(func: OpOverload, bound: Arguments) -> Any:
@@ -169,13 +163,8 @@ _MIDDLE: dict[str, Callable[[Arguments], Any]] = {
     "_standard_gamma": lambda a: a["self"],
     "_sample_dirichlet": lambda a: a["self"] / a["self"].sum(-1, keepdim=True),
     "multinomial": _multinomial,
+    "randperm": lambda a: torch.randperm(a["n"], generator=torch.Generator().manual_seed(0)),
 }
-
-
-def _randperm(func: OpOverload, bound: Arguments) -> Any:
-    result = func(**bound)
-    order = torch.randperm(bound["n"], generator=torch.Generator().manual_seed(0))
-    return result.copy_(order)
 
 
 def _native_dropout(func: OpOverload, bound: Arguments) -> Any:
@@ -192,7 +181,6 @@ def _rrelu(func: OpOverload, bound: Arguments) -> Any:
 
 
 _WHOLE: dict[str, Callable[[OpOverload, Arguments], Any]] = {
-    "randperm": _randperm,
     "native_dropout": _native_dropout,
     "rrelu_with_noise": _rrelu,
 }
