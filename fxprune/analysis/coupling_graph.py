@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 import networkx as nx
 import numpy as np
 
-from fxprune.algebra.axes import NONE
+from fxprune.algebra.axes import NONE, Axis
 from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
 from fxprune.analysis.groups import Group
@@ -17,7 +18,7 @@ from fxprune.analysis.steps import Step
 from fxprune.errors import AnalysisValueError
 from fxprune.rules.labels import Label
 
-GroupsOn = Callable[[Label, int], tuple[str, ...]]
+GroupsOn = Callable[[Axis], tuple[str, ...]]
 
 
 def coupling_graph(units: Units, groups: Iterable[Group], steps: Iterable[Step]) -> nx.MultiGraph[str]:
@@ -30,27 +31,25 @@ def coupling_graph(units: Units, groups: Iterable[Group], steps: Iterable[Step])
     group_of = np.full(units.count, NONE, np.intp)
     for group in groups:
         group_of[group.units] = group.index
-    known: dict[Content, tuple[str, ...]] = {}
 
-    def groups_on(label: Label, dim: int) -> tuple[str, ...]:
-        content = units.content(label.axes[dim])
-        if content not in known:
-            numbers = np.unique(group_of[content.owned.units])
-            known[content] = tuple(str(n) for n in numbers if n != NONE)
-        return known[content]
+    @functools.cache
+    def groups_of(content: Content) -> tuple[str, ...]:
+        return tuple(str(n) for n in np.unique(group_of[content.owned.units]) if n != NONE)
+
+    def groups_on(axis: Axis) -> tuple[str, ...]:
+        return groups_of(units.content(axis))
 
     graph: nx.MultiGraph[str] = nx.MultiGraph()
     places: dict[int, str] = {}  # by number of the step
     for number, step in enumerate(steps):
         if step.tracked is not None:
-            for dim, size in enumerate(step.tracked.label.shape):
-                if on_axis := groups_on(step.tracked.label, dim):
-                    name = f"{step.tracked.name}[{dim}]"
-                    graph.add_node(name, kind="axis", size=size, groups=" ".join(on_axis))
+            for dim, axis in enumerate(step.tracked.label.axes):
+                if on_axis := groups_on(axis):
+                    graph.add_node(f"{step.tracked.name}[{dim}]", kind="axis", size=axis.size, groups=" ".join(on_axis))
             places[number] = step.tracked.name
             continue
         edges = list(_edges(step.operands, places, groups_on))
-        if not edges and not any(groups_on(label, d) for label in step.results for d in range(len(label))):
+        if not edges and not any(groups_on(axis) for label in step.results for axis in label.axes):
             continue
         places[number] = name = _free_name(graph, f"{step.node}:{step.op}")
         graph.add_node(name, kind="op", node=step.node, op=step.op)
@@ -65,8 +64,7 @@ def _edges(operands: Iterable[Label], places: dict[int, str], groups_on: GroupsO
         if (source := places.get(label.producer)) is None:
             continue
         passing: dict[str, None] = {}
-        for dim in range(len(label)):
-            groups = groups_on(label, dim)
+        for dim, groups in enumerate(map(groups_on, label.axes)):
             if groups and ":" not in source:
                 yield f"{source}[{dim}]", groups
             passing |= dict.fromkeys(groups)

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import networkx as nx
 import numpy as np
 from torch import nn
 
@@ -100,22 +101,20 @@ def uncrossed(deps: Dependencies, census: Census, ignored: set[int], choose: Cho
     crossing = _crossings(deps, census)
     taken: dict[int, Group] = {}
     for group in candidates:
-        if not crossing[group.index] & taken.keys():
+        if taken.keys().isdisjoint(crossing[group.index]):
             taken[group.index] = group
     return [taken[index] for index in sorted(taken)]
 
 
-def _crossings(deps: Dependencies, census: Census) -> list[set[int]]:
-    """Return for every group the indices of the groups with which it shares a position of a parameter or buffer."""
+def _crossings(deps: Dependencies, census: Census) -> nx.Graph[int]:
+    """Return the graph of the groups' indices, with an edge wherever two share a position of a parameter or buffer."""
     total = len(deps.groups)
     group_of = np.full(deps.units.count + 1, -1, np.intp)  # the last for NONE
     for group in deps.groups:
         group_of[group.units] = group.index
-    found: list[set[int]] = [set() for _ in range(total)]
+    crossing: nx.Graph[int] = nx.empty_graph(total)
     for slot in {census.slot(axis) for tracked in deps.tracked for axis in tracked.label.axes}:
         for one, other in itertools.combinations(group_of[census.rows[slot].T], 2):
             both = (one >= 0) & (other >= 0) & (one != other)
-            for code in np.unique(one[both] * total + other[both]).tolist():
-                found[code // total].add(code % total)
-                found[code % total].add(code // total)
-    return found
+            crossing.add_edges_from(divmod(code, total) for code in np.unique(one[both] * total + other[both]).tolist())
+    return crossing

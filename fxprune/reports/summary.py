@@ -148,12 +148,10 @@ def summary(
     return result
 
 
-def _compared(before: object, after: object, inputs: Any, kwargs: Any, *, layers: bool, latency: bool) -> Comparison:
+def _compared(before: Any, after: Any, inputs: Any, kwargs: Any, *, layers: bool, latency: bool) -> Comparison:
     for name, model in (("before", before), ("after", after)):
         if not isinstance(model, nn.Module):
             raise PruningTypeError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
-    assert isinstance(before, nn.Module)
-    assert isinstance(after, nn.Module)
     found = None
     if inputs is not None or kwargs is not None:
         found, _ = (given(model, () if inputs is None else inputs, kwargs) for model in (before, after))
