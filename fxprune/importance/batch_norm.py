@@ -50,9 +50,7 @@ class BatchNormScale(MemberCriterion):
             members = [m for m in group.on_parameters if m.parameter in scales]
             if not members:
                 return fallback(group)
-            found = sums.of(members)
-            channels = torch.tensor([[m.positions.shape[1]] for m in members]).to(found)
-            return self.combined(found / channels)
+            return self.combined([sums.of(m) / m.positions.shape[1] for m in members])
 
         return scorer
 

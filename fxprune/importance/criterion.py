@@ -48,19 +48,17 @@ class MemberCriterion(Criterion):
     def __post_init__(self) -> None:
         check_options(self.reduction, self.normalizer)
 
-    def over_members(self, score: Callable[[Sequence[Member]], Tensor]) -> Scorer:
-        """Return a scorer from the scores of members, shape (members, units)."""
+    def over_members(self, score: Callable[[Member], Tensor]) -> Scorer:
+        """Return a scorer from the scores of units, shape (units,), on each parameter axis of their group."""
+        most = 1 if self.reduction == "first" else None
+        return lambda group: self.combined([score(member) for member in group.on_parameters[:most]])
 
-        def scorer(group: Group) -> Tensor:
-            return self.combined(score(group.on_parameters[:1] if self.reduction == "first" else group.on_parameters))
-
-        return scorer
-
-    def combined(self, scores: Tensor) -> Tensor:
-        """Return the scores of units, shape (units,), from the scores of members, shape (members, units)."""
+    def combined(self, scores: Sequence[Tensor]) -> Tensor:
+        """Return the scores of units from their scores on several axes, all of shape (units,)."""
         if len(scores) == 1 or self.reduction == "first":
             return normalized(scores[0], self.normalizer)
-        return normalized(_COMBINE[self.reduction](scores, 0), self.normalizer)
+        stacked = torch.stack([each.to(scores[0]) for each in scores])
+        return normalized(_COMBINE[self.reduction](stacked, 0), self.normalizer)
 
 
 def normalized(scores: Tensor, normalizer: Normalizer) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +46,4 @@ class FPGM(MemberCriterion):
             vectors = value[torch.from_numpy(member.positions).to(value.device)].flatten(1)
             return torch.cdist(vectors, vectors).sum(1)
 
-        def score(members: Sequence[Member]) -> Tensor:
-            scores = [distances(member) for member in members]
-            return torch.stack([each.to(scores[0]) for each in scores])
-
-        return self.over_members(score)
+        return self.over_members(distances)

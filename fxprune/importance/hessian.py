@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,8 @@ class Hessian(MemberCriterion):
             diagonal = self._diagonal(first)
         # The chain rule puts the square of a mask into the Hessian, so the product is that of the masked weight.
         products = {name: diagonal[p] * accurate(p.detach()) ** 2 / 2 for name, p in parameters.items()}
-        return self.over_members(partial(Sums(weights, products.__getitem__).of, finish=Tensor.abs))
+        sums = Sums(weights, products.__getitem__)
+        return self.over_members(lambda member: sums.of(member).abs())
 
     def _diagonal(self, first: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Return the estimate of the diagonal, given differentiable gradients."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,7 +46,8 @@ class Magnitude(MemberCriterion):
 
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups by the present weights."""
-        return self.over_members(partial(powers(Weights(deps), self.p).of, finish=lambda sums: sums ** (1 / self.p)))
+        sums = powers(Weights(deps), self.p)
+        return self.over_members(lambda member: sums.of(member) ** (1 / self.p))
 
 
 def powers(weights: Weights, p: float) -> Sums:

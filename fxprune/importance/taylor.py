@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -47,7 +46,8 @@ class Taylor(MemberCriterion):
             found = gradients(deps.gm, self.loss, parameters.values())
         # The chain rule puts a mask into the gradient, so the product is that of the masked weight.
         products = {name: _real_product(found[p], p.detach()) for name, p in parameters.items()}
-        return self.over_members(partial(Sums(weights, products.__getitem__).of, finish=Tensor.square))
+        sums = Sums(weights, products.__getitem__)
+        return self.over_members(lambda member: sums.of(member).square())
 
 
 def _real_product(gradient: Tensor, weight: Tensor) -> Tensor:

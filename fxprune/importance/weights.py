@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -73,24 +73,14 @@ class Sums:
         self._known: dict[str, dict[int, Tensor]] = {}
         self._buffer = torch.empty(0)
 
-    def of(self, members: Sequence[Member], finish: Callable[[Tensor], Tensor] = _same) -> Tensor:
-        """Return ``finish`` of the sums over the positions of each unit, element by element, shape (members, units)."""
-        for name in dict.fromkeys(member.parameter for member in members):
-            if name not in self._known:
-                self._known[name] = self._sums_along(self._values(name), self._dims[name])
-        sums = [self._known[member.parameter][member.dim] for member in members]
-        alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
-        for i, (member, along) in enumerate(zip(members, sums, strict=True)):
-            alike.setdefault((id(member.positions), along.dtype, along.device), []).append(i)
-        found = []
-        for at in alike.values():  # members of the same positions are one call
-            rows, index = torch.stack([sums[i] for i in at]), torch.from_numpy(members[at[0]].positions).to(sums[at[0]].device)
-            by_unit = rows.index_select(1, index[:, 0]) if index.shape[1] == 1 else rows[:, index].sum(2)
-            found.append(finish(by_unit))
-        if len(found) == 1:
-            return found[0]
-        order = torch.tensor([i for at in alike.values() for i in at], device=found[0].device)
-        return torch.cat([rows.to(found[0]) for rows in found])[order.argsort()]
+    def of(self, member: Member) -> Tensor:
+        """Return the sums over the positions of each unit, shape (units,)."""
+        name = member.parameter
+        if name not in self._known:
+            self._known[name] = self._sums_along(self._values(name), self._dims[name])
+        along = self._known[name][member.dim]
+        index = torch.from_numpy(member.positions).to(along.device)
+        return along[index[:, 0]] if index.shape[1] == 1 else along[index].sum(1)
 
     def _sums_along(self, value: Tensor, dims: list[int]) -> dict[int, Tensor]:
         """Return for each of ``dims`` the sums over all other dimensions, shape (size,)."""
