@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.algebra.axes import Index
+from fxprune.analysis.costs import Flags
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError
 from fxprune.graph.interpreter import NodeRunner, in_order
-from fxprune.importance.criterion import Criterion, Normalizer, Scorer, check_options, normalized
+from fxprune.importance.criterion import GroupCriterion, Normalizer, Scorer
 from fxprune.importance.gradients import undisturbed
 from fxprune.importance.weights import accurate
 from fxprune.rules.labels import Label
@@ -24,7 +25,7 @@ from fxprune.torch_internals.tensors import pytree
 
 
 @dataclass(frozen=True, eq=False)
-class Activation(Criterion):
+class Activation(GroupCriterion):
     """Score a unit by the mean absolute value at its positions, over all values in the graph that it lives on.
 
     The graph is run in eval mode, without gradients, and is as before afterwards. Every value counts alike that is computed
@@ -49,9 +50,6 @@ class Activation(Criterion):
     batches: Iterable[Any]
     normalizer: Normalizer = "mean"
 
-    def __post_init__(self) -> None:
-        check_options("mean", self.normalizer)
-
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups, after a run of the graph on each batch."""
         with undisturbed(deps.gm), torch.no_grad():
@@ -65,12 +63,12 @@ class Activation(Criterion):
                 sums.batches += 1
         if not sums.batches:
             raise PlanError("batches is empty: there is no input to compute activations from")
-        means = sums.means()
+        means, seen = sums.means()
 
         def scorer(group: Group) -> Tensor:
-            if not sums.seen[group.units].all():
+            if not seen[group.units].all():
                 raise PlanError(f"no value that the graph computes has all units of {group}: give another importance")
-            return normalized(torch.from_numpy(means[group.units]), self.normalizer)
+            return self.combined([torch.from_numpy(means[group.units])])
 
         return scorer
 
@@ -80,21 +78,17 @@ class _Sums:
 
     def __init__(self, deps: Dependencies) -> None:
         self.batches = 0
-        self.seen = np.zeros(deps.units.count, bool)  # the units that live on some value
-        self._places = {name: _live_axes(deps, value) for name, value in deps.values.items()}
-        self._from_input: set[fx.Node] = set()
+        self._count = deps.units.count
+        self._places: dict[fx.Node, list[tuple[int, int, Index, Index, int]]] = {}  # of the nodes computed from an input
         for node in deps.gm.graph.nodes:
-            if node.op == "placeholder" or not self._from_input.isdisjoint(node.all_input_nodes):
-                self._from_input.add(node)
+            if node.op == "placeholder" or not self._places.keys().isdisjoint(node.all_input_nodes):
+                self._places[node] = [] if node.op == "output" else _live_axes(deps, deps.values.get(node.name))
         # By node, tensor and dimension: units and positions there, the sum of means, the number of means.
         self._sums: dict[tuple[str, int, int], tuple[Index, Index, Any, int]] = {}
 
     def add(self, node: fx.Node, value: Any) -> None:
-        """Add the value of a node."""
-        if node.op == "output" or node not in self._from_input or not self._places.get(node.name):
-            return
         leaves = pytree.tree_leaves(value)
-        for leaf, dim, units, positions, size in self._places[node.name]:
+        for leaf, dim, units, positions, size in self._places.get(node, ()):
             tensor = leaves[leaf] if leaf < len(leaves) else None
             if not isinstance(tensor, Tensor) or tensor.shape[dim : dim + 1] != (size,) or tensor.numel() == 0:
                 continue
@@ -103,18 +97,16 @@ class _Sums:
             _, _, total, times = self._sums.get((node.name, leaf, dim), (units, positions, 0, 0))
             self._sums[node.name, leaf, dim] = units, positions, total + mean, times + 1
 
-    def means(self) -> NDArray[np.float64]:
-        """Return for every unit the mean over all values that the unit lives on."""
-        count = len(self.seen)
-        total, values = np.zeros(count), np.zeros(count)
+    def means(self) -> tuple[NDArray[np.float64], Flags]:
+        """Return for every unit the mean over all values that the unit lives on, and whether there is any."""
+        total, values = np.zeros(self._count), np.zeros(self._count)
         for units, positions, summed, times in self._sums.values():
             mean = (summed.double() / times).cpu().numpy()
-            owned = np.bincount(units, minlength=count)
-            here = np.bincount(units, mean[positions], minlength=count)
+            owned = np.bincount(units, minlength=self._count)
+            here = np.bincount(units, mean[positions], minlength=self._count)
             total += here / np.where(owned, owned, 1)
             values += owned > 0
-        self.seen |= values > 0
-        return total / np.maximum(values, 1)
+        return total / np.maximum(values, 1), values > 0
 
 
 def _live_axes(deps: Dependencies, value: Any) -> list[tuple[int, int, Index, Index, int]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
-from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
+from fxprune.importance.criterion import GroupCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.magnitude import Magnitude, powers
 from fxprune.importance.weights import Weights
 from fxprune.rules.labels import Label
@@ -18,7 +18,7 @@ from fxprune.rules.registry import op_card
 
 
 @dataclass(frozen=True)
-class BatchNormScale(MemberCriterion):
+class BatchNormScale(GroupCriterion):
     """Score a unit by the absolute values of the batch-norm scales on its channels.
 
     Scales are recognised by their use: as the scale argument of a batch-norm operator. A group that meets no batch norm is
@@ -58,10 +58,9 @@ class BatchNormScale(MemberCriterion):
 def batch_norm_scales(deps: Dependencies) -> set[str]:
     """Return the names of the parameters, masked or not, that a batch norm takes as its scale."""
     found: set[str] = set()
-    for step in deps.steps:
-        place = None if step.call is None else op_card(step.call.op).batch_norm_scale
-        scale = None if place is None or step.call is None else step.call.operands[place]
-        if scale is not None:
+    for call in (step.call for step in deps.steps if step.call is not None):
+        place = op_card(call.op).batch_norm_scale
+        if place is not None and (scale := call.operands[place]) is not None:
             found.update(_factors(deps, scale))
     return found
 

@@ -39,14 +39,17 @@ class Criterion(ABC):
         return self.prepare(deps)(group)
 
 
-class MemberCriterion(Criterion):
-    """A criterion that scores each parameter axis of a group, reduces these scores, and normalizes the result."""
+class GroupCriterion(Criterion):
+    """A criterion that reduces the scores of units on several axes of their group, and makes groups comparable."""
 
-    reduction: Reduction
+    reduction: Reduction = "mean"
     normalizer: Normalizer = "none"
 
     def __post_init__(self) -> None:
-        check_options(self.reduction, self.normalizer)
+        options = ("reduction", self.reduction, Reduction), ("normalizer", self.normalizer, Normalizer)
+        for name, value, known in options:
+            if value not in get_args(known):
+                raise PlanError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}, not {value!r}")
 
     def over_members(self, score: Callable[[Member], Tensor]) -> Scorer:
         """Return a scorer from the scores of units, shape (units,), on each parameter axis of their group."""
@@ -55,22 +58,10 @@ class MemberCriterion(Criterion):
 
     def combined(self, scores: Sequence[Tensor]) -> Tensor:
         """Return the scores of units from their scores on several axes, all of shape (units,)."""
-        if len(scores) == 1 or self.reduction == "first":
-            return normalized(scores[0], self.normalizer)
-        stacked = torch.stack([each.to(scores[0]) for each in scores])
-        return normalized(_COMBINE[self.reduction](stacked, 0), self.normalizer)
-
-
-def normalized(scores: Tensor, normalizer: Normalizer) -> Tensor:
-    """Return the scores of a group relative to their own scale, which makes groups comparable."""
-    if normalizer == "none":
-        return scores
-    scale = _COMBINE[normalizer](scores)
-    return scores / (scale + (scale == 0))
-
-
-def check_options(reduction: str, normalizer: str) -> None:
-    """Raise PlanError unless both options have a known value."""
-    for name, value, options in (("reduction", reduction, Reduction), ("normalizer", normalizer, Normalizer)):
-        if value not in get_args(options):
-            raise PlanError(f"{name} must be one of {', '.join(map(repr, get_args(options)))}, not {value!r}")
+        found = scores[0]
+        if len(scores) > 1 and self.reduction != "first":
+            found = _COMBINE[self.reduction](torch.stack([each.to(found) for each in scores]), 0)
+        if self.normalizer == "none":
+            return found
+        scale = _COMBINE[self.normalizer](found)
+        return found / (scale + (scale == 0))

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Member
-from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
+from fxprune.importance.criterion import GroupCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.weights import Weights, accurate
 
 
 @dataclass(frozen=True)
-class FPGM(MemberCriterion):
+class FPGM(GroupCriterion):
     """Score a unit by the sum of the distances between its weights and the weights of every other unit of its group.
 
     The units of least score lie closest to the geometric median of all, so the rest can replace them. Takes time and memory

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import PlanError
-from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
+from fxprune.importance.criterion import GroupCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
 
 @dataclass(frozen=True)
-class Hessian(MemberCriterion):
+class Hessian(GroupCriterion):
     """Score a unit by the sum of ``h * w ** 2 / 2`` over its slice of each parameter, h on the diagonal of the Hessian.
 
     The diagonal is estimated by Hutchinson's method: the mean of ``z * (H z)`` over random vectors z of signs, which needs one

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.importance.criterion import MemberCriterion, Reduction, Scorer
+from fxprune.importance.criterion import GroupCriterion, Reduction, Scorer
 from fxprune.importance.magnitude import powers
 from fxprune.importance.weights import Weights
 
 
 @dataclass(frozen=True)
-class LAMP(MemberCriterion):
+class LAMP(GroupCriterion):
     """Score a unit by its share in the squared weights of all units of its group that are no smaller.
 
     The largest unit of each group scores 1, so that one threshold over all groups takes from each group as much as its

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.errors import PlanError
-from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
+from fxprune.importance.criterion import GroupCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.weights import Sums, Weights
 
 
 @dataclass(frozen=True)
-class Magnitude(MemberCriterion):
+class Magnitude(GroupCriterion):
     """Score a unit by the p-norm of its weights.
 
     On every parameter axis of its group a unit has a slice, or several. ``reduction`` combines the norms of slices on

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.importance.criterion import MemberCriterion, Normalizer, Reduction, Scorer
+from fxprune.importance.criterion import GroupCriterion, Normalizer, Reduction, Scorer
 from fxprune.importance.gradients import Loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
 
 @dataclass(frozen=True)
-class Taylor(MemberCriterion):
+class Taylor(GroupCriterion):
     """Score a unit by the square of the sum of gradient times weight over its slice of each parameter.
 
     Args:

@@ -106,21 +106,12 @@ def _global_masks(
         if isinstance(method, torch_prune.L1Unstructured) and type(method).compute_mask is _COMPUTE_L1:
             ranked = [given.get(name, parameter.detach()) for name, parameter in parameters.items()]
             earlier = [None if entry is None else entry.mask.expand_as(entry.orig) for entry in masked.values()]
-            if (found := masks_of_smallest(ranked, earlier, method.amount)) is not None:
-                return dict(zip(parameters, found, strict=True))
-        return _computed_masks({name: current_value(p, masked[name]) for name, p in parameters.items()}, given, gm, method)
-
-
-def _computed_masks(
-    values: Mapping[str, tuple[Tensor, Tensor]],
-    given: Mapping[str, Tensor],
-    gm: fx.GraphModule,
-    method: torch_prune.BasePruningMethod,
-) -> dict[str, Tensor]:
-    """Let ``method`` prune one vector of all elements, and cut the mask of the vector into one for each parameter."""
-    scores = nn.utils.parameters_to_vector([given.get(name, tensor) for name, (tensor, _) in values.items()])
-    default_mask = nn.utils.parameters_to_vector([mask for _, mask in values.values()])
-    mask = chain(gm, "temp", for_parameter(method, "temp")).compute_mask(scores, default_mask)
-    pieces = mask.split([tensor.numel() for tensor, _ in values.values()])
-    # As in torch, each piece multiplies the mask in force: a mask of other values than 0 and 1 counts twice.
-    return {name: piece.view_as(default) * default for (name, (_, default)), piece in zip(values.items(), pieces, strict=True)}
+            if (masks := masks_of_smallest(ranked, earlier, method.amount)) is not None:
+                return dict(zip(parameters, masks, strict=True))
+        values = {name: current_value(parameter, masked[name]) for name, parameter in parameters.items()}
+        scores = nn.utils.parameters_to_vector([given.get(name, value) for name, (value, _) in values.items()])
+        defaults = nn.utils.parameters_to_vector([mask for _, mask in values.values()])
+        found = chain(gm, "temp", for_parameter(method, "temp")).compute_mask(scores, defaults)
+        pieces = zip(values.items(), found.split([mask.numel() for _, mask in values.values()]), strict=True)
+        # As in torch, each piece multiplies the mask in force: a mask of other values than 0 and 1 counts twice.
+        return {name: piece.view_as(mask) * mask for (name, (_, mask)), piece in pieces}

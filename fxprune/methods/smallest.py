@@ -44,7 +44,6 @@ def masks_of_smallest(tensors: Sequence[Tensor], earlier: Sequence[Tensor | None
 
 
 def _ranked(tensor: Tensor, mask: Tensor | None) -> int:
-    """Return how many elements of a tensor are ranked."""
     if mask is None:
         return tensor.numel()
     return sum(int((piece == 1).sum()) for (piece,) in pieces(piece_size([mask]), mask))

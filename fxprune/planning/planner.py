@@ -180,8 +180,8 @@ class _Prunings:
     def of_amount(self, amount: float) -> Index:
         """Return the pruning for an amount."""
         sizes = self.ranking.sizes
-        everywhere = [0 if value is None and self.scope == "global" else value for value in self._special]
-        wanted = local_counts(sizes, [amount if value is None else value for value in everywhere])
+        usual = 0 if self.scope == "global" else amount
+        wanted = local_counts(sizes, [usual if value is None else value for value in self._special])
         if self.scope == "local":
             if isinstance(amount, int) and amount > sizes.max(initial=0):
                 raise PlanError(f"amount is {amount} units, but no group to be pruned has more than {sizes.max(initial=0)}")

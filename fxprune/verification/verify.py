@@ -206,19 +206,17 @@ class _Verification:
 def _best_run(subject: Subject, case: Case) -> _Expected:
     """Run on the first inputs that give finite outputs; if none do, on the first inputs that run."""
     best: _Expected | None = None
-    failure: Exception | None = None
     for inputs in case.inputs:
         try:
-            result = subject.run(inputs, training=case.training)
-        except Exception as error:  # the model need not take random numbers
-            failure = error
+            run = _Expected(case, inputs, subject.run(inputs, training=case.training))
+        except Exception:  # the model need not take random numbers
+            if best is None and inputs is case.inputs[-1]:
+                raise
             continue
-        best = best or _Expected(case, inputs, result)
-        if result.is_finite():
-            return _Expected(case, inputs, result)
-    if best is None:
-        assert failure is not None
-        raise failure
+        if run.result.is_finite():
+            return run
+        best = best or run
+    assert best is not None
     return best
 
 
