@@ -19,8 +19,8 @@ from fxprune.graph.metadata import KEEPS, ORIGINAL
 from fxprune.graph.parts import Slot
 from fxprune.graph.pickling import found, picklable
 from fxprune.passes.lower import take_over
+from fxprune.rules.call import bound_arguments
 from fxprune.rules.labels import Label
-from fxprune.torch_internals.operators import arguments_of
 
 _KEEP = "fxprune_keep_"  # vectors of flags at the root of a graph
 
@@ -88,13 +88,8 @@ class Compensation:
 
     def _restrict(self, node: fx.Node, correction: Restrict) -> None:
         form = correction.form
-        arguments = {argument.name: (place, argument) for place, argument in enumerate(arguments_of(correction.call.op))}
-
-        def given(name: str) -> Any:
-            place, argument = arguments[name]
-            return node.args[place] if place < len(node.args) else node.kwargs.get(name, argument.default_value)
-
-        values = [given(name) if node.args or name in node.kwargs else node.kwargs["input"] for name in form.given]
+        bound = bound_arguments(correction.call.op, node.args, node.kwargs)
+        values = [bound[name] if node.args or name in node.kwargs else node.kwargs["input"] for name in form.given]
         with self.gm.graph.inserting_before(node):
             keeps = [self._keep(place) for place in correction.places]
             named = dict(zip(form.given[1:], values[1:], strict=True)) | form.plain_arguments(correction.call)
@@ -125,9 +120,11 @@ def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:
     return node.op, picklable(node.target), fx.map_arg(node.args, to_slot), fx.map_arg(node.kwargs, to_slot)
 
 
-def has_places(gm: fx.GraphModule, places: Iterable[Place]) -> bool:
-    """Tell whether a graph has corrections at all of these places."""
+def has_all(gm: fx.GraphModule, wanted: Iterable[Correction]) -> bool:
+    """Tell whether a graph has corrections at the places of all of these."""
     present = {place for places in (KEEPS.get(gm) or {}).values() for place in places}
+    possible = [c for c in wanted if not isinstance(c, Impossible)]
+    places = [place for c in possible for place in (c.places if isinstance(c, Restrict) else (c.place,))]
     return all((place.node, place.input, place.dim) in present for place in places)
 
 

@@ -58,20 +58,27 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
     called = [(node, gm.get_submodule(str(node.target))) for node in gm.graph.find_nodes(op="call_module")]
     leaves = {leaf for node, leaf in called if node.name in names or not wanted.isdisjoint(leaf.parameters())}
     calls = [(node, leaf) for node, leaf in called if leaf in leaves]
-    written = []
+    present, results = set(gm.graph.nodes), dict[fx.Node, fx.Node]()
     try:
         for node, leaf in calls:
-            written.append(_write_out(gm.graph, node, leaf))
+            with gm.graph.inserting_before(node):
+                results[node] = emit(leaf, str(node.target), gm.graph, node.args, node.kwargs)
     except LoweringError as error:
-        for nodes in written:
-            _erase(nodes)
+        for new in [n for n in reversed(gm.graph.nodes) if n not in present]:
+            gm.graph.erase_node(new)
         names = [n for n, p in gm.named_parameters(remove_duplicate=False) if p in wanted]
         raise LoweringError(
             f"node {node.name!r} calls {node.target!r} ({type(leaf).__name__}), which holds {', '.join(names)}: {error}. "
             'Capture the model with frontend="export" to mask this parameter.'
         ) from error
+    present.update(results.values())
+    for new in [n for n in reversed(gm.graph.nodes) if n not in present]:
+        if new.users:
+            LOWERED.set(new, True)
+        else:  # a flag that the form read but did not need
+            gm.graph.erase_node(new)
     stand_ins: dict[nn.Module, Lowered] = {}
-    for (node, leaf), nodes in zip(calls, written, strict=True):
+    for node, leaf in calls:
         if leaf not in stand_ins:
             stand_ins[leaf] = Lowered.of(leaf)
         slots = {read: Slot(f"${k}") for k, read in enumerate(node.all_input_nodes)}
@@ -79,29 +86,11 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
         call, known = (tuple(fx.map_arg(node.args, to_slot)), dict(fx.map_arg(node.kwargs, to_slot))), stand_ins[leaf].calls
         if call not in known:
             known.append(call)
-        CALL.set(nodes[-1], known.index(call))
-        PATH.set(nodes[-1], str(node.target))
-        take_over(node, nodes[-1])
+        CALL.set(results[node], known.index(call))
+        PATH.set(results[node], str(node.target))
+        take_over(node, results[node])
     replace_modules(gm, stand_ins)
     return bool(calls)
-
-
-def _write_out(graph: fx.Graph, node: fx.Node, leaf: nn.Module) -> list[fx.Node]:
-    """Insert the functional form of one call before it; return the new nodes, the result last."""
-    before = node.prev
-    try:
-        with graph.inserting_before(node):
-            result = emit(leaf, str(node.target), graph, node.args, node.kwargs)
-    except LoweringError:
-        _erase(_between(before, node))
-        raise
-    nodes = [n for n in _between(before, node) if n is not result]
-    for unused in [n for n in reversed(nodes) if not n.users]:  # a flag that the form read but did not need
-        graph.erase_node(unused)
-        nodes.remove(unused)
-    for node in nodes:
-        LOWERED.set(node, True)
-    return [*nodes, result]
 
 
 def emit(module: nn.Module, path: str, graph: fx.Graph, args: Any, kwargs: Any) -> fx.Node:
@@ -161,19 +150,6 @@ class _LeafView:
         proxy = self._tracer.create_proxy("call_function", function, args, kwargs)
         assert isinstance(proxy, fx.Proxy)
         return proxy
-
-
-def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    nodes, node = [], first.next
-    while node is not last:
-        nodes.append(node)
-        node = node.next
-    return nodes
-
-
-def _erase(nodes: list[fx.Node]) -> None:
-    for node in reversed(nodes):
-        node.graph.erase_node(node)
 
 
 def take_over(old: fx.Node, new: fx.Node) -> None:

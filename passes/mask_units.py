@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.algebra.axes import Axis
 from fxprune.analysis.analyze import find_dependencies
-from fxprune.analysis.corrections import Correction, Fill, Rescale, Restrict, corrections
+from fxprune.analysis.corrections import Correction, Restrict, corrections
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import recall, remember
-from fxprune.analysis.remaining import Flags, Remaining
+from fxprune.analysis.remaining import Flags, Remaining, dead_places
 from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
 from fxprune.graph.metadata import BAKED
 from fxprune.graph.parts import shared_copy
-from fxprune.passes.compensate import Compensation, check_possible, erase_corrections, has_places, update_keeps
+from fxprune.passes.compensate import Compensation, check_possible, erase_corrections, has_all, update_keeps
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower
 from fxprune.passes.mask_parameters import drop_structured_masks, put_masks
@@ -45,11 +44,7 @@ class MaskUnits(GraphPass):
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Mask the units, in place."""
         deps, kept = self.deps, Remaining(self.deps.units, self.removed)
-
-        def goes(axis: Axis) -> bool:
-            return kept.size(axis) != axis.size
-
-        wanted = list(corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, goes))
+        wanted = list(corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, kept.shrinks_axis))
         check_possible(wanted)
         masks = _masks(gm, deps, kept)
         if _update(gm, deps, kept, masks, wanted):
@@ -100,7 +95,7 @@ def _masks(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> dict[str,
             masks[tracked.name] = {
                 f"{MASK}{dim}": _vector(parameter, dim, kept(axis))
                 for dim, axis in enumerate(tracked.label.axes)
-                if kept.size(axis) != axis.size
+                if kept.shrinks_axis(axis)
             }
     return masks
 
@@ -120,12 +115,8 @@ def _update(
 ) -> bool:
     """Update the masks where they stand, if they are on all axes that need one; tell whether they were."""
     present = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
-    if not masks or any(not given.keys() <= present.get(name, {}).keys() for name, given in masks.items()):
-        return False
-    places = [
-        p for c in wanted for p in (c.places if isinstance(c, Restrict) else [c.place] if isinstance(c, Fill | Rescale) else [])
-    ]
-    if not has_places(gm, places):
+    on_all = all(given.keys() <= present.get(name, {}).keys() for name, given in masks.items())
+    if not masks or not on_all or not has_all(gm, wanted):
         return False
     for mask in (mask for every in present.values() for ending, mask in every.items() if ending != MASK):
         mask.fill_(1)
@@ -144,8 +135,7 @@ def is_structured(gm: fx.GraphModule) -> bool:
 def strip(gm: fx.GraphModule) -> None:
     """Take structured masks and their corrections out of a graph, in place, without baking them; it is not recompiled."""
     erase_corrections(gm)
-    if is_structured(gm):
-        drop_structured_masks(gm)
+    drop_structured_masks(gm)
     RaiseLeaves().rewrite(gm)
 
 
@@ -167,13 +157,3 @@ def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
             if ending != MASK and not mask.is_meta:
                 found[masked.name, int(ending.removeprefix(MASK))] = (mask == 0).reshape(-1).cpu().numpy()
     return found
-
-
-def dead_places(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Flags]:
-    """Return for every axis of a parameter or buffer that loses positions the flags of the positions that go."""
-    return {
-        (t.name, dim): ~kept(axis)
-        for t in deps.tracked
-        for dim, axis in enumerate(t.label.axes)
-        if kept.size(axis) != axis.size
-    }

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import recall
-from fxprune.analysis.remaining import Flags, Remaining, removed_units
+from fxprune.analysis.remaining import Flags, Remaining, dead_places, removed_units
 from fxprune.errors import AnalysisError
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.captured import adopt, compiled_later
@@ -21,7 +21,7 @@ from fxprune.graph.paths import all_modules
 from fxprune.passes.bake import Bake, baked_copy
 from fxprune.passes.fold_constants import FoldConstants, amounts_of
 from fxprune.passes.graph_pass import GraphPass, run_all
-from fxprune.passes.mask_units import dead_axes, dead_places
+from fxprune.passes.mask_units import dead_axes
 from fxprune.passes.own_buffers import OwnBuffers, buffers_of
 from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.torch_internals.switches import alone, uncollected

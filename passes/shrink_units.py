@@ -8,7 +8,7 @@ from torch import fx
 
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.remaining import Flags, Remaining, removed_units
+from fxprune.analysis.remaining import Flags, Remaining, dead_places, removed_units
 from fxprune.errors import ShrinkError
 from fxprune.graph.captured import adopt
 from fxprune.graph.masks import all_masked
@@ -18,7 +18,6 @@ from fxprune.passes.erase_unused import EraseUnused, reads
 from fxprune.passes.graph_pass import GraphPass, run_all
 from fxprune.passes.in_place import WriteInPlace
 from fxprune.passes.inline import Inline
-from fxprune.passes.mask_units import dead_places
 from fxprune.passes.repair.repair import Repair, may_be_stuck, shrinking_steps
 from fxprune.passes.slice_tensors import SliceTensors
 from fxprune.rules.labels import Label

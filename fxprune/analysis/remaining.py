@@ -78,7 +78,17 @@ class Remaining:
 
     def shrinks(self, label: Label) -> bool:
         """Tell whether any position of a tensor goes."""
-        return any(self.places(axis) is not None for axis in label.axes)
+        return any(map(self.shrinks_axis, label.axes))
+
+    def shrinks_axis(self, axis: Axis) -> bool:
+        """Tell whether any position of an axis goes."""
+        return self.places(axis) is not None
+
+
+def dead_places(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Flags]:
+    """Return for every axis of a parameter or buffer that loses positions the flags of the positions that go."""
+    axes = [(t.name, dim, axis) for t in deps.tracked for dim, axis in enumerate(t.label.axes)]
+    return {(name, dim): ~kept(axis) for name, dim, axis in axes if kept.shrinks_axis(axis)}
 
 
 def removed_units(deps: Dependencies, dead: Mapping[tuple[str, int], Flags]) -> Flags:

@@ -37,7 +37,7 @@ def rewrite_item(gm: fx.GraphModule, node: fx.Node, numbers: Numbers) -> None:
     tables: list[tuple[int, Any]] = []
     for place, item, d, result_dim in _walk(new, label, numbers):
         axis = label.axes[d]
-        if numbers.kept.size(axis) == axis.size:
+        if not numbers.kept.shrinks_axis(axis):
             continue
         if isinstance(item, slice):
             new[place], table = _slice(node, item, axis, numbers)
@@ -113,7 +113,7 @@ def renumber(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) ->
     assert call is not None
     if call.op not in _BY_INDEX:
         return
-    axes = {id(index): axis for index, axis in _picks(call) if numbers.kept.size(axis) != axis.size}
+    axes = {id(index): axis for index, axis in _picks(call) if numbers.kept.shrinks_axis(axis)}
 
     def replaced(given: fx.Node) -> Any:
         index = numbers.before(given)
@@ -124,7 +124,7 @@ def renumber(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) ->
 
 def picks_from_less(call: Call, kept: Remaining) -> bool:
     """Tell whether a call picks by an index from an axis that loses positions, so that the index has to name other places."""
-    return call.op in _BY_INDEX and any(kept.size(axis) != axis.size for _, axis in _picks(call))
+    return call.op in _BY_INDEX and any(kept.shrinks_axis(axis) for _, axis in _picks(call))
 
 
 def _picks(call: Call) -> Iterator[tuple[Label, Axis]]:

@@ -210,7 +210,7 @@ class _Repair:
         before = node.args[4]
         assert isinstance(before, int)
         node.update_arg(4, before * self.kept.size(heads) // heads.size)
-        if self.kept.size(width) != width.size and node.kwargs.get("scale") is None:
+        if self.kept.shrinks_axis(width) and node.kwargs.get("scale") is None:
             node.update_kwarg("scale", 1.0 / math.sqrt(width.size))
 
     # Arguments.
