@@ -91,19 +91,17 @@ def dead_places(deps: Dependencies, kept: Remaining) -> dict[tuple[str, int], Fl
     return {(name, dim): ~kept(axis) for name, dim, axis in axes if kept.shrinks_axis(axis)}
 
 
-def removed_units(deps: Dependencies, dead: Mapping[tuple[str, int], Flags]) -> Flags:
-    """Return a flag for each unit: whether all of its positions on parameters are dead.
+def removed_units(deps: Dependencies, dead: Mapping[tuple[str, int], Flags], *, on_every_axis: bool = True) -> Flags:
+    """Return a flag for each unit: whether all of its positions on parameters are dead, or all of those on one axis.
 
     Args:
         deps: the analysis.
         dead: flags of dead positions by parameter and dimension; an axis that is left out has no dead positions.
+        on_every_axis: whether a unit goes only if it is dead on every axis that it has positions on, or if it is on one.
     """
     removed = np.zeros(deps.units.count, bool)
     for group in deps.groups:
-        gone = np.ones(group.size, bool)
-        for member in group.members:
-            if not member.is_buffer:
-                flags = dead.get((member.parameter, member.dim))
-                gone &= False if flags is None else flags[member.positions].all(1)
-        removed[group.units] = gone
+        held = [(dead.get((m.parameter, m.dim)), m.positions) for m in group.members if not m.is_buffer]
+        gone = [np.zeros(group.size, bool) if flags is None else flags[positions].all(1) for flags, positions in held]
+        removed[group.units] = np.all(gone, axis=0) if on_every_axis else np.any(gone, axis=0)
     return removed

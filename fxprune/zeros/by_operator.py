@@ -32,7 +32,7 @@ from fxprune.rules.registry import op_card
 from fxprune.rules.views import View
 from fxprune.torch_internals.operators import no_modes
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
-from fxprune.zeros.slice_states import Slices, SliceState, concatenated, met
+from fxprune.zeros.slice_states import Slices, SliceState, join, meet, met, of_numbers, of_states, or_finite, unless_finite
 
 MAX_GRID = 1 << 22  # a view that merges or splits dimensions of more positions is not followed
 
@@ -48,7 +48,7 @@ def results_of(call: Call, operands: Sequence[Known]) -> list[Known]:
         found = _carried(rule, call, operands)
     except RuleError:  # the pattern does not fit the shapes, and the analysis kept the axes whole for that
         return nothing
-    return [tuple(s if s is not None and s.tells else None for s in known) for known in found or nothing]
+    return [tuple(map(unless_finite, known)) for known in found or nothing]
 
 
 @functools.singledispatch
@@ -77,18 +77,15 @@ def _element_wise_along(rule: Pointwise, call: Call, operands: Sequence[Known], 
     sides = [known[d] if len(known) >= -d else None for known in given]
     if all(side is None for side in sides):
         return None
-    found = Slices.all(SliceState.FINITE, [call.shapes[0][d]])
-    wide = [found if side is None else side.expand(found.states.shape) for side in sides]
-    states, numbers = np.stack([side.states for side in wide]), np.stack([side.values for side in wide])
-    found = Slices(found.states.copy(), found.values.copy())
-    for combination in np.unique(states, axis=1).T:
-        at = np.flatnonzero((states == combination[:, None]).all(0))
-        exact = _called_on(call, numbers[:, at]) if (combination >= SliceState.CONSTANT).all() else None
+    wide = np.stack([np.broadcast_to(or_finite(side, 1), [call.shapes[0][d]]) for side in sides])
+    found = np.empty_like(wide[0])
+    for combination in np.unique(wide["state"], axis=1).T:
+        at = np.flatnonzero((wide["state"] == combination[:, None]).all(0))
+        exact = _called_on(call, wide["value"][:, at]) if (combination >= SliceState.CONSTANT).all() else None
         if exact is not None:
-            slices = Slices.of_numbers(exact, np.ones(len(at), bool))
-            found.states[at], found.values[at] = slices.states, slices.values
+            found[at] = of_numbers(exact)
         else:
-            found.states[at] = _called_on_zeros(rule, call, [SliceState(s) for s in combination], d)
+            found[at] = of_states(_called_on_zeros(rule, call, [SliceState(s) for s in combination], d))
     return found
 
 
@@ -132,9 +129,9 @@ def _viewed(rule: View, call: Call, operands: Sequence[Known]) -> list[Known] | 
         if not known or math.prod(old[d] for d in before) > MAX_GRID:
             continue
         grids = [slices.reshape([-1 if i == k else 1 for i in range(len(before))]) for k, slices in known]
-        grid = functools.reduce(Slices.join, grids).expand([old[d] for d in before]).reshape([new[d] for d in after])
+        grid = np.broadcast_to(functools.reduce(join, grids), [old[d] for d in before]).reshape([new[d] for d in after])
         for k, d in enumerate(after):
-            found[d] = grid.meet([i for i in range(len(after)) if i != k])
+            found[d] = meet(grid, [i for i in range(len(after)) if i != k])
     return [tuple(found)]
 
 
@@ -152,7 +149,7 @@ def _runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range
 
 
 def _picked(known: Known, picks: Mapping[int, Index]) -> Known:
-    return tuple(s.take(picks[d]) if s is not None and d in picks else s for d, s in enumerate(known))
+    return tuple(s[picks[d]] if s is not None and d in picks else s for d, s in enumerate(known))
 
 
 @_carried.register
@@ -172,9 +169,9 @@ def _concatenated(rule: Concatenate, call: Call, operands: Sequence[Known]) -> l
     rank = len(call.shapes[0])
     found: list[Slices | None] = []
     for k in range(rank):
-        parts = [known[k] or Slices.all(SliceState.FINITE, [label.shape[k]]) for label, known in given]
+        parts = [or_finite(known[k], label.shape[k]) for label, known in given]
         is_known = any(known[k] is not None for _, known in given)
-        found.append((concatenated if k == call["dim"] % rank else met)(parts) if is_known else None)
+        found.append((np.concatenate if k == call["dim"] % rank else met)(parts) if is_known else None)
     return [tuple(found)]
 
 
@@ -182,12 +179,12 @@ def _concatenated(rule: Concatenate, call: Call, operands: Sequence[Known]) -> l
 def _padded(rule: ConstantPad, call: Call, operands: Sequence[Known]) -> list[Known] | None:
     if call.arguments.get("mode", "constant") != "constant" or min(call["pad"], default=0) < 0:
         return None
-    filled = Slices.of_numbers(np.array([float(call.arguments.get("value") or 0.0)]), np.ones(1, bool))
+    filled = of_numbers(np.array([float(call.arguments.get("value") or 0.0)]))
     widths = pad_widths(call)
     found: list[Slices | None] = []
     for d, size in enumerate(call.operand(0).shape):
-        old = operands[0][d] or Slices.all(SliceState.FINITE, [size])
+        old = or_finite(operands[0][d], size)
         slices = met([old, filled]) if any(other != d for other in widths) else old
-        before, after = (filled.expand([width]) for width in widths.get(d, (0, 0)))
-        found.append(concatenated([before, slices, after]))
+        before, after = (np.broadcast_to(filled, [width]) for width in widths.get(d, (0, 0)))
+        found.append(np.concatenate([before, slices, after]))
     return [tuple(found)]

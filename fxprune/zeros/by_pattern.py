@@ -11,7 +11,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.notation import Dim, Pattern
 from fxprune.rules.registry import op_card
 from fxprune.torch_internals.operators import arguments_of
-from fxprune.zeros.slice_states import Slices, SliceState, added, multiplied
+from fxprune.zeros.slice_states import Slices, SliceState, added, finite, join, meet, multiplied, of_states
 
 Known = tuple[Slices | None, ...]
 """The slices of a tensor along each dimension; None along a dimension where all of them are FINITE."""
@@ -52,9 +52,8 @@ class Reading:
         mean = self.operands[_number_of(self.call, "running_mean")]
         still = None
         if len(self.operands[0]) > 1 and (inputs := self.operands[0][1]) is not None and mean and mean[0] is not None:
-            zero = (inputs.states == SliceState.ZERO) & (mean[0].states == SliceState.ZERO)
-            states = np.where(zero, SliceState.ZERO, np.minimum(inputs.states, SliceState.FINITE)).astype(np.int8)
-            still = Slices(states, np.zeros_like(inputs.values))
+            zero = (inputs["state"] == SliceState.ZERO) & (mean[0]["state"] == SliceState.ZERO)
+            still = of_states(np.where(zero, SliceState.ZERO, np.minimum(inputs["state"], SliceState.FINITE)))
         self.operands[0] = tuple(still if d == 1 else s for d, s in enumerate(self.operands[0]))
         self.zeros = "0*1+2"
 
@@ -77,9 +76,9 @@ class Reading:
         grids = []
         for some, text in forms:
             if some:
-                grid = self._sum(text, some, index).expand(self._sizes(some))
+                grid = np.broadcast_to(self._sum(text, some, index), self._sizes(some))
                 grids.append(grid.reshape([self.layout.sizes[name] if name in some else 1 for name in dim.names]))
-        return functools.reduce(Slices.join, grids).expand(self._sizes(dim.names)).reshape([-1]) if grids else None
+        return np.broadcast_to(functools.reduce(join, grids), self._sizes(dim.names)).reshape([-1]) if grids else None
 
     def _sizes(self, names: Sequence[str]) -> list[int]:
         return [self.layout.sizes[name] for name in names]
@@ -93,16 +92,16 @@ class Reading:
                 terms.append(present[0][1])
             elif present:
                 terms.append(multiplied([slices for _, slices in present]))
-        return added(terms) if terms else Slices.all(SliceState.FINITE, [1] * len(names))
+        return added(terms) if terms else finite([1] * len(names))
 
     def _factor(self, factor: str, names: Sequence[str]) -> Slices | None:
         """Return the slices of a factor, such as "0" or "n", on the grid of ``names``; None for an operand left out."""
         if factor == "u":  # unknown wherever an operand is zero
-            zero = [self._on(i, names).states == SliceState.ZERO for i in range(len(self.operands))]
-            flags = np.logical_or.reduce(np.broadcast_arrays(np.zeros([1] * len(names), bool), *zero))
-            return Slices(np.where(flags, SliceState.UNKNOWN, SliceState.FINITE).astype(np.int8), np.zeros(flags.shape))
+            zero = [self._on(i, names)["state"] == SliceState.ZERO for i in range(len(self.operands))]
+            flags = functools.reduce(np.logical_or, zero)
+            return of_states(np.where(flags, SliceState.UNKNOWN, SliceState.FINITE))
         if not factor.isdecimal():
-            return Slices.all(SliceState.ZERO if factor == "z" else SliceState.FINITE, [1] * len(names))
+            return of_states(np.full([1] * len(names), SliceState.ZERO if factor == "z" else SliceState.FINITE))
         operand = int(factor)
         left_out = operand >= len(self.operands) or self.call.operands[operand] is None
         return None if left_out else self._on(operand, names)
@@ -128,10 +127,10 @@ class Reading:
             shared = [name for name in dim.names if name in names]
             if slices is not None and shared:
                 grid = slices.reshape(self._sizes(dim.names))
-                grid = grid.meet([k for k, name in enumerate(dim.names) if name not in names])
+                grid = meet(grid, [k for k, name in enumerate(dim.names) if name not in names])
                 grid = grid.transpose(sorted(range(len(shared)), key=lambda k: names.index(shared[k])))
                 grids.append(grid.reshape([self.layout.sizes[name] if name in shared else 1 for name in names]))
-        return functools.reduce(Slices.join, grids) if grids else Slices.all(SliceState.FINITE, [1] * len(names))
+        return functools.reduce(join, grids) if grids else finite([1] * len(names))
 
 
 def _number_of(call: Call, argument: str) -> int:

@@ -22,7 +22,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import Places
 from fxprune.rules.registry import op_card
 from fxprune.torch_internals.operators import arguments_of
-from fxprune.zeros.slice_states import Slices
+from fxprune.zeros.slice_states import Slices, is_constant
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Folding:
         """
         axis = self.call.operand(self.places.input).axes[dim]
         goes = ~Remaining(units, removed)(axis) & Remaining(units, gone)(axis)
-        numbers = np.where(goes & known.is_constant, known.values, 0.0)
+        numbers = np.where(goes & is_constant(known), known["value"], 0.0)
         if not numbers.any():
             return None
         outputs = self.call.operand(self.places.weight).axes[1 if self.places.inputs_first else 0]

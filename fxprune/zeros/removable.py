@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from fxprune.algebra.axes import NONE, Axis
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.remaining import Flags, Remaining
+from fxprune.analysis.remaining import Flags, Remaining, removed_units
 from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import Step
 from fxprune.graph.masks import MASK, all_masked
@@ -33,7 +33,7 @@ from fxprune.torch_internals.tensors import memory_of, pytree
 from fxprune.zeros.by_operator import results_of
 from fxprune.zeros.by_pattern import Known, nothing_of
 from fxprune.zeros.folds import Fold, Folding
-from fxprune.zeros.slice_states import Slices, SliceState, met
+from fxprune.zeros.slice_states import Slices, SliceState, finite, met, of_numbers, of_states, or_finite, unless_finite
 
 ZeroSlices = Mapping[tuple[str, int], Flags]
 """For dimensions of parameters, by name and number, which slices are zero throughout."""
@@ -64,7 +64,7 @@ def _zero_slices(tensor: Tensor) -> Iterator[tuple[int, Flags]]:
             yield d, flags
 
 
-def removable(gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, gone: Flags | None = None) -> tuple[Flags, list[Fold]]:
+def removable(gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, gone: Flags) -> tuple[Flags, list[Fold]]:
     """Find the units that can go exactly, in train and in eval mode, without any correction.
 
     Args:
@@ -76,8 +76,7 @@ def removable(gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, gone: F
     Returns:
         One flag per unit, whether it can go in addition, and the numbers that biases take in for these units.
     """
-    gone = np.zeros(deps.units.count, bool) if gone is None else gone
-    wanted = _owning_zeros(deps, zeros) & ~gone
+    wanted = removed_units(deps, zeros, on_every_axis=False) & ~gone
     if not wanted.any():
         return wanted, []
     decision = _Decision(gm, deps, zeros, wanted)
@@ -88,30 +87,16 @@ def removable(gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, gone: F
     return wanted, [fold for fold in folds if fold is not None]
 
 
-def _owning_zeros(deps: Dependencies, zeros: ZeroSlices) -> Flags:
-    """Return which units own positions of a parameter's dimension all of whose slices are zero."""
-    found = np.zeros(deps.units.count, bool)
-    for group in deps.groups:
-        for member in group.members:
-            flags = zeros.get((member.parameter, member.dim))
-            if flags is not None and not member.is_buffer:
-                found[group.units] |= flags[member.positions].all(1)
-    return found
-
-
 def _keep_one_of_each_axis(deps: Dependencies, removed: Flags, gone: Flags) -> None:
     """Take one unit out of ``removed``, in place, wherever all positions of an axis would go."""
     labels = [*(t.label for t in deps.tracked), *(label for step in deps.steps for label in step.results)]
     axes = {deps.units.content(axis): axis for label in labels for axis in label.axes if axis.size and not axis.is_whole}
-    emptied = True
-    while emptied:
-        emptied = False
-        kept = Remaining(deps.units, removed | gone)
-        for content, axis in axes.items():
-            if not kept.size(axis):
-                spared = content.rows[Remaining(deps.units, gone)(axis)][:1]
-                removed[spared[spared != NONE]] = False
-                kept, emptied = Remaining(deps.units, removed | gone), True
+    kept = Remaining(deps.units, removed | gone)
+    for content, axis in axes.items():
+        if not kept.size(axis):
+            spared = content.rows[Remaining(deps.units, gone)(axis)][:1]
+            removed[spared[spared != NONE]] = False
+            kept = Remaining(deps.units, removed | gone)
 
 
 class _Decision:
@@ -161,18 +146,17 @@ class _Decision:
 
     def _slices(self, tracked: Tracked, d: int, tensor: Tensor) -> Slices | None:
         size = tensor.shape[d]
-        found = Slices.all(SliceState.FINITE, [size])
+        found = finite([size])
         if tensor.numel() == size:
-            values = tensor.detach().double().cpu().reshape(-1).numpy().copy()
+            values = tensor.detach().double().cpu().reshape(-1).numpy()
             if not tracked.is_parameter:
-                return Slices.of_numbers(values, np.ones(size, bool))
+                return of_numbers(values)
             # A weight that training made zero is CONSTANT; only ``zeros`` tells which zeros count as pruned.
-            states = np.where(np.isfinite(values), SliceState.CONSTANT, SliceState.UNKNOWN).astype(np.int8)
-            found = Slices(states, np.where(np.isfinite(values), values, 0.0))
+            found = of_states(np.where(np.isfinite(values), SliceState.CONSTANT, SliceState.UNKNOWN), values)
         flags = next((self.zeros[n, d] for n in tracked.names if (n, d) in self.zeros), None)
         if tracked.is_parameter and flags is not None:
-            found = Slices(np.where(flags, SliceState.ZERO, found.states).astype(np.int8), np.where(flags, 0.0, found.values))
-        return found if found.tells else None
+            found = np.where(flags, of_states(np.full([size], SliceState.ZERO)), found)
+        return unless_finite(found)
 
     def _operands(self, call: Call) -> list[Known]:
         given = iter(call.given())
@@ -198,7 +182,10 @@ class _Decision:
         if any(twin.shape != label.shape for twin in twins):
             return nothing_of(label.shape)
         sides = [self.known.get(_key(twin), nothing_of(label.shape)) for twin in (label, *twins)]
-        return tuple(_met([side[d] for side in sides]) for d in range(len(label)))
+        if not twins:
+            return sides[0]
+        met_along = [met([or_finite(side[d], size) for side in sides]) for d, size in enumerate(label.shape)]
+        return tuple(map(unless_finite, met_along))
 
     def _tracked(self, label: Label) -> Tracked | None:
         return self.deps.steps[label.producer].tracked if label.producer >= 0 else None
@@ -233,8 +220,8 @@ class _Decision:
             states = []
             for i, d in places:
                 names = layout.operands[i][d][0].names
-                slices = operands[i][d] or Slices.all(SliceState.FINITE, [call.operand(i).shape[d]])
-                grid = slices.states.reshape([layout.sizes[n] for n in names])
+                slices = or_finite(operands[i][d], call.operand(i).shape[d])
+                grid = slices["state"].reshape([layout.sizes[n] for n in names])
                 states.append(grid.min(tuple(k for k, n in enumerate(names) if n != name)))
             kind = rule.mixes if isinstance(rule.mixes, str) else rule.mixes[name]
             if op_card(call.op).as_a_whole and 0 in (i for i, _ in places):
@@ -278,16 +265,6 @@ class _Decision:
 def _key(label: Label) -> tuple[int, int]:
     """Return the key of a tensor: the step that made it, and its axes, which tell the results of a step apart."""
     return label.producer, id(label.axes)
-
-
-def _met(sides: Sequence[Slices | None]) -> Slices | None:
-    """Return the slices that hold in all modes; None where all of them are FINITE."""
-    present = [side for side in sides if side is not None]
-    if not present or (len(present) < len(sides) and not any((s.states == SliceState.UNKNOWN).any() for s in present)):
-        return None
-    if len(present) < len(sides):
-        present.append(Slices.all(SliceState.FINITE, present[0].states.shape))
-    return present[0] if len(present) == 1 else met(present)
 
 
 def _twins(gm: fx.GraphModule, deps: Dependencies) -> dict[tuple[int, int], list[Label]]:

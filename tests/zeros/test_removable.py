@@ -21,7 +21,7 @@ from fxprune.passes.shrink import shrunk_copy
 from fxprune.zeros.by_operator import results_of
 from fxprune.zeros.by_pattern import Known, nothing_of
 from fxprune.zeros.removable import masked_slices, removable, zero_slices
-from fxprune.zeros.slice_states import Slices, SliceState, added, met, multiplied
+from fxprune.zeros.slice_states import SliceState, added, is_constant, met, multiplied, of_numbers
 from tests.compare import relative_error, run, tensors_of
 from tests.nets import randomised
 from tests.properties.laws import captured
@@ -315,7 +315,7 @@ def test_random_networks_with_random_zeros_compute_the_same() -> None:
 def test_removable_names_the_units() -> None:
     gm = zeroed(fxprune.capture(linears(nn.ReLU()).train(), VECTOR), "0.weight")
     deps = fxprune.analyze(gm)
-    removed, folds = removable(gm, deps, zero_slices(gm))
+    removed, folds = removable(gm, deps, zero_slices(gm), np.zeros(deps.units.count, bool))
     assert removed[deps.groups[0].units].tolist() == [True] * 3 + [False] * 5
     (fold,) = folds
     bias = gm.get_parameter("0.bias").detach().double().numpy()
@@ -334,19 +334,19 @@ def test_removable_leaves_out_what_goes_anyhow() -> None:
 
 
 def test_slices_meet_add_and_multiply() -> None:
-    numbers = Slices.of_numbers(np.array([0.0, 2.0, 2.0, np.inf]), np.array([True, True, False, True]))
-    assert numbers.states.tolist() == [SliceState.ZERO, SliceState.CONSTANT, SliceState.FINITE, SliceState.UNKNOWN]
-    other = Slices.of_numbers(np.array([3.0, 2.0, 2.0, 1.0]), np.ones(4, bool))
-    assert met([numbers, other]).states.tolist() == [
+    numbers = of_numbers(np.array([0.0, 2.0, 2.0, np.inf]), np.array([True, True, False, True]))
+    assert numbers["state"].tolist() == [SliceState.ZERO, SliceState.CONSTANT, SliceState.FINITE, SliceState.UNKNOWN]
+    other = of_numbers(np.array([3.0, 2.0, 2.0, 1.0]))
+    assert met([numbers, other])["state"].tolist() == [
         SliceState.FINITE,
         SliceState.CONSTANT,
         SliceState.FINITE,
         SliceState.UNKNOWN,
     ]
     total = added([numbers, other])
-    assert total.states.tolist() == [SliceState.CONSTANT, SliceState.CONSTANT, SliceState.FINITE, SliceState.UNKNOWN]
-    assert total.values.tolist() == [3.0, 4.0, 0.0, 0.0]
-    assert multiplied([numbers, other]).states.tolist() == [
+    assert total["state"].tolist() == [SliceState.CONSTANT, SliceState.CONSTANT, SliceState.FINITE, SliceState.UNKNOWN]
+    assert total["value"].tolist() == [3.0, 4.0, 0.0, 0.0]
+    assert multiplied([numbers, other])["state"].tolist() == [
         SliceState.ZERO,
         SliceState.FINITE,
         SliceState.FINITE,
@@ -418,13 +418,13 @@ def test_what_is_said_of_slices_is_true(text: str) -> None:
     gm = fxprune.capture(Everything(text), inputs[0])
     deps = fxprune.analyze(gm)
     # One of several calls at a time: what goes in is known of the input alone.
-    found = _said_of_output(deps, (None, Slices.of_numbers(numbers.numpy(), known), None, None))
+    found = _said_of_output(deps, (None, of_numbers(numbers.numpy(), known), None, None))
     results = [tensors_of(gm(x))[0] for x in inputs]
     for d, slices in enumerate(found):
-        for p in np.flatnonzero(slices.is_constant) if slices is not None else ():
+        for p in np.flatnonzero(is_constant(slices)) if slices is not None else ():
             assert slices is not None
             picked = torch.stack([result.select(d, int(p)) for result in results])
-            assert torch.allclose(picked, torch.full_like(picked, float(slices.values[p])), atol=1e-12), (d, p)
+            assert torch.allclose(picked, torch.full_like(picked, float(slices["value"][p])), atol=1e-12), (d, p)
 
 
 def _said_of_output(deps: Dependencies, given: Known) -> Known:
@@ -444,8 +444,8 @@ def _said_of_output(deps: Dependencies, given: Known) -> Known:
 
 
 def test_most_operators_say_something() -> None:
-    numbers = Slices.of_numbers(np.array([0.0, 0.5, 1.0, 0, 0, 0, 0, 0]), np.arange(8) < 2)
+    numbers = of_numbers(np.array([0.0, 0.5, 1.0, 0, 0, 0, 0, 0]), np.arange(8) < 2)
     for text in ("x.view(2, 8, 24)", "F.max_pool2d(x, 2)", "x.relu() + 1", "x.permute(1, 0, 2, 3)", "x.mean((2, 3))"):
         deps = fxprune.analyze(fxprune.capture(Everything(text), torch.rand(2, 8, 4, 6).double()))
         found = _said_of_output(deps, (None, numbers, None, None))
-        assert sum(int(s.is_constant.sum()) for s in found if s is not None) == 2, text
+        assert sum(int(is_constant(s).sum()) for s in found if s is not None) == 2, text
