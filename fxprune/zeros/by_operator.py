@@ -78,7 +78,7 @@ def _element_wise_along(rule: Pointwise, call: Call, operands: Sequence[Known], 
     if all(side is None for side in sides):
         return None
     wide = np.stack([np.broadcast_to(or_finite(side, 1), [call.shapes[0][d]]) for side in sides])
-    found = np.empty_like(wide[0])
+    found: Slices = np.empty_like(wide[0])
     for combination in np.unique(wide["state"], axis=1).T:
         at = np.flatnonzero((wide["state"] == combination[:, None]).all(0))
         exact = _called_on(call, wide["value"][:, at]) if (combination >= SliceState.CONSTANT).all() else None
