@@ -24,7 +24,7 @@ from fxprune.importance import Importance
 from fxprune.passes.bake import Bake, baked_copy
 from fxprune.passes.graph_pass import run_all
 from fxprune.passes.mask_units import MaskUnits
-from fxprune.passes.own_buffers import OwnBuffers, buffers_of
+from fxprune.passes.own_buffers import OwnBuffers
 from fxprune.passes.shrink import shrunk_copy
 from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.planning.group_choice import Choose
@@ -184,7 +184,7 @@ def _pruned(
     deps = find_dependencies(gm)
     removed = planned(deps).removed(deps)
     if not removed.any():
-        OwnBuffers(buffers_of(gm))(gm)
+        OwnBuffers(list(gm.buffers()))(gm)
         largest = sorted((t for t in deps.tracked if t.is_parameter), key=lambda t: -math.prod(t.label.shape))
         reasons = [str(deps.explain(t.name, dim)) for t in largest[:5] for dim, n in enumerate(t.label.shape) if n > 1]
         return None, gm, "\n  ".join(["nothing was removed:", *reasons])
@@ -195,7 +195,7 @@ def without(
     gm: CapturedModule, deps: Dependencies, removed: Flags, *, masked_too: bool
 ) -> tuple[CapturedModule | None, CapturedModule]:
     """Return a graph without some units, masked (None unless asked for) and shrunk; either of them is the graph itself."""
-    shrinking = (ShrinkUnits(deps, removed), OwnBuffers(buffers_of(gm)))
+    shrinking = (ShrinkUnits(deps, removed), OwnBuffers(list(gm.buffers())))
     if not masked_too:
         run_all(shrinking, gm)
         return None, gm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from torch import fx
 
@@ -22,15 +23,7 @@ class EraseUnused(GraphPass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Erase, in place."""
-        unused = False
-        for node in reversed(gm.graph.nodes):
-            if not node.users and not _has_effect(gm, node):
-                gm.graph.erase_node(node)
-                unused = True
-        bodies = [body for name in reads(gm) if isinstance(body := gm._modules.get(name), fx.GraphModule)]
-        for body in bodies:  # of regions, such as one without gradients
-            unused |= body.graph.eliminate_dead_code()
-            body.recompile()
+        unused = gm.graph.eliminate_dead_code(partial(_has_effect, gm))
         for name in self.read - reads(gm):
             owner, last = split(name)
             module = gm.get_submodule(owner)
@@ -52,4 +45,4 @@ def reads(gm: fx.GraphModule) -> frozenset[str]:
 
 def _has_effect(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Tell whether a node has an effect though nothing uses its value, as ``x.relu_()`` on a line of its own."""
-    return node.is_impure() or node.op in ("placeholder", "output") or may_write(node, gm)
+    return node.is_impure() or may_write(node, gm)

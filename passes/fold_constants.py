@@ -82,9 +82,7 @@ def _give_bias(gm: fx.GraphModule, fold: Fold, bias: nn.Parameter) -> None:
     owner.register_parameter(name, bias)
     with gm.graph.inserting_before(node):
         read = gm.graph.get_attr(join(path, name))
-    if len(node.args) > 2:
-        node.update_arg(2, read)
-    elif len(node.args) == 2:
-        node.args = (*node.args, read)
+    if len(node.args) >= 2:
+        node.args = (*node.args[:2], read, *node.args[3:])
     else:
         node.update_kwarg("bias", read)

@@ -36,9 +36,6 @@ class _Call(nn.Module):
         return self.made(tensors, self.training)
 
 
-_LARGER = 3
-
-
 @dataclasses.dataclass(frozen=True)
 class Inline(GraphPass):
     """Pass: write out the nodes ``names``. Ensures: no node of these names makes its old call.
@@ -53,7 +50,7 @@ class Inline(GraphPass):
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Write the nodes out, in place."""
         shapes = None
-        for batch in (_LARGER, 1):  # a graph may take no other batch size, or ask for values
+        for batch in (3, 1):  # a graph may take no other batch size, or ask for values
             with contextlib.suppress(Exception):
                 shapes = shapes_of_batch(gm, batch) if shapes is None else shapes
         known: dict[object, fx.GraphModule] = {}
@@ -152,9 +149,7 @@ def _moved(gm: fx.GraphModule, inner: fx.GraphModule, target: str) -> str:
     names = {name for name, _ in gm.named_children()} | {name for name, _ in gm.named_buffers()}
     base = "inlined_" + target.replace(".", "_")
     name = next(f"{base}_{k}" for k in range(len(names) + 1) if f"{base}_{k}" not in names)
-    if isinstance(value, nn.Module):
-        gm.add_module(name, value)
-    elif isinstance(value, Tensor):
+    if isinstance(value, Tensor):
         gm.register_buffer(name, value)
     else:
         setattr(gm, name, value)

@@ -173,15 +173,11 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
 
     The Parameter objects stay. The graph is not recompiled. Returns whether there was a mask.
     """
-    moved, held, reads = list[fx.Node](), holders(gm), _reads(gm.graph)
     for entry in masked:
         with torch.inference_mode(False), torch.no_grad():
             # As in torch: the Parameter stays, its values become a new tensor. A parameter in the same memory stays as it is.
             entry.orig.data = entry.orig.detach() * entry.mask.to(entry.orig.dtype)
-    for entry in masked:
-        unregister_masks(held[entry.orig])
-        for name in entry.names:
-            moved += _erase_product(gm.graph, reads, name)
+    moved = _take_out(gm, masked)
     if masked:
         RaiseLeaves().rewrite(gm)
     _put_back(moved)
@@ -190,14 +186,17 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
 
 def drop_structured_masks(gm: fx.GraphModule) -> None:
     """Take the masks of axes out of a graph, in place, without baking them; it is not recompiled, and nothing is raised."""
-    held, reads, left = holders(gm), _reads(gm.graph), dict[str, dict[str, Tensor]]()
-    for entry in all_masked(gm):
-        if entry.masks.keys() != {MASK}:
-            unregister_masks(held[entry.orig])
-            for name in entry.names:
-                _put_back(_erase_product(gm.graph, reads, name))
-            left[entry.name] = {ending: mask for ending, mask in entry.masks.items() if ending == MASK}
-    put_masks(gm, left)
+    structured = [entry for entry in all_masked(gm) if entry.masks.keys() != {MASK}]
+    _put_back(_take_out(gm, structured))
+    put_masks(gm, {entry.name: {MASK: entry.masks[MASK]} for entry in structured if MASK in entry.masks})
+
+
+def _take_out(gm: fx.GraphModule, masked: list[Masked]) -> list[fx.Node]:
+    """Let a graph read masked parameters themselves again; returns the reads that products had moved from their places."""
+    held, reads = holders(gm), _reads(gm.graph)
+    for entry in masked:
+        unregister_masks(held[entry.orig])
+    return [read for entry in masked for name in entry.names for read in _erase_product(gm.graph, reads, name)]
 
 
 def _put_back(moved: list[fx.Node]) -> None:

@@ -16,11 +16,6 @@ from fxprune.passes.graph_pass import GraphPass
 from fxprune.torch_internals.tensors import memory_of
 
 
-def buffers_of(root: nn.Module) -> list[Tensor]:
-    """Return every buffer, as often as it is held."""
-    return [buffer for _, module in all_modules(root) for buffer in module._buffers.values() if buffer is not None]
-
-
 @dataclasses.dataclass(frozen=True)
 class OwnBuffers(GraphPass):
     """Pass: put copies in place of buffers that are ``shared`` with other graphs.

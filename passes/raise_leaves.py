@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -91,14 +92,10 @@ def _raise(
 def _pattern(module: nn.Module, path: str, args: Any, kwargs: Any) -> fx.Node:
     """Return the root of the module's functional form in a graph of its own, with placeholders for the slots."""
     scratch = fx.Graph()
-    inputs: dict[str, fx.Node] = {}
+    placeholder = functools.cache(scratch.placeholder)
 
     def to_input(value: Any) -> Any:
-        if not isinstance(value, Slot):
-            return value
-        if value not in inputs:
-            inputs[value] = scratch.create_node("placeholder", str(value), name=f"slot_{len(inputs)}")
-        return inputs[value]
+        return placeholder(str(value)) if isinstance(value, Slot) else value
 
     return emit(module, path, scratch, map_aggregate(args, to_input), map_aggregate(kwargs, to_input))
 

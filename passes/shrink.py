@@ -22,7 +22,7 @@ from fxprune.passes.bake import Bake, baked_copy
 from fxprune.passes.fold_constants import FoldConstants, amounts_of
 from fxprune.passes.graph_pass import GraphPass, run_all
 from fxprune.passes.mask_units import dead_axes
-from fxprune.passes.own_buffers import OwnBuffers, buffers_of
+from fxprune.passes.own_buffers import OwnBuffers
 from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.torch_internals.switches import alone, uncollected
 from fxprune.zeros.folds import Fold
@@ -62,7 +62,7 @@ def shrunk_copy(gm: Graph, *, from_zeros: bool = False) -> tuple[Graph, bool]:
     if zeros := zero_slices(copy) if from_zeros else masked_slices(gm):
         removed, folds, amounts = _with_others(copy, deps, removed, zeros)
     shrinking = (ShrinkUnits(deps, removed), FoldConstants(folds, amounts)) if removed.any() else ()
-    run_all((*shrinking, OwnBuffers(buffers_of(gm))), copy)
+    run_all((*shrinking, OwnBuffers(list(gm.buffers()))), copy)
     return copy, bool(removed.any())
 
 

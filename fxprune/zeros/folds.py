@@ -21,7 +21,7 @@ from fxprune.functional.leaf_cards import card_of
 from fxprune.rules.call import Call
 from fxprune.rules.card import Places
 from fxprune.rules.registry import op_card
-from fxprune.torch_internals.operators import arguments_of
+from fxprune.torch_internals.operators import OpOverload, arguments_of
 from fxprune.zeros.slice_states import Slices, is_constant
 
 
@@ -70,7 +70,8 @@ class Folding:
             return None
         label = call.operands[places.bias] if places.bias < len(call.operands) else None
         if label is None:
-            return Folding(step.node, call, places, (weight_name, None)) if _takes_bias(gm, step, steps_at_node) else None
+            can_have_one = steps_at_node == 1 and _takes_bias(gm, step.node, call.op, places)
+            return Folding(step.node, call, places, (weight_name, None)) if can_have_one else None
         bias_name = _parameter(call, places.bias, deps)
         # A bias that a second call reads would change for that call as well.
         if bias_name is None or readers[label.producer] > 1 or len(label) != 1:
@@ -109,17 +110,13 @@ def _parameter(call: Call, operand: int, deps: Dependencies) -> str | None:
     return tracked.name if tracked is not None and tracked.is_parameter else None
 
 
-def _takes_bias(gm: fx.GraphModule, step: Step, steps_at_node: int) -> bool:
+def _takes_bias(gm: fx.GraphModule, name: str, op: OpOverload, places: Places) -> bool:
     """Tell whether the node of a call without a bias can be given one."""
-    assert step.call is not None
-    node = next((node for node in gm.graph.nodes if node.name == step.node), None)
-    if node is None or steps_at_node > 1:
-        return False
-    if node.op == "call_function":
-        op, places = step.call.op, op_card(step.call.op).places
+    node = next((node for node in gm.graph.nodes if node.name == name), None)
+    if node is not None and node.op == "call_function":
         has_it_third = [argument.name for argument in arguments_of(op)][2:3] == ["bias"]
-        return places is not None and has_it_third and node.target in (op, op.overloadpacket, places.function)
-    if node.op != "call_module":
+        return has_it_third and node.target in (op, op.overloadpacket, places.function)
+    if node is None or node.op != "call_module":
         return False
     module = gm.get_submodule(str(node.target))
     called = [n for n in gm.graph.find_nodes(op="call_module") if gm.get_submodule(str(n.target)) is module]

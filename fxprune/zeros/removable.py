@@ -270,20 +270,12 @@ def _key(label: Label) -> tuple[int, int]:
 def _twins(gm: fx.GraphModule, deps: Dependencies) -> dict[tuple[int, int], list[Label]]:
     """Return, for each result of a part that differs by mode, the result of the other mode in its place."""
     found: dict[tuple[int, int], list[Label]] = {}
-
-    def look(graph: fx.GraphModule, inside: str) -> None:
-        for node in graph.graph.find_nodes(op="call_module"):
-            module = graph.get_submodule(str(node.target))
-            if isinstance(module, ByMode):
-                branches = module.branches(inside + node.name)
-                ends = [start + next(iter(branch.graph.find_nodes(op="output"))).name for start, branch in branches]
-                results = [pytree.tree_leaves(deps.values[end]) for end in ends]
-                for one, other in zip(*results, strict=True):
-                    if isinstance(one, Label) and isinstance(other, Label):
-                        found.setdefault(_key(one), []).append(other)
-                        found.setdefault(_key(other), []).append(one)
-                for start, branch in branches:
-                    look(branch, start)
-
-    look(gm, "")
+    for node in gm.graph.find_nodes(op="call_module"):
+        module = gm.get_submodule(str(node.target))
+        if isinstance(module, ByMode):
+            ends = [deps.values[start + branch.graph.output_node().name] for start, branch in module.branches(node.name)]
+            for one, other in zip(*map(pytree.tree_leaves, ends), strict=True):
+                if isinstance(one, Label) and isinstance(other, Label):
+                    found.setdefault(_key(one), []).append(other)
+                    found.setdefault(_key(other), []).append(one)
     return found

@@ -35,10 +35,7 @@ class Numbers:
 
     def before(self, argument: Any) -> Any:
         """Return the value of an argument before, a label in place of each tensor."""
-        return fx.map_arg(argument, self._before)
-
-    def _before(self, node: fx.Node) -> Any:
-        return self._values.get(self._inside + node.name)
+        return fx.map_arg(argument, lambda node: self._values.get(self._inside + node.name))
 
     def now(self, argument: Any) -> Any:
         """Return the value of an argument now, a label (of before) in place of each tensor."""
@@ -54,10 +51,10 @@ class Numbers:
 
     def follow(self, node: fx.Node) -> None:
         """Compute the value of a node now; the nodes that it reads come before it."""
-        before = self._now[node] = self._before(node)
+        before = self._now[node] = self.before(node)
         if before is None or holds_tensors(before) or node.op not in ("call_function", "call_method"):
             return
-        if not (self.reads_changed(node) or any(self.kept.shrinks_any(self._before(i)) for i in node.all_input_nodes)):
+        if not (self.reads_changed(node) or any(self.kept.shrinks_any(self.before(i)) for i in node.all_input_nodes)):
             return
         self._fixed[node] = self._is_fixed(node)
         args: Any = fx.map_arg(node.args, self._stand_in)
@@ -72,7 +69,7 @@ class Numbers:
     def give(self, node: fx.Node, value: Any) -> None:
         """Set the value of a node now."""
         self._now[node] = value
-        if differ(self._before(node), value):
+        if differ(self.before(node), value):
             self._changed.add(node)
 
     def _stand_in(self, node: fx.Node) -> Any:
@@ -87,7 +84,7 @@ class Numbers:
     def _is_fixed(self, node: fx.Node) -> Any:
         """Tell of a plain value whether it is the same for every batch; of a shape for each of its sizes."""
         source = node.all_input_nodes[0]
-        label = self._before(source)
+        label = self.before(source)
         if isinstance(label, Label):
             flags = tuple(map(_is_fixed_axis, label.axes))
             numbers = [a for a in (*node.args[1:], *node.kwargs.values()) if type(a) is int]

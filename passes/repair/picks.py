@@ -97,11 +97,7 @@ def _slice(node: fx.Node, item: slice, axis: Axis, numbers: Numbers) -> tuple[sl
         return slice(None), _sliced(old, axis, numbers.kept)
     start, stop, step = found
     parts = [
-        None
-        if given is None and wanted == default
-        else numbers.fitted(node, given, wanted, is_size=False)
-        if given is not None
-        else wanted
+        None if given is None and wanted == default else numbers.fitted(node, given, wanted, is_size=False)
         for given, wanted, default in ((item.start, start, 0), (item.stop, stop, int(flags.sum())), (item.step, step, 1))
     ]
     return slice(*parts), None

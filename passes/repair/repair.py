@@ -128,13 +128,9 @@ class _Repair:
         self.gm, self.kept, self.inside = gm, kept, inside
         self.modules = modules_by_path(gm)
         self.numbers = Numbers(gm.graph, values, kept, inside)
+        self.rerun = Rerun(gm, self.numbers)
         self.values, self.steps = values, steps
         self.stuck: dict[str, str] = {}
-
-    @functools.cached_property
-    def rerun(self) -> Rerun:
-        """The check of nodes that run several operators."""
-        return Rerun(self.gm, self.numbers)
 
     def run(self, arguments: Sequence[Any] | None = None) -> dict[str, str]:
         """Rewrite all nodes, and return the reasons of the nodes that cannot be rewritten, by name.

@@ -30,7 +30,7 @@ class Rerun(TorchDispatchMode):
 
     def __init__(self, gm: fx.GraphModule, numbers: Numbers) -> None:
         super().__init__()
-        self.gm, self.numbers = gm, numbers
+        self.interpreter, self.numbers = fx.Interpreter(gm, garbage_collect_values=False), numbers
         self.fakes, self.counters = Fakes(), Counters()
         self.calls: list[tuple[OpOverload, dict[str, Any], list[tuple[int, ...]]]] = []
 
@@ -59,17 +59,11 @@ class Rerun(TorchDispatchMode):
     def comes_out_right(self, node: fx.Node, steps: Sequence[Step]) -> bool:
         """Tell whether every operator that a node runs gets the sizes that it needs, given the node's calls as analysed."""
         self.calls = []
-        result: Any = None
         try:
             args, kwargs = self._present(node, steps)
             # Sizes that do not fit are an answer here, and torch would print them.
             with unlogged(), no_fast_path(), torch.inference_mode(), self.fakes.mode, self:
-                if node.op == "call_module":
-                    result = self.gm.get_submodule(str(node.target))(*args, **kwargs)
-                elif node.op == "call_method":
-                    result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                elif callable(node.target):
-                    result = node.target(*args, **kwargs)
+                result = getattr(self.interpreter, node.op)(node.target, args, kwargs)
         except Exception:
             return False
         return (
