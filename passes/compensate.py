@@ -9,10 +9,9 @@ import torch
 from torch import fx
 
 from fxprune.algebra.contents import Content
-from fxprune.analysis.corrections import Clear, Correction, Fill, Impossible, Place, Rescale, Restrict
+from fxprune.analysis.corrections import Clear, Fill, Place, Rescale, Restrict
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining
-from fxprune.errors import PlanError
 from fxprune.functional import over_kept
 from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.metadata import KEEPS, ORIGINAL
@@ -24,12 +23,7 @@ from fxprune.rules.labels import Label
 
 _KEEP = "fxprune_keep_"  # vectors of flags at the root of a graph
 
-
-def check_possible(wanted: Iterable[Correction]) -> None:
-    """Raise PlanError if a correction is impossible."""
-    for correction in wanted:
-        if isinstance(correction, Impossible):
-            raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
+Possible = Clear | Fill | Rescale | Restrict
 
 
 class Compensation:
@@ -48,7 +42,7 @@ class Compensation:
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self.known: dict[Content, str] = {}
 
-    def write(self, correction: Correction) -> None:
+    def write(self, correction: Possible) -> None:
         """Write one correction, in place."""
         graph = self.gm.graph
         if isinstance(correction, Fill):
@@ -62,7 +56,7 @@ class Compensation:
             self._follow(correction.place, over_kept.keep_only, correction.place.dim, 0.0)
         elif isinstance(correction, Rescale):
             self._follow(correction.place, over_kept.mean_of_kept)
-        elif isinstance(correction, Restrict):
+        else:
             self._restrict(self.nodes[correction.places[0].node], correction)
 
     def _follow(self, place: Place, function: Callable[..., Any], *options: Any) -> None:
@@ -120,21 +114,19 @@ def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:
     return node.op, picklable(node.target), fx.map_arg(node.args, to_slot), fx.map_arg(node.kwargs, to_slot)
 
 
-def has_all(gm: fx.GraphModule, wanted: Iterable[Correction]) -> bool:
-    """Tell whether a graph has corrections at the places of all of these."""
-    present = {place for places in (KEEPS.get(gm) or {}).values() for place in places}
-    possible = [c for c in wanted if not isinstance(c, Impossible)]
-    places = [place for c in possible for place in (c.places if isinstance(c, Restrict) else (c.place,))]
-    return all((place.node, place.input, place.dim) in present for place in places)
-
-
-def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> None:
-    """Bring the flags of all corrections up to date, in place."""
-    for name, places in (KEEPS.get(gm) or {}).items():
-        _, node, dim = places[0]
+def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, wanted: Iterable[Possible]) -> bool:
+    """Bring the flags of a graph's corrections up to date, in place, if it has all of the wanted ones; tell whether it has."""
+    record = KEEPS.get(gm) or {}
+    present = {place for places in record.values() for place in places}
+    places = [place for c in wanted for place in (c.places if isinstance(c, Restrict) else (c.place,))]
+    if any((place.node, place.input, place.dim) not in present for place in places):
+        return False
+    for name, read_at in record.items():
+        _, node, dim = read_at[0]
         label = deps.values[node]
         assert isinstance(label, Label)
         gm.get_buffer(name).copy_(torch.from_numpy(kept(label.axes[dim])))
+    return True
 
 
 def erase_corrections(gm: fx.GraphModule) -> bool:

@@ -126,10 +126,7 @@ class _LeafView:
 
     def __getattr__(self, name: str) -> Any:
         module = self._module
-        if name in module._parameters or name in module._buffers:
-            value = getattr(module, name)
-            return None if value is None else self._read(name)
-        if name == "training":
+        if name == "training" or module._parameters.get(name, module._buffers.get(name)) is not None:
             return self._read(name)
         if name in module._modules:
             return _LeafView(module._modules[name], join(self._path, name), self._graph)
@@ -139,17 +136,13 @@ class _LeafView:
         return getattr(module, name)
 
     def _read(self, name: str) -> fx.Proxy:
-        target = join(self._path, name)
-        node = self._graph.create_node("get_attr", target)
-        # Straight into __dict__: one read for each name.
-        proxy = self.__dict__[name] = fx.Proxy(node, self._tracer)
+        node = self._graph.create_node("get_attr", join(self._path, name))
+        proxy = self.__dict__[name] = fx.Proxy(node, self._tracer)  # one read for each name
         return proxy
 
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Proxy:
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Emit one call of ``function``."""
-        proxy = self._tracer.create_proxy("call_function", function, args, kwargs)
-        assert isinstance(proxy, fx.Proxy)
-        return proxy
+        return self._tracer.create_proxy("call_function", function, args, kwargs)
 
 
 def take_over(old: fx.Node, new: fx.Node) -> None:

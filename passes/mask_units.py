@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.analyze import find_dependencies
-from fxprune.analysis.corrections import Correction, Restrict, corrections
+from fxprune.analysis.corrections import Impossible, Restrict, corrections
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import recall, remember
 from fxprune.analysis.remaining import Flags, Remaining, dead_places
+from fxprune.errors import PlanError
 from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
 from fxprune.graph.metadata import BAKED
 from fxprune.graph.parts import shared_copy
-from fxprune.passes.compensate import Compensation, check_possible, erase_corrections, has_all, update_keeps
+from fxprune.passes.compensate import Compensation, Possible, erase_corrections, update_keeps
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower
 from fxprune.passes.mask_parameters import drop_structured_masks, put_masks
@@ -44,10 +44,13 @@ class MaskUnits(GraphPass):
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Mask the units, in place."""
         deps, kept = self.deps, Remaining(self.deps.units, self.removed)
-        wanted = list(corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, kept.shrinks_axis))
-        check_possible(wanted)
-        masks = _masks(gm, deps, kept)
-        if _update(gm, deps, kept, masks, wanted):
+        wanted: list[Possible] = []
+        for correction in corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, kept.shrinks_axis):
+            if isinstance(correction, Impossible):
+                raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
+            wanted.append(correction)
+        masks = self._masks(gm, kept)
+        if self._update(gm, kept, masks, wanted):
             return True
         strip(gm)
         parameters = [find_parameter(gm, name) for name in masks]
@@ -63,8 +66,32 @@ class MaskUnits(GraphPass):
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if an axis that loses positions has no mask of them."""
         present = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
-        for name, masks in _masks(gm, self.deps, Remaining(self.deps.units, self.removed)).items():
+        for name, masks in self._masks(gm, Remaining(self.deps.units, self.removed)).items():
             assert masks.keys() <= present.get(name, {}).keys(), f"{name!r} is not masked on every axis"
+
+    def _masks(self, gm: fx.GraphModule, kept: Remaining) -> dict[str, dict[str, Tensor]]:
+        """Return by name and ending the masks of the parameters that lose positions: ``{"fc.weight": {"_mask0": (10, 1)}}``."""
+        masks: dict[str, dict[str, Tensor]] = {}
+        for tracked in self.deps.tracked:
+            if tracked.is_parameter and kept.shrinks(tracked.label):
+                parameter = find_parameter(gm, tracked.name)
+                check_prunable(tracked.name, parameter)
+                axes = [(dim, axis) for dim, axis in enumerate(tracked.label.axes) if kept.shrinks_axis(axis)]
+                masks[tracked.name] = {f"{MASK}{dim}": _vector(parameter, dim, kept(axis)) for dim, axis in axes}
+        return masks
+
+    def _update(self, gm: fx.GraphModule, kept: Remaining, masks: dict[str, dict[str, Tensor]], wanted: list[Possible]) -> bool:
+        """Update the masks where they stand, if they are on all axes that need one; tell whether they were."""
+        present = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
+        on_all = all(given.keys() <= present.get(name, {}).keys() for name, given in masks.items())
+        if not masks or not on_all or not update_keeps(gm, self.deps, kept, wanted):
+            return False
+        for mask in (mask for every in present.values() for ending, mask in every.items() if ending != MASK):
+            mask.fill_(1)
+        for name, given in masks.items():
+            for ending, mask in given.items():
+                present[name][ending].copy_(mask)
+        return True
 
 
 @uncollected()
@@ -85,46 +112,10 @@ def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
     return MaskUnits(deps, removed).rewrite(gm)
 
 
-def _masks(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> dict[str, dict[str, Tensor]]:
-    """Return by name and ending the masks of the parameters that lose positions: ``{"fc.weight": {"_mask0": (10, 1)}}``."""
-    masks: dict[str, dict[str, Tensor]] = {}
-    for tracked in deps.tracked:
-        if tracked.is_parameter and kept.shrinks(tracked.label):
-            parameter = find_parameter(gm, tracked.name)
-            check_prunable(tracked.name, parameter)
-            masks[tracked.name] = {
-                f"{MASK}{dim}": _vector(parameter, dim, kept(axis))
-                for dim, axis in enumerate(tracked.label.axes)
-                if kept.shrinks_axis(axis)
-            }
-    return masks
-
-
 def _vector(parameter: nn.Parameter, dim: int, flags: Flags) -> Tensor:
     """Return flags in a shape that broadcasts to the parameter's, and in its dtype, which multiplies fastest."""
     vector = torch.from_numpy(flags.copy()).to(device=parameter.device, dtype=parameter.dtype)
     return vector.view([-1 if d == dim else 1 for d in range(parameter.dim())])
-
-
-def _update(
-    gm: fx.GraphModule,
-    deps: Dependencies,
-    kept: Remaining,
-    masks: Mapping[str, Mapping[str, Tensor]],
-    wanted: Sequence[Correction],
-) -> bool:
-    """Update the masks where they stand, if they are on all axes that need one; tell whether they were."""
-    present = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
-    on_all = all(given.keys() <= present.get(name, {}).keys() for name, given in masks.items())
-    if not masks or not on_all or not has_all(gm, wanted):
-        return False
-    for mask in (mask for every in present.values() for ending, mask in every.items() if ending != MASK):
-        mask.fill_(1)
-    for name, given in masks.items():
-        for ending, mask in given.items():
-            present[name][ending].copy_(mask)
-    update_keeps(gm, deps, kept)
-    return True
 
 
 def is_structured(gm: fx.GraphModule) -> bool:

@@ -17,7 +17,7 @@ from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import CALL, PATH
 from fxprune.graph.parts import Lowered, Slot
-from fxprune.graph.paths import all_modules, join, replace_modules, value_at
+from fxprune.graph.paths import all_modules, replace_modules, value_at
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import emit, take_over
 from fxprune.torch_internals.graphs import is_erased
@@ -39,11 +39,10 @@ class RaiseLeaves(GraphPass):
         masked = {entry.orig for entry in all_masked(gm)} if tops else set()
         ready = [(path, module) for path, module in tops if masked.isdisjoint(module.parameters())]
         readers = _readers(gm) if ready else {}
-        tensor_of = {node: key for key, nodes in readers.items() for node in nodes}
         restored: dict[nn.Module, nn.Module] = {}
         for path, lowered in ready:
             module = lowered.restore()
-            if _raise(gm, path, lowered, module, readers, tensor_of):
+            if _raise(gm, path, lowered, module, readers):
                 restored[lowered] = module
         replace_modules(gm, restored)
         return bool(restored)
@@ -51,22 +50,14 @@ class RaiseLeaves(GraphPass):
 
 def _readers(gm: fx.GraphModule) -> dict[Tensor, list[fx.Node]]:
     """Map each tensor of the graph to the get_attr nodes that read it."""
-    tensors = dict(gm.named_parameters(remove_duplicate=False)) | dict(gm.named_buffers(remove_duplicate=False))
     readers: dict[Tensor, list[fx.Node]] = collections.defaultdict(list)
     for node in gm.graph.find_nodes(op="get_attr"):
-        if node.target in tensors:
-            readers[tensors[node.target]].append(node)
+        if isinstance(value := value_at(gm, str(node.target)), Tensor):
+            readers[value].append(node)
     return readers
 
 
-def _raise(
-    gm: fx.GraphModule,
-    path: str,
-    lowered: Lowered,
-    module: nn.Module,
-    readers: dict[Tensor, list[fx.Node]],
-    tensor_of: dict[fx.Node, Tensor],
-) -> bool:
+def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, module: nn.Module, readers: dict[Tensor, list[fx.Node]]) -> bool:
     """Put calls of ``module`` in place of its nodes; tell whether there were any."""
     reads = [node for p in module.parameters() for node in readers.get(p, ()) if not is_erased(node)]
     users = list(dict.fromkeys(user for node in reads for user in node.users))
@@ -82,7 +73,7 @@ def _raise(
             name = PATH.get(site) or path
             if isinstance(owner := value_at(gm, name), Lowered) and owner is not lowered:
                 continue
-            matcher = _Matcher(module, path, tensor_of)
+            matcher = _Matcher(gm, module, path)
             if matcher.same(pattern, site):
                 _put_call(gm.graph, name if owner is lowered else path, args, kwargs, matcher.matched)
                 found = True
@@ -119,10 +110,8 @@ def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, matched: dict[
 class _Matcher:
     """Compares nodes of the graph with a pattern, from a root back to the slots; ``matched`` maps pattern to node."""
 
-    def __init__(self, module: nn.Module, path: str, tensor_of: dict[fx.Node, Tensor]) -> None:
-        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        self.targets = {join(path, name): tensor for name, tensor in named}
-        self.tensor_of = tensor_of
+    def __init__(self, gm: fx.GraphModule, module: nn.Module, path: str) -> None:
+        self.gm, self.module, self.path = gm, module, path
         self.matched: dict[fx.Node, fx.Node] = {}
 
     def same(self, pattern: fx.Node, node: fx.Node) -> bool:
@@ -130,11 +119,7 @@ class _Matcher:
         if pattern in self.matched:
             return self.matched[pattern] is node
         if pattern.op == "get_attr":
-            # A tied parameter may be read under another of its names.
-            same = node.op == "get_attr" and (
-                node.target == pattern.target
-                or (node in self.tensor_of and self.tensor_of[node] is self.targets.get(str(pattern.target)))
-            )
+            same = node.op == "get_attr" and (node.target == pattern.target or self._same_tensor(pattern, node))
         else:
             same = pattern.op == "placeholder" or (
                 node.op == pattern.op and node.target == pattern.target and self._same_arguments(pattern, node)
@@ -142,6 +127,11 @@ class _Matcher:
         if same:
             self.matched[pattern] = node
         return same
+
+    def _same_tensor(self, pattern: fx.Node, node: fx.Node) -> bool:
+        """Tell whether both read one tensor: a tied parameter may be read under another of its names."""
+        value = value_at(self.module, str(pattern.target).removeprefix(f"{self.path}."))
+        return isinstance(value, Tensor) and value_at(self.gm, str(node.target)) is value
 
     def _same_arguments(self, pattern: fx.Node, node: fx.Node) -> bool:
         (ours, plain), (theirs, other) = _split(pattern), _split(node)

@@ -178,11 +178,9 @@ class _Repair:
             self._restore(node, frozenset())
         if (is_own or len(steps) > 1) and not self.rerun.comes_out_right(node, steps):
             operators = ", ".join(sorted({step.op for step in steps}))
-            runs = (
-                f"several operators ({operators}), which need" if len(steps) > 1 else f"an operator ({operators}), which needs"
-            )
-            text = f"node {node.name!r} ({node.op} {node.target}) runs {runs} other sizes than its arguments can say"
-            self.stuck[self.inside + node.name] = text
+            what, need = ("several operators", "need") if len(steps) > 1 else ("an operator", "needs")
+            runs = f"{what} ({operators}), which {need} other sizes than its arguments can say"
+            self.stuck[self.inside + node.name] = f"node {node.name!r} ({node.op} {node.target}) runs {runs}"
 
     def _rewrite_call(self, node: fx.Node, step: Step) -> None:
         if pick_unevenly(self.gm, node, step, self.numbers):
