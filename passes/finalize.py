@@ -25,7 +25,7 @@ class Finalize(GraphPass):
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Bake the masks, in place."""
         if is_structured(gm):
-            BAKED.set(gm, {**(BAKED.get(gm) or {}), **dead_axes(gm)})
+            BAKED.set(gm, dead_axes(gm))
         modified = remove_masks(gm, all_masked(gm))
         if modified:
             METHODS.pop(gm)

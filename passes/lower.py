@@ -8,6 +8,7 @@ names and configuration, so that :mod:`fxprune.passes.raise_leaves` can put the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -106,10 +107,7 @@ def emit(module: nn.Module, path: str, graph: fx.Graph, args: Any, kwargs: Any) 
     if form is None:
         raise LoweringError(f"modules of class {type(module).__name__} have no functional form")
     view = _LeafView(module, path, graph)
-
-    def to_proxy(node: fx.Node) -> Any:
-        return fx.Proxy(node, view._tracer)
-
+    to_proxy: Callable[[fx.Node], Any] = functools.partial(fx.Proxy, tracer=view._tracer)
     try:
         result = form(view, *fx.map_arg(args, to_proxy), **fx.map_arg(kwargs, to_proxy))
     except Exception as error:  # whatever a module's forward raises on proxies

@@ -31,7 +31,7 @@ from fxprune.graph.masks import (
 from fxprune.graph.metadata import LOWERED, MOVED
 from fxprune.graph.paths import holders, parameters_by_name
 from fxprune.passes.lower import lower, take_over
-from fxprune.passes.raise_leaves import RaiseLeaves
+from fxprune.passes.raise_leaves import RaiseLeaves, readers
 from fxprune.torch_internals.graphs import is_erased
 
 
@@ -62,7 +62,7 @@ def put_masks(gm: fx.GraphModule, masks: Mapping[str, Mapping[str, Tensor]]) -> 
     The masks stand by name and ending, as in ``{"fc.weight": {"_mask0": mask}}``, and broadcast to the parameter's shape; see
     :class:`fxprune.graph.masks.Masked`. Of several names of one parameter the first counts.
     """
-    held, reads, names = holders(gm), _reads(gm.graph), parameters_by_name(gm)
+    held, reads, names = holders(gm), readers(gm), parameters_by_name(gm)
     present = {name: masked for masked in all_masked(gm) for name in masked.names}
     modified, seen = False, set[nn.Parameter]()
     for name, given in masks.items():
@@ -78,19 +78,10 @@ def put_masks(gm: fx.GraphModule, masks: Mapping[str, Mapping[str, Tensor]]) -> 
                 modified = True
         fresh = {ending: mask for ending, mask in given.items() if ending not in old}
         if fresh:
-            every = [n for n, p in names.items() if p is parameter] if masked is None else masked.names
             register_masks(held[parameter], fresh)
-            _multiply(gm.graph, reads, every, list(fresh), masked is not None)
+            _multiply(gm.graph, reads.get(parameter, []), list(fresh), masked is not None)
             modified = True
     return modified
-
-
-def _reads(graph: fx.Graph) -> dict[str, list[fx.Node]]:
-    """Return the get_attr nodes of a graph by their targets, in their order."""
-    reads: dict[str, list[fx.Node]] = {}
-    for node in graph.find_nodes(op="get_attr"):
-        reads.setdefault(str(node.target), []).append(node)
-    return reads
 
 
 def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[Tensor | None, Held]) -> nn.Parameter:
@@ -122,15 +113,12 @@ def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
         return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format, copy=True)
 
 
-def _multiply(
-    graph: fx.Graph, reads: Mapping[str, list[fx.Node]], names: Sequence[str], endings: Sequence[str], is_masked: bool
-) -> None:
-    """Multiply a parameter in a graph by masks; a parameter that ``is_masked`` has a product there already."""
+def _multiply(graph: fx.Graph, reads: Sequence[fx.Node], endings: Sequence[str], is_masked: bool) -> None:
+    """Multiply a parameter, where the graph reads it, by masks; one that ``is_masked`` has a product there already."""
     if is_masked:
-        origs = [orig for name in names for orig in reads.get(name + ORIG, ())]
-        products = [user for orig in origs for user in orig.users if is_product(user)]
-    elif found := sorted(node for name in names for node in reads.get(name, ())):
-        products, endings = [_insert_product(graph, found, endings[0])], endings[1:]
+        products = [user for orig in reads for user in orig.users if is_product(user)]
+    elif reads:
+        products, endings = [_insert_product(graph, reads, endings[0])], endings[1:]
     else:  # registered in the model but unused in this graph
         return
     for ending in endings:
@@ -193,10 +181,10 @@ def drop_structured_masks(gm: fx.GraphModule) -> None:
 
 def _take_out(gm: fx.GraphModule, masked: list[Masked]) -> list[fx.Node]:
     """Let a graph read masked parameters themselves again; returns the reads that products had moved from their places."""
-    held, reads = holders(gm), _reads(gm.graph)
+    held, reads = holders(gm), readers(gm)
     for entry in masked:
         unregister_masks(held[entry.orig])
-    return [read for entry in masked for name in entry.names for read in _erase_product(gm.graph, reads, name)]
+    return [read for entry in masked for read in _erase_products(gm.graph, reads, entry)]
 
 
 def _put_back(moved: list[fx.Node]) -> None:
@@ -205,10 +193,11 @@ def _put_back(moved: list[fx.Node]) -> None:
             min(read.users).prepend(read)
 
 
-def _erase_product(graph: fx.Graph, reads: Mapping[str, list[fx.Node]], name: str) -> list[fx.Node]:
-    """Let the graph read ``name`` itself again; returns the reads that the product had moved from their places."""
-    moved, factors = [], list(reads.get(name + MASK, ()))
-    for orig in reads.get(name + ORIG, ()):
+def _erase_products(graph: fx.Graph, reads: Mapping[Tensor, list[fx.Node]], entry: Masked) -> list[fx.Node]:
+    """Let the graph read a parameter itself again; returns the reads that products had moved from their places."""
+    moved, factors = [], [factor for mask in entry.masks.values() for factor in reads.get(mask, ())]
+    for orig in reads.get(entry.orig, ()):
+        name = str(orig.target).removesuffix(ORIG)
         for product in [user for user in orig.users if is_product(user)]:
             factors += product.all_input_nodes[1:]
             with graph.inserting_before(orig):

@@ -6,7 +6,6 @@ needs to be remembered, and a graph that was copied, pickled or rewritten elsewh
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 from typing import Any
@@ -38,29 +37,29 @@ class RaiseLeaves(GraphPass):
         tops = [(path, module) for path, module in every if not any(path.startswith(p + ".") for p, _ in every)]
         masked = {entry.orig for entry in all_masked(gm)} if tops else set()
         ready = [(path, module) for path, module in tops if masked.isdisjoint(module.parameters())]
-        readers = _readers(gm) if ready else {}
+        reads = readers(gm) if ready else {}
         restored: dict[nn.Module, nn.Module] = {}
         for path, lowered in ready:
             module = lowered.restore()
-            if _raise(gm, path, lowered, module, readers):
+            if _raise(gm, path, lowered, module, reads):
                 restored[lowered] = module
         replace_modules(gm, restored)
         return bool(restored)
 
 
-def _readers(gm: fx.GraphModule) -> dict[Tensor, list[fx.Node]]:
-    """Map each tensor of the graph to the get_attr nodes that read it."""
-    readers: dict[Tensor, list[fx.Node]] = collections.defaultdict(list)
+def readers(gm: fx.GraphModule) -> dict[Tensor, list[fx.Node]]:
+    """Map each tensor that the graph reads to the get_attr nodes that read it, in their order."""
+    found: dict[Tensor, list[fx.Node]] = {}
     for node in gm.graph.find_nodes(op="get_attr"):
         if isinstance(value := value_at(gm, str(node.target)), Tensor):
-            readers[value].append(node)
-    return readers
+            found.setdefault(value, []).append(node)
+    return found
 
 
-def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, module: nn.Module, readers: dict[Tensor, list[fx.Node]]) -> bool:
+def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, module: nn.Module, reads: dict[Tensor, list[fx.Node]]) -> bool:
     """Put calls of ``module`` in place of its nodes; tell whether there were any."""
-    reads = [node for p in module.parameters() for node in readers.get(p, ()) if not is_erased(node)]
-    users = list(dict.fromkeys(user for node in reads for user in node.users))
+    present = [node for p in module.parameters() for node in reads.get(p, ()) if not is_erased(node)]
+    users = list(dict.fromkeys(user for node in present for user in node.users))
     if next(module.parameters(), None) is None:
         users = [node for node in gm.graph.nodes if CALL.get(node) is not None]
     found = False

@@ -146,8 +146,7 @@ def _picks(call: Call) -> Iterator[tuple[Label, Axis]]:
 def _renumbered(gm: fx.GraphModule, node: fx.Node, index: Label, axis: Axis, kept: Remaining) -> fx.Node:
     """Return a node that reads the index table with the places among the positions left."""
     assert index.constant is not None
-    values = index.constant.numpy()
-    values = values[np.ix_(*(kept.index(a) for a in index.axes))] if len(index) else values
+    values = index.constant.numpy()[np.ix_(*(kept.index(a) for a in index.axes))]
     return _table(gm, node, torch.from_numpy(_left(values, axis, kept)))
 
 
