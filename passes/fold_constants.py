@@ -49,20 +49,16 @@ class FoldConstants(GraphPass):
         """Write the biases, in place."""
         wanted = [(fold, amount) for fold, amount in zip(self.folds, self.amounts, strict=True) if amount.any()]
         for fold, amount in wanted:
-            if fold.bias is not None:
-                old = find_parameter(gm, fold.bias)
-                new = _parameter((old.detach().double() + amount).to(old.dtype), like=old)
-                for owner, attribute in holders(gm)[old]:
-                    owner._parameters[attribute] = new
+            old = find_parameter(gm, fold.weight if fold.bias is None else fold.bias)
+            total = amount if fold.bias is None else old.detach().double() + amount
+            with torch.inference_mode(False):
+                bias = nn.Parameter(total.to(old.dtype).clone(), requires_grad=old.requires_grad)
+            if fold.bias is None:
+                _give_bias(gm, fold, bias)
             else:
-                weight = find_parameter(gm, fold.weight)
-                _give_bias(gm, fold, _parameter(amount.to(weight.dtype), like=weight))
+                for owner, attribute in holders(gm)[old]:
+                    owner._parameters[attribute] = bias
         return bool(wanted)
-
-
-def _parameter(values: Tensor, like: nn.Parameter) -> nn.Parameter:
-    with torch.inference_mode(False):
-        return nn.Parameter(values.clone(), requires_grad=like.requires_grad)
 
 
 def _give_bias(gm: fx.GraphModule, fold: Fold, bias: nn.Parameter) -> None:

@@ -83,12 +83,8 @@ def _inline(
         examples = [torch.ones(shapes[read.name].shape, dtype=shapes[read.name].dtype) for read in reads]
 
     def made(tensors: Sequence[Tensor], training: bool) -> Any:
-        values = dict(zip(reads, tensors, strict=True))
-
-        def value(read: fx.Node) -> Any:
-            return values[read] if read in values else training if read in flags else deps.values[read.name]
-
-        args, kwargs = fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value)
+        values: dict[fx.Node, Any] = dict(zip(reads, tensors, strict=True)) | dict.fromkeys(flags, training)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: values.get(read, deps.values[read.name]))
         return node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(*args[1:], **kwargs)
 
     plain = fx.map_arg((node.args, node.kwargs), lambda read: reads.index(read) if read in reads else deps.values[read.name])

@@ -134,7 +134,6 @@ def _insert_product(graph: fx.Graph, reads: Sequence[fx.Node], ending: str) -> f
         factor = graph.create_node("get_attr", f"{first.target}{ending}")
         product = graph.call_function(operator.mul, (orig, factor))
     orig.meta.update(first.meta)
-    product.meta.update(first.meta)
     for other in [node for node in reads if node is not first]:
         other.replace_all_uses_with(product)
         graph.erase_node(other)

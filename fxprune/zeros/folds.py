@@ -16,10 +16,12 @@ from fxprune.algebra.axes import Axis
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Flags, Remaining
+from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import Step
 from fxprune.functional.leaf_cards import card_of
 from fxprune.rules.call import Call
 from fxprune.rules.card import Places
+from fxprune.rules.labels import Label
 from fxprune.rules.registry import op_card
 from fxprune.torch_internals.operators import OpOverload, arguments_of
 from fxprune.zeros.slice_states import Slices, is_constant
@@ -103,10 +105,14 @@ def _is_plain(call: Call) -> bool:
     return not any(np.atleast_1d(padding))
 
 
+def tracked_of(label: Label, deps: Dependencies) -> Tracked | None:
+    """Return the parameter or buffer that a tensor is; None if it is neither."""
+    return deps.steps[label.producer].tracked if label.producer >= 0 else None
+
+
 def _parameter(call: Call, operand: int, deps: Dependencies) -> str | None:
     """Return the name of the parameter that an operand is; None if it is no parameter."""
-    label = call.operand(operand)
-    tracked = deps.steps[label.producer].tracked if label.producer >= 0 else None
+    tracked = tracked_of(call.operand(operand), deps)
     return tracked.name if tracked is not None and tracked.is_parameter else None
 
 

@@ -32,7 +32,7 @@ from fxprune.torch_internals.operators import arguments_of, is_mutable
 from fxprune.torch_internals.tensors import memory_of, pytree
 from fxprune.zeros.by_operator import results_of
 from fxprune.zeros.by_pattern import Known, nothing_of
-from fxprune.zeros.folds import Fold, Folding
+from fxprune.zeros.folds import Fold, Folding, tracked_of
 from fxprune.zeros.slice_states import Slices, SliceState, finite, met, of_numbers, of_states, or_finite, unless_finite
 
 ZeroSlices = Mapping[tuple[str, int], Flags]
@@ -175,7 +175,7 @@ class _Decision:
 
         The graph may write into a buffer, so nothing is known of buffers, except of a running mean that one batch norm reads.
         """
-        maker = self._tracked(label)
+        maker = tracked_of(label, self.deps)
         if maker is not None and not maker.is_parameter and not (is_running_mean and self.readers[label.producer] == 1):
             return nothing_of(label.shape)
         twins = [twin for twin in self.twins.get(_key(label), ()) if twin.producer < 0 or _key(twin) in self.known]
@@ -187,16 +187,13 @@ class _Decision:
         met_along = [met([or_finite(side[d], size) for side in sides]) for d, size in enumerate(label.shape)]
         return tuple(map(unless_finite, met_along))
 
-    def _tracked(self, label: Label) -> Tracked | None:
-        return self.deps.steps[label.producer].tracked if label.producer >= 0 else None
-
     def _write(self, call: Call, number: int) -> bool:
         """Note the memory that a call writes into; return False if it is that of a parameter."""
         written = {a.name for a in arguments_of(call.op) if a.alias_info is not None and a.alias_info.is_write}
         tensors = [t for name in written for t in pytree.tree_leaves(call.arguments[name]) if isinstance(t, Tensor)]
         for label, tensor in call.given():
             if any(tensor is t for t in tensors):
-                maker = self._tracked(label)
+                maker = tracked_of(label, self.deps)
                 if maker is not None and maker.is_parameter:
                     return False
                 self.written[memory_of(tensor)] = number

@@ -29,7 +29,7 @@ class Numbers:
         self.graph, self.kept = graph, kept
         self._values, self._inside = values, inside
         self._now: dict[fx.Node, Any] = {}
-        self._changed: set[fx.Node] = set()
+        self.changed: set[fx.Node] = set()  # the nodes whose plain value has changed
         self._fixed: dict[fx.Node, Any] = {}
         self._originals: dict[fx.Node, fx.Node] = {}
 
@@ -41,13 +41,9 @@ class Numbers:
         """Return the value of an argument now, a label (of before) in place of each tensor."""
         return fx.map_arg(argument, lambda node: self._now[node])
 
-    def changed(self, node: fx.Node) -> bool:
-        """Tell whether the plain value of a node has changed."""
-        return node in self._changed
-
     def reads_changed(self, node: fx.Node) -> bool:
         """Tell whether a node reads a plain value that has changed."""
-        return bool(self._changed) and not self._changed.isdisjoint(node.all_input_nodes)
+        return not self.changed.isdisjoint(node.all_input_nodes)
 
     def follow(self, node: fx.Node) -> None:
         """Compute the value of a node now; the nodes that it reads come before it."""
@@ -57,8 +53,7 @@ class Numbers:
         if not (self.reads_changed(node) or any(self.kept.shrinks_any(self.before(i)) for i in node.all_input_nodes)):
             return
         self._fixed[node] = self._is_fixed(node)
-        args: Any = fx.map_arg(node.args, self._stand_in)
-        kwargs: Any = fx.map_arg(node.kwargs, self._stand_in)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._stand_in)
         call = node.target if callable(node.target) else getattr(args[0], node.target)
         try:
             now = call(*(args if callable(node.target) else args[1:]), **kwargs)
@@ -70,7 +65,7 @@ class Numbers:
         """Set the value of a node now."""
         self._now[node] = value
         if differ(self.before(node), value):
-            self._changed.add(node)
+            self.changed.add(node)
 
     def _stand_in(self, node: fx.Node) -> Any:
         """Return the value of a node now, a meta tensor in place of each label."""
@@ -125,7 +120,7 @@ class Numbers:
         A value that was computed from sizes is computed anew, from the sizes that there were.
         """
         before, fixed = self.before(given), self._fixed.get(given, False)
-        if not self.changed(given):
+        if given not in self.changed:
             return given
         if all(fixed) if isinstance(fixed, tuple) else fixed:
             return before

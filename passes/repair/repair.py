@@ -252,7 +252,7 @@ class _Repair:
 
         def restored(argument: fx.Node) -> Any:
             before = self.numbers.before(argument)
-            if not self.numbers.changed(argument) or holds_tensors(before):
+            if argument not in self.numbers.changed or holds_tensors(before):
                 return argument
             if isinstance(before, bool | int | float):
                 return self.numbers.original(node, argument)
