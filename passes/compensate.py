@@ -47,11 +47,10 @@ class Compensation:
         graph = self.gm.graph
         if isinstance(correction, Fill):
             node, place = self.nodes[correction.place.node], correction.place
-            read = self.nodes[place.input]
+            read = _last(node, self.nodes[place.input])
             with graph.inserting_before(node):
-                keep = self._keep(place)
-                filled = graph.call_function(over_kept.keep_only, (read, keep, place.dim, correction.value))
-            node.replace_input_with(self._last(node, read, filled), filled)
+                filled = graph.call_function(over_kept.keep_only, (read, self._keep(place), place.dim, correction.value))
+            node.replace_input_with(read, filled)
         elif isinstance(correction, Clear):
             self._follow(correction.place, over_kept.keep_only, correction.place.dim, 0.0)
         elif isinstance(correction, Rescale):
@@ -67,18 +66,6 @@ class Compensation:
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         with self.gm.graph.inserting_before(new):
             new.args = (node, self._keep(place), *options)
-
-    def _last(self, node: fx.Node, read: fx.Node, filled: fx.Node) -> fx.Node:
-        """Return the node that a fill reads: ``read``, or the last fill of another dimension between ``read`` and ``node``."""
-        last = read
-        for argument in node.all_input_nodes:
-            origin = argument
-            while origin.target is over_kept.keep_only:
-                origin = origin.all_input_nodes[0]
-            if origin is read:
-                last = argument
-        filled.update_arg(0, last)
-        return last
 
     def _restrict(self, node: fx.Node, correction: Restrict) -> None:
         form = correction.form
@@ -104,6 +91,18 @@ class Compensation:
         if (place.node, place.input, place.dim) not in record:
             record.append((place.node, place.input, place.dim))
         return self.gm.graph.create_node("get_attr", self.known[content])
+
+
+def _last(node: fx.Node, read: fx.Node) -> fx.Node:
+    """Return the node that a fill reads: ``read``, or the last fill of another dimension between ``read`` and ``node``."""
+    last = read
+    for argument in node.all_input_nodes:
+        origin = argument
+        while origin.target is over_kept.keep_only:
+            origin = origin.all_input_nodes[0]
+        if origin is read:
+            last = argument
+    return last
 
 
 def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:

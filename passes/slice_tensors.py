@@ -72,12 +72,9 @@ class SliceTensors(GraphPass):
 
 def _slice(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
     """Return the slice of a tensor at the positions left of each dimension; None stands for all."""
-    shares = [(round(4 * len(index) / tensor.shape[dim]), dim) for dim, index in enumerate(kept) if index is not None]
-    # The smallest share left comes first; of about equal shares the outer dimension, whose rows are copied as they lie.
-    for _, dim in sorted(shares):
-        index = kept[dim]
-        assert index is not None
-        tensor = tensor.index_select(dim, index if tensor.device.type == "cpu" else index.to(tensor.device))
+    for dim, index in enumerate(kept):
+        if index is not None:
+            tensor = tensor.index_select(dim, index.to(tensor.device))
     return tensor
 
 
