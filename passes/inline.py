@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -142,9 +143,8 @@ def _splice(
 def _moved(gm: fx.GraphModule, inner: fx.GraphModule, target: str) -> str:
     """Give ``gm`` the module or tensor at ``inner.target`` under a free name, and return the name."""
     value = value_at(inner, target)
-    names = {name for name, _ in gm.named_children()} | {name for name, _ in gm.named_buffers()}
     base = "inlined_" + target.replace(".", "_")
-    name = next(f"{base}_{k}" for k in range(len(names) + 1) if f"{base}_{k}" not in names)
+    name = next(f"{base}_{k}" for k in itertools.count() if not hasattr(gm, f"{base}_{k}"))
     if isinstance(value, Tensor):
         gm.register_buffer(name, value)
     else:

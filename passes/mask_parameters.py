@@ -47,12 +47,11 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool =
         other = first.setdefault(parameter, name)
         if other != name and not masks[name].is_meta and not bool((masks[name] == masks[other]).all()):
             raise PruningValueError(f"{name!r} and {other!r} are one tied parameter, but their masks differ")
-    already = {masked.orig for masked in all_masked(gm)}
     compact = {
         name: masks[name] if own and masks[name].dtype == torch.uint8 else compact_mask(masks[name], parameter)
         for name, parameter in parameters.items()
     }
-    modified = lower(gm, [p for p in parameters.values() if p not in already])
+    modified = lower(gm, parameters.values())
     return put_masks(gm, {name: {MASK: mask} for name, mask in compact.items()}) or modified
 
 
@@ -127,8 +126,8 @@ def _multiply(graph: fx.Graph, reads: Sequence[fx.Node], endings: Sequence[str],
 
 
 def _insert_product(graph: fx.Graph, reads: Sequence[fx.Node], ending: str) -> fx.Node:
-    captured = [node for node in reads if not LOWERED.get(node)]
-    first = (captured or reads)[0]  # gives its name and place back when the mask is removed
+    # A captured read gives its name and place back when the mask is removed.
+    first = next((node for node in reads if not LOWERED.get(node)), reads[0])
     with graph.inserting_before(reads[0]):
         orig = graph.create_node("get_attr", f"{first.target}{ORIG}")
         factor = graph.create_node("get_attr", f"{first.target}{ending}")

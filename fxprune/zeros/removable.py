@@ -9,7 +9,7 @@ there are, zeros included, so the units of an axis that they combine stay.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,27 +41,24 @@ ZeroSlices = Mapping[tuple[str, int], Flags]
 
 def masked_slices(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
     """Return which slices of parameters element-wise masks make zero throughout."""
-    found: dict[tuple[str, int], Flags] = {}
-    for masked in all_masked(gm):
-        mask = masked.masks.get(MASK)
-        if mask is not None and not mask.is_meta:
-            found |= {(name, d): flags for name in masked.names for d, flags in _zero_slices(mask)}
-    return found
+    return _zero_slices((name, m.masks[MASK]) for m in all_masked(gm) if MASK in m.masks for name in m.names)
 
 
 def zero_slices(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
     """Return which slices of parameters are zero throughout."""
-    parameters = [(n, p) for n, p in gm.named_parameters(remove_duplicate=False) if not p.is_meta]
-    return {(name, d): flags for name, parameter in parameters for d, flags in _zero_slices(parameter.detach())}
+    return _zero_slices(gm.named_parameters(remove_duplicate=False))
 
 
-def _zero_slices(tensor: Tensor) -> Iterator[tuple[int, Flags]]:
-    """Yield each dimension along which some slices are zero, with one flag per slice."""
-    elements = tensor != 0
-    for d in range(tensor.dim() if tensor.numel() else 0):
-        flags = ~elements.movedim(d, 0).reshape(tensor.shape[d], -1).any(1).cpu().numpy()
-        if flags.any():
-            yield d, flags
+def _zero_slices(tensors: Iterable[tuple[str, Tensor]]) -> dict[tuple[str, int], Flags]:
+    """Return one flag per slice for each dimension along which some slices of a tensor are zero."""
+    found: dict[tuple[str, int], Flags] = {}
+    for name, tensor in tensors:
+        elements = tensor.detach() != 0
+        for d in range(tensor.dim() if tensor.numel() and not tensor.is_meta else 0):
+            flags = ~elements.movedim(d, 0).reshape(tensor.shape[d], -1).any(1).cpu().numpy()
+            if flags.any():
+                found[name, d] = flags
+    return found
 
 
 def removable(gm: fx.GraphModule, deps: Dependencies, zeros: ZeroSlices, gone: Flags) -> tuple[Flags, list[Fold]]:
@@ -160,23 +157,16 @@ class _Decision:
 
     def _operands(self, call: Call) -> list[Known]:
         given = iter(call.given())
-        found: list[Known] = []
-        for label in call.operands:
-            if label is None:
-                found.append(())
-                continue
-            _, tensor = next(given)
-            stale = self.written.get(memory_of(tensor), -1) > label.producer
-            found.append(nothing_of(label.shape) if stale else self._read(label, tensor is call.arguments.get("running_mean")))
-        return found
+        return [() if label is None else self._read(call, *next(given)) for label in call.operands]
 
-    def _read(self, label: Label, is_running_mean: bool) -> Known:
+    def _read(self, call: Call, label: Label, tensor: Tensor) -> Known:
         """Return the known slices of a tensor that a call reads; of a tensor that differs by mode, those of both modes met.
 
         The graph may write into a buffer, so nothing is known of buffers, except of a running mean that one batch norm reads.
         """
-        maker = tracked_of(label, self.deps)
-        if maker is not None and not maker.is_parameter and not (is_running_mean and self.readers[label.producer] == 1):
+        maker, is_stale = tracked_of(label, self.deps), self.written.get(memory_of(tensor), -1) > label.producer
+        is_running_mean = tensor is call.arguments.get("running_mean") and self.readers[label.producer] == 1
+        if is_stale or (maker is not None and not maker.is_parameter and not is_running_mean):
             return nothing_of(label.shape)
         twins = [twin for twin in self.twins.get(_key(label), ()) if twin.producer < 0 or _key(twin) in self.known]
         if any(twin.shape != label.shape for twin in twins):

@@ -12,7 +12,6 @@ from torch import Tensor, fx
 
 from fxprune.algebra.axes import Axis, Index
 from fxprune.analysis.remaining import Remaining
-from fxprune.analysis.steps import Step
 from fxprune.passes.repair.numbers import Numbers
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label
@@ -103,10 +102,8 @@ def _slice(node: fx.Node, item: slice, axis: Axis, numbers: Numbers) -> tuple[sl
     return slice(*parts), None
 
 
-def renumber(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) -> None:
+def renumber(gm: fx.GraphModule, node: fx.Node, call: Call, numbers: Numbers) -> None:
     """Let a call that picks by a constant index name the places of the positions left, in place."""
-    call = step.call
-    assert call is not None
     if call.op not in _BY_INDEX:
         return
     axes = {id(index): axis for index, axis in _picks(call) if numbers.kept.shrinks_axis(axis)}
@@ -169,10 +166,9 @@ def _table(gm: fx.GraphModule, node: fx.Node, values: Tensor) -> fx.Node:
         return gm.graph.create_node("get_attr", name)
 
 
-def pick_unevenly(gm: fx.GraphModule, node: fx.Node, step: Step, numbers: Numbers) -> bool:
+def pick_unevenly(gm: fx.GraphModule, node: fx.Node, call: Call, numbers: Numbers) -> bool:
     """Replace a slice operator by an index table where its places are uneven; tell whether they are."""
-    call = step.call
-    if call is None or call.op not in (_aten.slice.Tensor, _aten.slice_copy.Tensor):
+    if call.op not in (_aten.slice.Tensor, _aten.slice_copy.Tensor):
         return False
     d = call.dim()
     axis = call.operand(0).axes[d]

@@ -183,10 +183,10 @@ class _Repair:
             self.stuck[self.inside + node.name] = f"node {node.name!r} ({node.op} {node.target}) runs {runs}"
 
     def _rewrite_call(self, node: fx.Node, step: Step) -> None:
-        if pick_unevenly(self.gm, node, step, self.numbers):
-            return
         call = step.call
         assert call is not None
+        if pick_unevenly(self.gm, node, call, self.numbers):
+            return
         wanted = op_card(call.op).arguments_left(call, step.results, self.kept)
         self._restore(node, frozenset(wanted), call)
         for name, value in wanted.items():
@@ -195,7 +195,7 @@ class _Repair:
             # Whether a view is possible depends on the memory layout, which a kernel may choose by the sizes.
             node.target, node.args = _RESHAPE, node.args[:2]
             node.kwargs = {name: given for name, given in node.kwargs.items() if name != "stride"}
-        renumber(self.gm, node, step, self.numbers)
+        renumber(self.gm, node, call, self.numbers)
 
     def _rewrite_attention(self, node: fx.Node, steps: Sequence[Step]) -> None:
         """Give the function the number of heads that are left, and the scale that whole heads had."""
