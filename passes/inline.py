@@ -88,7 +88,8 @@ def _inline(
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: values.get(read, deps.values[read.name]))
         return node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(*args[1:], **kwargs)
 
-    plain = fx.map_arg((node.args, node.kwargs), lambda read: reads.index(read) if read in reads else deps.values[read.name])
+    places = {read: (Label, i) for i, read in enumerate(reads)}  # which no plain argument is
+    plain = fx.map_arg((node.args, node.kwargs), lambda read: places.get(read, deps.values[read.name]))
     key = (node.op, node.target, str(plain), str([(tuple(t.shape), t.dtype) for t in examples]))
     if key not in known:
         try:

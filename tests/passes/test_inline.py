@@ -25,6 +25,11 @@ def scaled_by_both(x: Tensor) -> Tensor:
 
 
 @fx.wrap
+def scaled_and_added(x: Tensor, other: Any) -> Tensor:
+    return x * x.shape[1] + other
+
+
+@fx.wrap
 def rooted(x: Tensor) -> Tensor:
     return x / x.shape[-1] ** 0.5
 
@@ -125,6 +130,7 @@ X = torch.randn(3, 6)
 HIDING = {
     "scaled": lambda m, h: scaled(h),
     "scaled_by_both": lambda m, h: scaled_by_both(h),
+    "a_number_and_a_tensor": lambda m, h: scaled_and_added(h, 0) * scaled_and_added(h, h),
     "rooted": lambda m, h: rooted(h),
     "added": lambda m, h: added(h),
     "scaled_in_place": lambda m, h: scaled_in_place(h + 1),
