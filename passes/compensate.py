@@ -21,8 +21,6 @@ from fxprune.passes.lower import take_over
 from fxprune.rules.call import bound_arguments
 from fxprune.rules.labels import Label
 
-_KEEP = "fxprune_keep_"  # vectors of flags at the root of a graph
-
 Possible = Clear | Fill | Rescale | Restrict
 
 
@@ -84,7 +82,7 @@ class Compensation:
         flags = torch.from_numpy(self.kept(place.axis))
         content = self.deps.units.content(place.axis)
         if content not in self.known:
-            name = self.known[content] = f"{_KEEP}{len(self.known)}"
+            name = self.known[content] = f"fxprune_keep_{len(self.known)}"
             device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), torch.device("cpu"))
             self.gm.register_buffer(name, flags.to(device))
         record = KEEPS.setdefault(self.gm, {}).setdefault(self.known[content], [])

@@ -21,18 +21,16 @@ def amounts_of(gm: fx.GraphModule, kept: Remaining, folds: Sequence[Fold]) -> li
 
     The weights have lost nothing yet; ``kept`` says what will be left of their axes.
     """
-    amounts = [_amount(find_parameter(gm, fold.weight), fold) for fold in folds]
-    return [a[torch.from_numpy(kept.index(f.outputs)).to(a.device)] for a, f in zip(amounts, folds, strict=True)]
-
-
-def _amount(weight: nn.Parameter, fold: Fold) -> Tensor:
+    amounts: list[Tensor] = []
     with torch.inference_mode(False), torch.no_grad():
-        matrix = weight.detach().double()
-        # Without a border each place of a kernel meets the same number.
-        matrix = matrix.T if fold.inputs_first else matrix.flatten(2).sum(2) if matrix.dim() > 2 else matrix
-        numbers = torch.from_numpy(fold.numbers.copy()).to(matrix)
-        per_group = numbers.view(-1, matrix.shape[1])
-        return torch.einsum("goi,gi->go", matrix.view(len(per_group), -1, matrix.shape[1]), per_group).reshape(-1)
+        for fold in folds:
+            matrix = find_parameter(gm, fold.weight).detach().double()
+            # Without a border each place of a kernel meets the same number.
+            matrix = matrix.T if fold.inputs_first else matrix.flatten(2).sum(2) if matrix.dim() > 2 else matrix
+            per_group = torch.from_numpy(fold.numbers.copy()).to(matrix).view(-1, matrix.shape[1])
+            every = torch.einsum("goi,gi->go", matrix.view(len(per_group), -1, matrix.shape[1]), per_group).reshape(-1)
+            amounts.append(every[torch.from_numpy(kept.index(fold.outputs)).to(every.device)])
+    return amounts
 
 
 @dataclasses.dataclass(frozen=True)

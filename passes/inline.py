@@ -56,53 +56,49 @@ class Inline(GraphPass):
                 shapes = shapes_of_batch(gm, batch) if shapes is None else shapes
         known: dict[object, fx.GraphModule] = {}
         for name in self.names:
-            if shapes is None or not _inline(gm, self.deps, name, shapes, known):
+            if shapes is None or not self._inline(gm, name, shapes, known):
                 raise ShrinkError(f"node {name!r} cannot be written out", nodes=(name,))
         return bool(self.names)
 
+    def _inline(self, gm: fx.GraphModule, name: str, shapes: dict[str, Tensor], known: dict[object, fx.GraphModule]) -> bool:
+        """Write out the node of a name; tell whether that could be done.
 
-def _inline(
-    gm: fx.GraphModule, deps: Dependencies, name: str, shapes: dict[str, Tensor], known: dict[object, fx.GraphModule]
-) -> bool:
-    """Write out the node of a name; tell whether that could be done.
-
-    ``shapes`` has a tensor like each node's value, of a batch size that differs from all other sizes. ``known`` has the graphs
-    of the calls written out before; equal calls share a graph.
-    """
-    node = next((node for node in gm.graph.nodes if node.name == name), None)
-    if node is None:
-        return False
-    if node.op == "call_module":
-        return lower(gm, (), {name})
-    if node.op not in ("call_function", "call_method"):
-        return False
-    reads = [read for read in node.all_input_nodes if isinstance(deps.values[read.name], Label)]
-    flags = [read for read in node.all_input_nodes if isinstance(deps.values[read.name], bool)]
-    if len(flags) > 1 or any(deps.values[flag.name] is not gm.training for flag in flags):
-        return False  # it is unknown which of several flags is the mode's
-    with torch.inference_mode(False):
-        examples = [torch.ones(shapes[read.name].shape, dtype=shapes[read.name].dtype) for read in reads]
-
-    def made(tensors: Sequence[Tensor], training: bool) -> Any:
-        values: dict[fx.Node, Any] = dict(zip(reads, tensors, strict=True)) | dict.fromkeys(flags, training)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: values.get(read, deps.values[read.name]))
-        return node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(*args[1:], **kwargs)
-
-    places = {read: (Label, i) for i, read in enumerate(reads)}  # which no plain argument is
-    plain = fx.map_arg((node.args, node.kwargs), lambda read: places.get(read, deps.values[read.name]))
-    key = (node.op, node.target, str(plain), str([(tuple(t.shape), t.dtype) for t in examples]))
-    if key not in known:
-        try:
-            with quiet(), compiled_later():
-                known[key] = capture_graph(_Call(made).train(gm.training), tuple(examples)).gm
-        except FxpruneError:
+        ``shapes`` has a tensor like each node's value, of a batch size that differs from all other sizes. ``known`` has the
+        graphs of the calls written out before; equal calls share a graph.
+        """
+        values = self.deps.values
+        node = next((node for node in gm.graph.nodes if node.name == name), None)
+        if node is None or node.op not in ("call_module", "call_function", "call_method"):
             return False
-    inner = known[key]
-    inputs = dict(zip(inner.graph.find_nodes(op="placeholder"), reads, strict=True))
-    if _fixes_batch(inner, {given: deps.values[read.name].shape for given, read in inputs.items()}):
-        return False
-    _splice(gm, node, inner, inputs, flags)
-    return True
+        if node.op == "call_module":
+            return lower(gm, (), {name})
+        reads = [read for read in node.all_input_nodes if isinstance(values[read.name], Label)]
+        flags = [read for read in node.all_input_nodes if isinstance(values[read.name], bool)]
+        if len(flags) > 1 or any(values[flag.name] is not gm.training for flag in flags):
+            return False  # it is unknown which of several flags is the mode's
+        with torch.inference_mode(False):
+            examples = [torch.ones(shapes[read.name].shape, dtype=shapes[read.name].dtype) for read in reads]
+
+        def made(tensors: Sequence[Tensor], training: bool) -> Any:
+            given: dict[fx.Node, Any] = dict(zip(reads, tensors, strict=True)) | dict.fromkeys(flags, training)
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: given.get(read, values[read.name]))
+            return node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(*args[1:], **kwargs)
+
+        places = {read: (Label, i) for i, read in enumerate(reads)}  # which no plain argument is
+        plain = fx.map_arg((node.args, node.kwargs), lambda read: places.get(read, values[read.name]))
+        key = (node.op, node.target, str(plain), str([(tuple(t.shape), t.dtype) for t in examples]))
+        if key not in known:
+            try:
+                with quiet(), compiled_later():
+                    known[key] = capture_graph(_Call(made).train(gm.training), tuple(examples)).gm
+            except FxpruneError:
+                return False
+        inner = known[key]
+        inputs = dict(zip(inner.graph.find_nodes(op="placeholder"), reads, strict=True))
+        if _fixes_batch(inner, {given: values[read.name].shape for given, read in inputs.items()}):
+            return False
+        _splice(gm, node, inner, inputs, flags)
+        return True
 
 
 def _fixes_batch(inner: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> bool:

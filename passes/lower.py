@@ -78,10 +78,8 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
             LOWERED.set(new, True)
         else:  # a flag that the form read but did not need
             gm.graph.erase_node(new)
-    stand_ins: dict[nn.Module, Lowered] = {}
+    stand_ins = {leaf: Lowered.of(leaf) for leaf in leaves}
     for node, leaf in calls:
-        if leaf not in stand_ins:
-            stand_ins[leaf] = Lowered.of(leaf)
         slots = {read: Slot(f"${k}") for k, read in enumerate(node.all_input_nodes)}
         to_slot: Callable[[fx.Node], Any] = slots.__getitem__
         call, known = (tuple(fx.map_arg(node.args, to_slot)), dict(fx.map_arg(node.kwargs, to_slot))), stand_ins[leaf].calls
@@ -139,7 +137,6 @@ class _LeafView:
         return proxy
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Emit one call of ``function``."""
         return self._tracer.create_proxy("call_function", function, args, kwargs)
 
 

@@ -138,11 +138,9 @@ def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
     found: dict[tuple[str, int], Flags] = {}
     for (name, dim), flags in (BAKED.get(gm) or {}).items():
         weights = find_parameter(gm, name).detach().movedim(dim, 0)
-        if weights.is_meta:
-            found[name, dim] = flags
-            continue
-        nonzero = weights.reshape(len(weights), -1).count_nonzero(1).cpu().numpy()
-        found[name, dim] = flags & (nonzero == 0)
+        if not weights.is_meta:
+            flags = flags & (weights.reshape(len(weights), -1).count_nonzero(1) == 0).cpu().numpy()
+        found[name, dim] = flags
     for masked in all_masked(gm):
         for ending, mask in masked.masks.items():
             if ending != MASK and not mask.is_meta:

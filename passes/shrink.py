@@ -70,8 +70,10 @@ def _with_others(
     gm: fx.GraphModule, deps: Dependencies, removed: Flags, zeros: ZeroSlices
 ) -> tuple[Flags, list[Fold], list[Tensor]]:
     """Return the units that go when zero slices that need no correction go, too; the folds of biases, and their amounts."""
-    training = _analyze_in_train_mode(gm)
-    if training is None:
+    try:
+        with in_mode(all_modules(gm), training=True):  # where dropout shows
+            training = find_dependencies(gm)
+    except AnalysisError:  # it cannot train on its example inputs: a batch norm refuses a single number for each channel
         return removed, [], []
     gone = removed_units(training, dead_places(deps, Remaining(deps.units, removed)))
     more, folds = removable(gm, training, zeros, gone)
@@ -83,15 +85,3 @@ def _with_others(
     if dead.keys() != same.keys() or not all(np.array_equal(flags, same[at]) for at, flags in dead.items()):
         return removed, [], []
     return both, folds, amounts_of(gm, kept, folds)
-
-
-def _analyze_in_train_mode(gm: fx.GraphModule) -> Dependencies | None:
-    """Analyze a graph as it trains, where dropout shows; None where it cannot train on its example inputs.
-
-    A batch norm refuses a single number for each channel.
-    """
-    try:
-        with in_mode(all_modules(gm), training=True):
-            return find_dependencies(gm)
-    except AnalysisError:
-        return None

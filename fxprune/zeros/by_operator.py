@@ -170,8 +170,7 @@ def _concatenated(rule: Concatenate, call: Call, operands: Sequence[Known]) -> l
     found: list[Slices | None] = []
     for k in range(rank):
         parts = [or_finite(known[k], label.shape[k]) for label, known in given]
-        is_known = any(known[k] is not None for _, known in given)
-        found.append((np.concatenate if k == call["dim"] % rank else met)(parts) if is_known else None)
+        found.append((np.concatenate if k == call["dim"] % rank else met)(parts))
     return [tuple(found)]
 
 

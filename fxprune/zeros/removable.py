@@ -134,7 +134,6 @@ class _Decision:
         return True
 
     def _source(self, tracked: Tracked) -> Known:
-        """Return the known slices of a parameter or buffer."""
         shape = tracked.label.shape
         tensor = value_at(self.gm, tracked.name)
         if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.is_floating_point():

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,16 +74,13 @@ def shrinking_steps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> 
     return {name: steps[name] for name in steps if name in found}
 
 
-def _own_code(gm: fx.GraphModule, inside: str = "") -> Iterator[tuple[str, fx.Node]]:
-    """Yield by name the nodes that call functions of the user's own, nodes of branches included."""
-    modules = modules_by_path(gm)
-    for node in gm.graph.nodes:
-        module = modules[str(node.target)] if node.op == "call_module" else None
-        if isinstance(module, ByMode):
-            for name, branch in module.branches(node.name):
-                yield from _own_code(branch, name)
-        elif runs_own_code(node):
-            yield inside + node.name, node
+def _own_code(gm: fx.GraphModule) -> list[tuple[str, fx.Node]]:
+    """Return by name the nodes that call functions of the user's own, nodes of branches included."""
+    graphs = [("", gm)]
+    for node in gm.graph.find_nodes(op="call_module"):
+        if isinstance(module := gm.get_submodule(str(node.target)), ByMode):
+            graphs += module.branches(node.name)
+    return [(inside + node.name, node) for inside, graph in graphs for node in graph.graph.nodes if runs_own_code(node)]
 
 
 def may_be_stuck(gm: fx.GraphModule, steps: Steps) -> bool:
@@ -292,10 +289,10 @@ def _split_by_sizes(node: fx.Node, call: Call) -> None:
     """Split by sizes in place of one size, or of a number of chunks."""
     if str(getattr(node.target, "__name__", node.target)).partition(".")[0] in ("hsplit", "vsplit", "dsplit"):
         node.update_kwarg("dim", call.dim())
-    if isinstance(node.target, OpOverload):
-        node.target = torch.ops.aten.split_with_sizes.default
-        node.kwargs = {"split_sizes" if k in ("chunks", "sections", "split_size") else k: v for k, v in node.kwargs.items()}
-        return
-    node.target = "split" if node.op == "call_method" else torch.split
-    name = "split_size" if node.op == "call_method" else "split_size_or_sections"
-    node.kwargs = {name if k in ("chunks", "sections") else k: v for k, v in node.kwargs.items()}
+    if node.op == "call_method":
+        node.target, name = "split", "split_size"
+    elif isinstance(node.target, OpOverload):
+        node.target, name = _aten.split_with_sizes.default, "split_sizes"
+    else:
+        node.target, name = torch.split, "split_size_or_sections"
+    node.kwargs = {name if k in ("chunks", "sections", "split_size") else k: v for k, v in node.kwargs.items()}
