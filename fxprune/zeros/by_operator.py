@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.algebra.axes import Axis, Index
+from fxprune.algebra.axes import Axis
 from fxprune.algebra.units import Units
 from fxprune.errors import RuleError
 from fxprune.rules import POINTWISE, find_rule
@@ -148,13 +148,10 @@ def _runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range
         i, j = ends
 
 
-def _picked(known: Known, picks: Mapping[int, Index]) -> Known:
-    return tuple(s[picks[d]] if s is not None and d in picks else s for d, s in enumerate(known))
-
-
 @_carried.register
 def _taken(rule: Take, call: Call, operands: Sequence[Known]) -> list[Known]:
-    return [_picked(operands[0], picks) for picks in rule.pick(call)]
+    known = list(enumerate(operands[0]))
+    return [tuple(s[picks[d]] if s is not None and d in picks else s for d, s in known) for picks in rule.pick(call)]
 
 
 @_carried.register

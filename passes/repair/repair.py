@@ -76,9 +76,9 @@ def shrinking_steps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> 
 
 def _own_code(gm: fx.GraphModule) -> list[tuple[str, fx.Node]]:
     """Return by name the nodes that call functions of the user's own, nodes of branches included."""
-    graphs = [("", gm)]
+    graphs, modules = [("", gm)], modules_by_path(gm)
     for node in gm.graph.find_nodes(op="call_module"):
-        if isinstance(module := gm.get_submodule(str(node.target)), ByMode):
+        if isinstance(module := modules[str(node.target)], ByMode):
             graphs += module.branches(node.name)
     return [(inside + node.name, node) for inside, graph in graphs for node in graph.graph.nodes if runs_own_code(node)]
 
