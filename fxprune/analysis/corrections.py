@@ -187,14 +187,12 @@ class _Corrected:
         return Place(self.step.node, value, dim, axis)
 
     def _fill(self, operand: int, dim: int, value: float) -> Fill | None:
-        place = self._place(operand, dim)
-        tensor = next((t for label, t in self.call.given() if label is self.call.operands[operand]), None)
-        label = self.call.operands[operand]
+        place, label = self._place(operand, dim), self.call.operands[operand]
+        tensor = next((t for other, t in self.call.given() if other is label), None)
         # Where several calls of the node read the operand, the value has to suit all of them.
         readers = [step for step in self.beside if any(label is other for other in step.operands)]
-        if place is None or tensor is None or not (len(readers) == 1 or value == 0.0):
-            return None
-        if is_mutable(self.call.op):  # it would write into the filled copy
+        suits = len(readers) == 1 or value == 0.0
+        if place is None or tensor is None or not suits or is_mutable(self.call.op):  # which would write into the filled copy
             return None
         return None if math.isinf(value) and not tensor.is_floating_point() else Fill(place, value)
 
@@ -218,10 +216,8 @@ class _Corrected:
             yield from (fill or self._impossible(p.axis, p.kind) for fill, p in fills)
             return
         possible = [(math.prod(self.call.operand(p.operand).shape), fill) for fill, p in fills if fill is not None]
-        if possible:
-            yield min(possible, key=lambda pair: pair[0])[1]
-        else:
-            yield self._impossible(sides[0].axis, "contract")
+        _, smallest = min(possible, key=lambda pair: pair[0], default=(0, None))
+        yield smallest or self._impossible(sides[0].axis, "contract")
 
     def _restricted(self, points: list[MixingPoint]) -> Correction:
         form = self.card.over_kept
@@ -263,14 +259,13 @@ class _Corrected:
                     continue  # the operand is not finite already
                 # A dimension with the same units that the call combines is another one.
                 sides = [
-                    (i, len(operand) + d, operand.zeros[d])
+                    (i, len(operand) + d)
                     for i, operand in enumerate(self.call.operands)
                     if operand is not None and len(operand) >= -d and (i, len(operand) + d) not in combined
-                    if self._is_same(operand.axes[d], axis)
+                    if operand.zeros[d] is Zero.ZERO and self._is_same(operand.axes[d], axis)
                 ]
-                for i, place, state in sides:
-                    if state is Zero.ZERO:
-                        yield self._fill(i, place, 1.0) or self._impossible(axis, "of zeros that are not numbers")
+                for i, dim in sides:
+                    yield self._fill(i, dim, 1.0) or self._impossible(axis, "of zeros that are not numbers")
 
     def _is_result(self, label: Label) -> bool:
         """Tell whether a result of the call is the node's result."""
