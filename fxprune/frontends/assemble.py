@@ -10,8 +10,6 @@ from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.parts import Container, clone
 from fxprune.graph.paths import join, modules_by_path, split, value_at
 
-_Modules = set[nn.Module]
-
 
 def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> CapturedModule:
     """Return a GraphModule of ``graph`` that shares the tensors of ``model`` but none of its modules.
@@ -25,9 +23,7 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     gm.training = model.training
     by_path = modules_by_path(model)
     called = {by_path[str(node.target)] for node in graph.find_nodes(op="call_module")}
-    needed: _Modules = set()
-    _mark_needed(model, called, needed, set())
-    _copy_tree(model, gm, called, needed, {})
+    _copy_tree(model, gm, called, {})
     for node in graph.find_nodes(op="get_attr"):
         _provide(gm, model, str(node.target), constants)
     with compiled_later():
@@ -35,26 +31,17 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     return gm
 
 
-def _mark_needed(module: nn.Module, called: _Modules, needed: _Modules, seen: _Modules) -> None:
-    """Add to ``needed`` the modules with tensors, the called modules, and the modules around either."""
-    seen.add(module)
-    for child in module._modules.values():
-        if child is not None and child not in seen:
-            _mark_needed(child, called, needed, seen)
-    if module._parameters or module._buffers or module in called or not needed.isdisjoint(module._modules.values()):
-        needed.add(module)
+def _copy_tree(source: nn.Module, target: nn.Module, called: set[nn.Module], done: dict[nn.Module, nn.Module]) -> None:
+    """Fill ``target`` with the tensors of ``source`` and with copies of its submodules that hold tensors or are called.
 
-
-def _copy_tree(
-    source: nn.Module, target: nn.Module, called: _Modules, needed: _Modules, done: dict[nn.Module, nn.Module]
-) -> None:
-    """Fill ``target`` with the tensors and submodules of ``source``; a module with two names is copied once."""
+    A module with two names is copied once.
+    """
     for name, parameter in source._parameters.items():
         target.register_parameter(name, parameter)
     for name, buffer in source._buffers.items():
         target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
     for name, child in source._modules.items():
-        if child is None or child not in needed:
+        if child is None:
             continue
         if child not in done:
             if child in called:
@@ -62,11 +49,14 @@ def _copy_tree(
             else:
                 done[child] = container = Container()
                 container.training = child.training
-                _copy_tree(child, container, called, needed, done)
+                _copy_tree(child, container, called, done)
+        copied = done[child]
+        if not (child in called or copied._parameters or copied._buffers or copied._modules):
+            continue
         if isinstance(target, Container):
-            target._modules[name] = done[child]
+            target._modules[name] = copied
         else:  # a graph module: refuses names that are attributes of its class
-            target.add_module(name, done[child])
+            target.add_module(name, copied)
 
 
 def ensure_module(gm: fx.GraphModule, model: nn.Module, path: str) -> nn.Module:

@@ -41,7 +41,7 @@ class Tracer(fx.Tracer):
 
     Args:
         call: the model's forward signature bound to the example inputs.
-        tensors: the model's parameters and buffers by their names.
+        tensors: the model's parameters and buffers by their names, the first name of each first.
         decisions: answers questions about the number behind a symbolic value; ints and floats among the inputs and the shapes
             of parameters are fixed, too. None to raise TraceError at such questions.
     """
@@ -59,7 +59,9 @@ class Tracer(fx.Tracer):
         self._called: collections.OrderedDict[str, tuple[str, Any]] = (
             collections.OrderedDict()
         )  # the modules being called, outermost first
-        self._names: dict[int, tuple[str, Any]] = {id(tensor): (name, tensor) for name, tensor in tensors.items()}
+        self._names: dict[int, tuple[str, Any]] = {}  # the first name of each tensor, with the tensor
+        for name, tensor in tensors.items():
+            self._names.setdefault(id(tensor), (name, tensor))
         self._trainable: set[str] = set()  # names of parameters, modules and inputs that may require gradients
 
     def proxy(self, node: fx.Node) -> fx.Proxy:

@@ -30,14 +30,14 @@ def all_modules(root: nn.Module, *, again: bool = False) -> Modules:
 
 
 def all_tensors(modules: Modules) -> dict[str, Tensor]:
-    """Return the parameters of modules, then their buffers, each under the first of its names."""
-    found: dict[Tensor, str] = {}
-    for registry in ("_parameters", "_buffers"):
-        for path, module in modules:
-            for name, tensor in vars(module)[registry].items():
-                if tensor is not None:
-                    found.setdefault(tensor, join(path, name))
-    return {name: tensor for tensor, name in found.items()}
+    """Return the parameters of modules, then their buffers, by their names; a tied tensor has several."""
+    return {
+        join(path, name): tensor
+        for registry in ("_parameters", "_buffers")
+        for path, module in modules
+        for name, tensor in vars(module)[registry].items()
+        if tensor is not None
+    }
 
 
 def join(path: str, name: str) -> str:

@@ -21,12 +21,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.func import functional_call
 
 from fxprune.abstract.form import Form, IncomparableError
 from fxprune.abstract.propagation import PROPAGATION
 from fxprune.frontends.equivalence.numbering import Execution, Numbering
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
-from fxprune.graph.paths import Modules
 from fxprune.torch_internals.switches import accelerators, fixed_seed
 from fxprune.torch_internals.tensors import pytree
 
@@ -58,8 +58,7 @@ class Programs:
     """Compares graphs with one model, as programs; remembers the runs of the model."""
 
     def __init__(self, kept: ModelSnapshot) -> None:
-        self._kept, self._tensors = kept, list(kept.tensors.values())
-        self._held = _holders(kept.modules, self._tensors)
+        self._kept, self._tensors = kept, list(dict.fromkeys(kept.tensors.values()))
         self._kinds = accelerators(self._tensors)
         self._numbering = Numbering(PROPAGATION)
         self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
@@ -109,30 +108,15 @@ class Programs:
 
     def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> _Outcome:
         """Run the model's code with stand-ins as its parameters and buffers, which the code may write to or replace."""
-        state = [execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)]
+        stand_ins = {tensor: execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)}
+        state = {name: stand_ins[tensor] for name, tensor in self._kept.tensors.items()}
         stood_for = _inputs(execution, inputs)
-        with fixed_seed(self._kinds), self._kept.untouched(changes):
-            result, left = self._call_with(execution, state, *stood_for)
-        numbers = list(map(execution.number, left))
+        with fixed_seed(self._kinds), self._kept.untouched(changes), execution.running():
+            # All names are there: left to itself, the call does not put back the tensors of a module with two names.
+            result = functional_call(self._kept.model, state, *stood_for, tie_weights=False)
+        left = {tensor: state[name] for name, tensor in reversed(self._kept.tensors.items())}  # under its first name
+        numbers = [execution.number(left[tensor]) for tensor in self._tensors]
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
-
-    def _call_with(self, execution: Execution, tensors: list[Tensor], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
-        """Call the model with ``tensors`` as its parameters and buffers; return the result and the tensors that it holds then.
-
-        ``torch.func.functional_call`` does the same, but finds each module by its name, which takes longer.
-        """
-        self._hold(tensors)
-        try:
-            with execution.running():
-                result = self._kept.model(*args, **kwargs)
-            left = {place: owner[registry].get(name) for owner, registry, name, place in reversed(self._held)}
-            return result, [left[place] for place in range(len(tensors))]
-        finally:
-            self._hold(self._tensors)
-
-    def _hold(self, tensors: list[Tensor]) -> None:
-        for owner, registry, name, place in self._held:
-            owner[registry][name] = tensors[place]
 
     def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> _Outcome:
         """Run a graph on the model's tensors, which get numbers without stand-ins: only the nodes of the graph use them."""
@@ -143,18 +127,6 @@ class Programs:
             result = run(*stood_for)
         numbers = list(map(execution.number, self._tensors))
         return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
-
-
-def _holders(modules: Modules, tensors: list[Tensor]) -> list[tuple[dict[str, Any], str, str, int]]:
-    """Return each place that holds a tensor: attributes of a module, registry, name in it, and index in ``tensors``."""
-    places = {id(tensor): place for place, tensor in enumerate(tensors)}
-    return [
-        (vars(module), registry, name, places[id(tensor)])
-        for registry in ("_parameters", "_buffers")
-        for _, module in modules
-        for name, tensor in vars(module)[registry].items()
-        if tensor is not None
-    ]
 
 
 def _inputs(execution: Execution, inputs: Any) -> Any:
