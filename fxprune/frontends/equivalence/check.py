@@ -24,41 +24,28 @@ from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import accelerators, fixed_seed
 from fxprune.torch_internals.tensors import pytree
 
-# These types hold no tensors. Each call of pytree leaves ten objects to the garbage collector, so it is spared where possible.
-_WITHOUT_TENSORS = frozenset([int, float, bool, str, type(None)])
-_TENSORS = (Tensor, nn.Parameter)
 
-
-def _note_forms(node: fx.Node, value: Any) -> None:
-    """Note on a node the forms of the tensors that it returns."""
-    node.meta["val"] = _mapped(Form.of, _TENSORS, value)
-
-
-def _noting_fakes() -> Callable[[fx.Node, Any], None]:
-    """Return a function that notes on a node fake tensors of the forms of the tensors that it returns."""
+def _noting(fake: Callable[[FakeMode, Tensor, fx.Node], Tensor]) -> Callable[[fx.Node, Any], None]:
+    """Return a function that notes on a node the value that it returns, with ``fake`` of each tensor in its place."""
     mode = FakeMode()
 
     def note(node: fx.Node, value: Any) -> None:
-        def fake(tensor: Tensor) -> Tensor:
-            try:
-                return mode.from_tensor(tensor.detach(), static_shapes=True)
-            except Exception as error:  # torch has no fake of a quantized tensor
-                raise CaptureError(_failure(node, error)) from error
-
-        node.meta["val"] = _mapped(fake, _TENSORS, value)
+        node.meta["val"] = pytree.tree_map(
+            lambda leaf: fake(mode, leaf, node) if type(leaf) in (Tensor, nn.Parameter) else leaf, value
+        )
 
     return note
 
 
-def _mapped(function: Callable[[Any], Any], kinds: tuple[type, ...], value: Any) -> Any:
-    """Return ``value`` with ``function`` of each part in it that is of one of the ``kinds``."""
-    if type(value) in kinds:
-        return function(value)
-    if type(value) in _WITHOUT_TENSORS:
-        return value
-    return pytree.tree_map(
-        lambda leaf: function(leaf) if type(leaf) in kinds else leaf, value, is_leaf=lambda part: type(part) in kinds
-    )
+def _of_form(mode: FakeMode, tensor: Tensor, _: fx.Node) -> Tensor:
+    return mode.make(Form.of(tensor))
+
+
+def _of_tensor(mode: FakeMode, tensor: Tensor, node: fx.Node) -> Tensor:
+    try:
+        return mode.from_tensor(tensor.detach(), static_shapes=True)
+    except Exception as error:  # torch has no fake of a quantized tensor
+        raise CaptureError(_failure(node, error)) from error
 
 
 def _result(runner: NodeRunner, gm: fx.GraphModule, inputs: Any) -> Any:
@@ -102,13 +89,10 @@ def check_against_model(
         ModelError: the model fails.
     """
     changes = (programs or Programs(ModelSnapshot(model))).same(
-        lambda *inputs: _result(NodeRunner(gm, after=_note_forms if record else None), gm, inputs), args, kwargs
+        lambda *inputs: _result(NodeRunner(gm, after=_noting(_of_form) if record else None), gm, inputs), args, kwargs
     )
     if changes is None:
-        return _check_numbers(gm, model, (args, kwargs), NodeRunner(gm, after=_noting_fakes() if record else None))
-    mode = FakeMode()
-    for node in gm.graph.nodes if record else ():
-        node.meta["val"] = _mapped(mode.make, (Form,), node.meta["val"])
+        return _check_numbers(gm, model, (args, kwargs), NodeRunner(gm, after=_noting(_of_tensor) if record else None))
     return changes
 
 

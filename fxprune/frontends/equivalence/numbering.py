@@ -153,7 +153,7 @@ class Execution(TorchDispatchMode):
 
     def _call(self, func: Any, others: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
         traits, targets = Traits.of(func), written(func, args, kwargs)
-        if not all(self._has_value(t) or self._is_fresh(t) for t in targets):
+        if not all(self._has_value(t) or storage(t) in self._fresh for t in targets):
             raise IncomparableError(f"{func} writes to a tensor that is no parameter, buffer or input")
         if traits.strided and not _strides_alike(func, args, kwargs):
             raise IncomparableError(f"{func} sees how its argument lies in memory, which numbers do not say")
@@ -229,7 +229,7 @@ class Execution(TorchDispatchMode):
         with operator_errors(func):
             result = func(*args, **kwargs)
         if writes:
-            self._constants.clear()
+            self._constants = OfTensors()
         elif not Traits.of(func).shares:
             self._fresh |= {storage(t): t.untyped_storage() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)}
         return result
@@ -243,13 +243,10 @@ class Execution(TorchDispatchMode):
     def _has_value(self, tensor: Tensor) -> bool:
         return tensor in self._values or id(tensor) in self._leaves
 
-    def _is_fresh(self, tensor: Tensor) -> bool:
-        return storage(tensor) in self._fresh
-
     def _is_unknown(self, tensor: Tensor) -> bool:
         if self._has_value(tensor):
             return True
-        with _memory_reads():
+        with operator_errors("a read of memory"):  # a constant may share the memory of a stand-in unseen
             tensor.data_ptr()
         memory = self._memories.get(storage(tensor))
         return memory is not None and bool(memory.written)
@@ -285,7 +282,7 @@ class Execution(TorchDispatchMode):
 
     def _content(self, tensor: Tensor) -> Any:
         """Return a key of the elements of a constant: a hash, or the address for a large constant."""
-        with _memory_reads():
+        with operator_errors("a read of memory"):
             if tensor.numel() * tensor.element_size() > _LARGE:
                 return self._numbering.address(tensor)
             elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
@@ -319,11 +316,6 @@ def _form_in_memory(real: Tensor) -> Form:
     if real.is_meta:
         raise IncomparableError("a tensor on the meta device, which has no memory")
     return Form.of(real)
-
-
-def _memory_reads() -> contextlib.AbstractContextManager[None]:
-    """Turn errors of reading memory into IncomparableError: a constant may share the memory of a stand-in unseen."""
-    return operator_errors("a read of memory")
 
 
 def _strides_alike(func: Any, args: Any, kwargs: Any) -> bool:

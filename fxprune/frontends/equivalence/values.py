@@ -68,10 +68,6 @@ class OfTensors:
                 found.append((tensor, value))
         return found
 
-    def clear(self) -> None:
-        """Remove all values."""
-        self._entries.clear()
-
 
 @dataclasses.dataclass(eq=False)
 class OperatorCall:
