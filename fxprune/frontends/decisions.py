@@ -26,6 +26,7 @@ from fxprune.abstract.form import Form, IncomparableError, frozen
 from fxprune.abstract.propagation import PROPAGATION, UNCHANGING, Effect
 from fxprune.frontends.torch_export import batched
 from fxprune.functional import layers
+from fxprune.graph.paths import sources
 from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.switches import modes_unwatched
 from fxprune.torch_internals.tensors import pytree
@@ -128,25 +129,21 @@ class Decisions:
         self.taken = False  # whether the trace took any decision
         self.for_several = False  # whether the code asked if the batch is one sample; the answer is no
         self.inputs: dict[fx.Node, Tensor] = {}
+        self.given: dict[str, Any] = {}  # the values of the inputs in the example, by the names of their placeholders
         self._root = root
         tensors = batched(call.args, call.kwargs)
         self._batched = {id(tensor) for tensor in tensors}
         # Some code has a path for one sample alone; the graph takes the path for several.
         self._batches = (max(len(tensors[0]), 2) if tensors else 0, *_OTHER_BATCHES)
         self._meta: dict[int, Tensor] = {}  # of parameters and buffers
-        self._given: dict[str, Any] = {}
         self._runs: list[dict[fx.Node, Any]] = [{} for _ in self._batches]
-
-    def note_input(self, name: str, value: Any) -> None:
-        """Note the value of an input in the example."""
-        self._given[name] = value
 
     def answer(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
         """Return ``ask`` of the value of a node; raise TraceError if the answer depends on the batch size or on values."""
         question = f"the code needs the value of node {node.name!r} ({node.target})"
         try:
             with no_modes(), modes_unwatched(), torch.no_grad():
-                for ancestor in _with_ancestors(node, self._runs[0]):
+                for ancestor in sorted(sources(node, self._runs[0].__contains__)):
                     for env, value in zip(self._runs, self._values(ancestor), strict=True):
                         env[ancestor] = value
                 found = [ask(env[node]) for env in self._runs]
@@ -160,7 +157,7 @@ class Decisions:
     def _values(self, node: fx.Node) -> list[Any]:
         """Return the value of a node at each batch size."""
         if node.op == "placeholder":
-            given = self._given[str(node.target)]
+            given = self.given[str(node.target)]
             return [pytree.tree_map(functools.partial(self._without_values, batch=batch), given) for batch in self._batches]
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self._root)
@@ -297,14 +294,3 @@ def _is_of_tensors(value: Any) -> bool:
     if isinstance(value, Tensor) or type(value) in UNCHANGING:  # nearly always
         return isinstance(value, Tensor)
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
-
-
-def _with_ancestors(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
-    """Return a node and the nodes that it is computed from, without those in ``known``, in order."""
-    found, waiting = set[fx.Node](), [node]
-    while waiting:
-        source = waiting.pop()
-        if source not in found and source not in known:
-            found.add(source)
-            waiting += source.all_input_nodes
-    return sorted(found)

@@ -30,7 +30,7 @@ from fxprune.frontends.torch_export import check_value
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK, STACK_TRACE
-from fxprune.graph.paths import value_at
+from fxprune.graph.paths import sources, value_at
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.operators import TorchDispatchMode
 from fxprune.torch_internals.tensors import pytree
@@ -156,16 +156,8 @@ class Tracer(fx.Tracer):
 
     def _may_have_gradient(self, node: fx.Node) -> bool:
         """Tell whether a node is computed from anything that may require gradients, other than by the form of a tensor."""
-        waiting, seen = [node], set[fx.Node]()
-        while waiting:
-            source = waiting.pop()
-            if source in seen or _is_form(source):
-                continue
-            seen.add(source)
-            if source.op in ("call_module", "get_attr", "placeholder") and source.target in self._trainable:
-                return True
-            waiting += source.all_input_nodes
-        return False
+        leaves = ("call_module", "get_attr", "placeholder")
+        return any(source.op in leaves and source.target in self._trainable for source in sources(node, _is_form))
 
     def create_arg(self, a: Any) -> Any:
         """Refuse a tensor that was computed from parameters before the call: in the graph it would be a constant."""
@@ -208,7 +200,7 @@ class Tracer(fx.Tracer):
         if any(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in _leaves(value)):
             self._trainable.add(str(placeholder.node.target))
         if self._decisions is not None:
-            self._decisions.note_input(name, value)
+            self._decisions.given[name] = value
         return self._unpack(placeholder, name, value)
 
     def _unpack(self, proxy: Any, name: str, value: Any) -> Any:

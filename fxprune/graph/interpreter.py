@@ -115,8 +115,13 @@ class NodeRunner(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         """Return the attribute of the graph's module under a dotted name."""
+        if (module := self.submodules.get(target)) is not None:
+            return module
+        path, _, name = target.rpartition(".")
         try:
-            return operator.attrgetter(target)(self.module)
+            if (owner := self.submodules.get(path)) is not None:
+                return getattr(owner, name)
+            return operator.attrgetter(target)(self.module)  # submodules lacks a module under its second name
         except AttributeError:
             return super().fetch_attr(target)  # its error names the missing part
 

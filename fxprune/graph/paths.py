@@ -1,11 +1,11 @@
-"""Walks over modules."""
+"""Walks over modules, and over the nodes that a node is computed from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 Modules = list[tuple[str, nn.Module]]
 
@@ -94,3 +94,14 @@ def replace_modules(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None
         for name, child in module._modules.items():
             if child is not None and child in new:
                 module._modules[name] = new[child]
+
+
+def sources(node: fx.Node, is_end: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
+    """Yield a node and the nodes that it is computed from, each once, without those that are an end and what lies behind."""
+    waiting, seen = [node], set[fx.Node]()
+    while waiting:
+        source = waiting.pop()
+        if source not in seen and not is_end(source):
+            seen.add(source)
+            yield source
+            waiting += source.all_input_nodes

@@ -6,7 +6,7 @@ import functools
 import linecache
 import os
 import re
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 from torch import fx
@@ -39,32 +39,16 @@ def calling_lines(frame: FrameType | None, around: str = "") -> str:
     the innermost call of a module, a function called ``inside_module``; ``around`` holds the lines around that call.
     """
     lines: list[str] = []
-    while frame is not None:
-        at = id(frame.f_code), frame.f_lasti
-        if at not in _LINES:
-            if len(_LINES) >= _MOST:
-                _LINES.clear()
-            _LINES[at] = frame.f_code, _line(frame)
-        line = _LINES[at][1]
-        if line is None:
-            break
+    while frame is not None and (line := _line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)) is not None:
         lines.append(line)
         frame = frame.f_back
     return around + "".join(reversed(lines))
 
 
-_MOST = 1 << 15  # entries of _LINES
-# By the id of the code object and the instruction. The entry holds the code object, so that no other takes the id; the code
-# object itself as key would be hashed in full at each look-up.
-_LINES: dict[tuple[int, int], tuple[CodeType, str | None]] = {}
-
-
-def _line(frame: FrameType) -> str | None:
-    """Return the frame's line, empty outside the model's code; None at the end of the walk: a trace, or a call of a module."""
-    file = frame.f_code.co_filename
+@functools.lru_cache(maxsize=1 << 15)
+def _line(file: str, number: int, function: str) -> str | None:
+    """Return a frame's line, empty outside the model's code; None at the end of the walk: a trace, or a call of a module."""
     if not file.startswith(_NOT_THE_MODEL):
-        number = frame.f_lineno
-        text = f'  File "{file}", line {number}, in {frame.f_code.co_name}\n'
-        return f"{text}    {linecache.getline(file, number).strip()}\n"
-    is_end = frame.f_code.co_name == "trace" if file.startswith(TRACER_FILE) else frame.f_code.co_name == "inside_module"
+        return f'  File "{file}", line {number}, in {function}\n    {linecache.getline(file, number).strip()}\n'
+    is_end = function == ("trace" if file.startswith(TRACER_FILE) else "inside_module")
     return None if is_end else ""

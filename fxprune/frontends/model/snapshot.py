@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,15 +59,16 @@ class Snapshot:
         for registry in ("_buffers", "_parameters"):
             before, now = self.contents.get(registry, {}), plain.get(registry, {})  # the code may delete a registry
             changes.rebound_tensors += [join(self.path, n) for n, t in before.items() if t is not None and now.get(n) is not t]
-        if not _are_same(plain, self.attributes):
-            for name, value in self.attributes.items():
-                now = plain.get(name)
-                if isinstance(value, Tensor) and now is not value:
-                    changes.rebound_tensors.append(join(self.path, name))
-                elif name != "training" and type(value) in _NUMBERS and (type(now) is not type(value) or now != value):
-                    changes.rebound_numbers.append(join(self.path, name))
-            plain.clear()
-            plain.update(self.attributes)
+        for name, value in self.attributes.items():
+            now = plain.get(name)
+            if now is value:
+                continue
+            if isinstance(value, Tensor):
+                changes.rebound_tensors.append(join(self.path, name))
+            elif name != "training" and type(value) in _NUMBERS and (type(now) is not type(value) or now != value):
+                changes.rebound_numbers.append(join(self.path, name))
+        plain.clear()
+        plain.update(self.attributes)
         for name, content in self.contents.items():
             held = self.attributes[name]
             held.clear()
@@ -78,13 +78,6 @@ class Snapshot:
         for tensor, value in self.tensors:
             if not torch.equal(tensor, value):
                 tensor.detach().copy_(value)
-
-
-def _are_same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
-    """Tell whether two dicts hold the same objects under the same names, in the same order."""
-    if len(attributes) != len(others) or not all(map(operator.is_, attributes, others)):
-        return False
-    return all(map(operator.is_, attributes.values(), others.values()))
 
 
 class ModelSnapshot:
