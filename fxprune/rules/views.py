@@ -101,6 +101,10 @@ def sizes_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> d
     return {name: shape for name in ("size", "shape") if name in call.arguments}
 
 
+def _keeps_dtype(call: Call) -> bool:
+    return bool(call["self"].dtype == call["other"].dtype)
+
+
 register(
     overloads(
         "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten.using_ints unflatten.int ravel squeeze "
@@ -117,7 +121,7 @@ for _names, _notation in (
 ):
     register(overloads(_names), OpCard(Pattern(_moved, _notation, zeros="0"), keeps_numbers=True))
 # Operand 1 gives its dtype or its device alone.
-register(overloads("type_as to.other"), OpCard(Pattern("...x, ...y -> ...x", zeros="0"), keeps_numbers=True))
+register(overloads("type_as to.other"), OpCard(Pattern("...x, ...y -> ...x", zeros="0"), keeps_numbers=_keeps_dtype))
 register(overloads("view.dtype"), Pattern(_kept_or_whole, "...x !a -> ...x !b", zeros="0"))
 register(overloads("view_as_complex view_as_complex_copy"), Pattern("...x !c -> ...x", zeros="0"))
 register(overloads("view_as_real view_as_real_copy"), Pattern("...x -> ...x !c", zeros="0"))

@@ -46,6 +46,7 @@ SAMPLES = [
     Sample("to.device", (_X,), lambda c: c.call(c[0], "cpu", torch.float32)),
     Sample("to.dtype_layout to.dtype _to_copy", (_X,), lambda c: c.call(c[0], dtype=torch.float32)),
     Sample("type_as to.other", (_X, integers(3, 2)), _some),
+    Sample("type_as to.other", (_X, _ROW), _some),
     Sample("fake_quantize_per_tensor_affine", (_X,), lambda c: c.call(c[0], 0.1, 0, -8, 7)),
     Sample("copy_", (_X, _ROW), _some),
     Sample("frexp.Tensor", (_X,), _some),

@@ -406,6 +406,10 @@ class Everything(nn.Module):
         "1 / x",
         "x.tril()",
         "torch.roll(x, 5)",
+        "x.type_as(torch.ones(1, dtype=torch.int32)).type_as(x)",
+        "x.type_as(torch.ones(1, dtype=torch.int32)).to(x)",
+        "x.type_as(torch.ones(1, dtype=torch.bool)).double()",
+        "x.type_as(torch.ones(1, dtype=torch.double)) * 2",
     ],
 )
 def test_what_is_said_of_slices_is_true(text: str) -> None:
