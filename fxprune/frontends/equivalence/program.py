@@ -16,7 +16,6 @@ are locked.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,15 +44,6 @@ def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
     return type(value), value
 
 
-@dataclasses.dataclass(frozen=True)
-class _Outcome:
-    """The numbers at the end of a run: of the results, of the inputs, and of the model's tensors."""
-
-    results: Any
-    inputs: Any
-    state: list[int]
-
-
 class Programs:
     """Compares graphs with one model, as programs; remembers the runs of the model."""
 
@@ -61,7 +51,7 @@ class Programs:
         self._kept, self._tensors = kept, list(dict.fromkeys(kept.tensors.values()))
         self._kinds = accelerators(self._tensors)
         self._numbering = Numbering(PROPAGATION)
-        self._runs: list[tuple[Any, tuple[_Outcome, Changes] | None]] = []
+        self._runs: list[tuple[Any, tuple[Any, Changes] | None]] = []
 
     def same(self, run: Callable[[Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Changes | None:
         """Compare a graph with the model on inputs of these forms; graph, model and inputs stay as they are.
@@ -80,7 +70,7 @@ class Programs:
         theirs, changes = known
         return changes if self._run(lambda execution: self._of_graph(execution, run, (args, kwargs))) == theirs else None
 
-    def _of_model(self, inputs: Any) -> tuple[_Outcome, Changes] | None:
+    def _of_model(self, inputs: Any) -> tuple[Any, Changes] | None:
         try:
             forms = described(inputs, lambda tensor: (Form.of(tensor), tensor.storage_offset()))
         except IncomparableError:
@@ -94,8 +84,8 @@ class Programs:
         self._runs.append((key, None if outcome is None else (outcome, changes)))
         return self._runs[-1][1]
 
-    def _run(self, run: Callable[[Execution], _Outcome]) -> _Outcome | None:
-        """Return the outcome of ``run`` in a new execution; None if its operators cannot be numbered."""
+    def _run(self, run: Callable[[Execution], Any]) -> Any:
+        """Return the numbers of results, inputs and the model's tensors after ``run`` in a new execution, or None."""
         execution = Execution(self._numbering)
         try:
             return run(execution)
@@ -106,7 +96,7 @@ class Programs:
                 with fixed_seed(self._kinds):
                     execution.mend_leaks()
 
-    def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> _Outcome:
+    def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> Any:
         """Run the model's code with stand-ins as its parameters and buffers, which the code may write to or replace."""
         stand_ins = {tensor: execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)}
         state = {name: stand_ins[tensor] for name, tensor in self._kept.tensors.items()}
@@ -115,18 +105,16 @@ class Programs:
             # All names are there: left to itself, the call does not put back the tensors of a module with two names.
             result = functional_call(self._kept.model, state, *stood_for, tie_weights=False)
         left = {tensor: state[name] for name, tensor in reversed(self._kept.tensors.items())}  # under its first name
-        numbers = [execution.number(left[tensor]) for tensor in self._tensors]
-        return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
+        return described((result, stood_for, [left[tensor] for tensor in self._tensors]), execution.number)
 
-    def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> _Outcome:
+    def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> Any:
         """Run a graph on the model's tensors, which get numbers without stand-ins: only the nodes of the graph use them."""
         for place, tensor in enumerate(self._tensors):
             execution.leaf(tensor, "state", place)
         stood_for = _inputs(execution, inputs)
         with fixed_seed(self._kinds), execution.running():
             result = run(*stood_for)
-        numbers = list(map(execution.number, self._tensors))
-        return _Outcome(described(result, execution.number), described(stood_for, execution.number), numbers)
+        return described((result, stood_for, self._tensors), execution.number)
 
 
 def _inputs(execution: Execution, inputs: Any) -> Any:
