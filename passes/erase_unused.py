@@ -23,7 +23,7 @@ class EraseUnused(GraphPass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Erase, in place."""
-        unused = gm.graph.eliminate_dead_code(partial(_has_effect, gm))
+        unused = gm.graph.eliminate_dead_code(partial(_stays, gm))
         for name in self.read - reads(gm):
             owner, last = split(name)
             module = gm.get_submodule(owner)
@@ -43,6 +43,6 @@ def reads(gm: fx.GraphModule) -> frozenset[str]:
     return frozenset(str(node.target) for node in gm.graph.find_nodes(op="get_attr", sort=False))
 
 
-def _has_effect(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether a node has an effect though nothing uses its value, as ``x.relu_()`` on a line of its own."""
-    return node.is_impure() or may_write(node, gm)
+def _stays(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node's value is used, or it has an effect without, as ``x.relu_()`` on a line of its own."""
+    return bool(node.users) or node.is_impure() or may_write(node, gm)
