@@ -35,7 +35,7 @@ class EraseUnused(GraphPass):
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if a node is of no use."""
         for node in gm.graph.nodes:
-            assert bool(node.users) or _has_effect(gm, node), f"node {node.name!r} is of no use"
+            assert _stays(gm, node), f"node {node.name!r} is of no use"
 
 
 def reads(gm: fx.GraphModule) -> frozenset[str]:

@@ -14,6 +14,7 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
@@ -127,8 +128,15 @@ _DERIVED = (*OF_CODE, "example", ANALYSIS.name)
 def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:
     gm = CapturedModule(nn.Module(), fx.Graph(), class_name)
     gm.__dict__.update(state)
-    with quiet(FutureWarning):
-        gm.graph = load(*pickle.loads(graph))
+    try:
+        with quiet(FutureWarning):
+            dumped = pickle.loads(graph)
+    except Exception as error:  # the pickle holds torch's own description of nested inputs, which differs by version
+        raise pickle.UnpicklingError(
+            f"the graph of {class_name} was pickled with another version of torch, whose classes torch {torch.__version__} "
+            f"cannot read ({error}): load it with that version"
+        ) from error
+    gm.graph = load(*dumped)
     return gm
 
 

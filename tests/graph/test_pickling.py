@@ -8,18 +8,41 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import fxprune
 from fxprune.testing import check_graph
+from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.versions import VERSION
 
 _STORED = Path(__file__).parent / "stored"  # by version 0.1.0, each with an input and what the graph gave for it
+
+
+# Stored by torch 2.13, with nested inputs, which older versions of torch describe otherwise.
+_NESTED = ("attention", "exported")
+_readable = [
+    name
+    for name in ("attention", "captured", "exported", "masked", "methods", "shrunk")
+    if VERSION >= (2, 13) or name not in _NESTED
+]
 
 
 def stored(name: str) -> Any:
     return pickle.loads((_STORED / f"{name}.pkl").read_bytes())
 
 
-@pytest.mark.parametrize("name", ["attention", "captured", "exported", "masked", "methods", "shrunk"])
+def test_a_graph_that_this_torch_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(spec: pytree.TreeSpec, state: object) -> None:
+        raise pickle.UnpicklingError("state is not a dictionary")
+
+    gm = fxprune.capture(nn.Linear(3, 2), torch.randn(2, 3), frontend="export")
+    stored = pickle.dumps(gm)
+    monkeypatch.setattr(pytree.TreeSpec, "__setstate__", refuse, raising=False)
+    with pytest.raises(pickle.UnpicklingError, match=r"graph of Linear was pickled with another version.*load it with that"):
+        pickle.loads(stored)
+
+
+@pytest.mark.parametrize("name", _readable)
 def test_a_stored_graph_computes_what_it_did(name: str) -> None:
     gm, x, expected = stored(name)
     check_graph(gm)
@@ -28,7 +51,7 @@ def test_a_stored_graph_computes_what_it_did(name: str) -> None:
     torch.testing.assert_close(again(x), expected)
 
 
-@pytest.mark.parametrize("name", ["attention", "masked"])
+@pytest.mark.parametrize("name", [name for name in ("attention", "masked") if name in _readable])
 def test_a_stored_masked_graph_shrinks(name: str) -> None:
     gm, x, expected = stored(name)
     elements = sum(p.numel() for p in gm.parameters())
