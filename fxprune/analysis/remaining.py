@@ -101,7 +101,8 @@ def removed_units(deps: Dependencies, dead: Mapping[tuple[str, int], Flags], *, 
     """
     removed = np.zeros(deps.units.count, bool)
     for group in deps.groups:
-        held = [(dead.get((m.parameter, m.dim)), m.positions) for m in group.members if not m.is_buffer]
-        gone = [np.zeros(group.size, bool) if flags is None else flags[positions].all(1) for flags, positions in held]
+        held = [(dead.get((m.parameter, m.dim)), m.positions) for m in group.on_parameters]
+        distinct = {(id(flags), id(positions)): (flags, positions) for flags, positions in held}  # most axes are alike
+        gone = [np.zeros(group.size, bool) if flags is None else flags[at].all(1) for flags, at in distinct.values()]
         removed[group.units] = np.all(gone, axis=0) if on_every_axis else np.any(gone, axis=0)
     return removed

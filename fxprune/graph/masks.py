@@ -114,8 +114,10 @@ def _masks_of(owner: nn.Module, base: str) -> dict[str, Tensor]:
 
 def all_masked(root: nn.Module) -> list[Masked]:
     """Return every masked parameter of the graph once, in the order of ``named_parameters``."""
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in parameters_by_name(root).items():
+    named, names = parameters_by_name(root), dict[nn.Parameter, list[str]]()
+    if not any(name.endswith(ORIG) for name in named):
+        return []
+    for name, parameter in named.items():
         names.setdefault(parameter, []).append(name)
     found = []
     for parameter, every in names.items():

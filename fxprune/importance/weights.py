@@ -80,7 +80,7 @@ class Sums:
             self._known[name] = self._sums_along(self._values(name), self._dims[name])
         along = self._known[name][member.dim]
         index = torch.from_numpy(member.positions).to(along.device)
-        return along[index[:, 0]] if index.shape[1] == 1 else along[index].sum(1)
+        return along.index_select(0, index.view(-1)) if index.shape[1] == 1 else along[index].sum(1)
 
     def _sums_along(self, value: Tensor, dims: list[int]) -> dict[int, Tensor]:
         """Return for each of ``dims`` the sums over all other dimensions, shape (size,)."""

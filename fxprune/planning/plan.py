@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from fxprune.algebra.axes import Index
+from fxprune.algebra.axes import Axis, Index
 from fxprune.analysis.costs import Costs, Flags
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
@@ -129,10 +129,18 @@ class Plan:
                 "from fxprune.analyze(gm)"
             )
         axes = {(t.name, dim): axis for t in deps.tracked if t.is_parameter for dim, axis in enumerate(t.label.axes)}
-        missing = {place: self._missing(place, axis.size) for place, axis in axes.items() if place in self.kept}
+        arrays: dict[tuple[int, int], Flags] = {}  # axes of a group share an array of indices
+        missing: dict[tuple[str, int], Flags] = {}
+        for place, axis in axes.items():
+            if place in self.kept:
+                key = id(self.kept[place]), axis.size
+                missing[place] = arrays[key] if key in arrays else arrays.setdefault(key, self._missing(place, axis.size))
         removed = removed_units(deps, missing)
         left = Remaining(deps.units, removed)
-        for (name, dim), axis in axes.items():
+        alike: dict[Any, tuple[tuple[str, int], Axis]] = {}
+        for place, axis in axes.items():
+            alike.setdefault((deps.units.content(axis), id(missing.get(place))), (place, axis))
+        for (name, dim), axis in alike.values():
             flags = missing.get((name, dim), False)
             if (wrong := left(axis) == flags).any():
                 raise PlanError(
