@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.remaining import Flags
 from fxprune.capture import capture
 from fxprune.errors import PruneWarning, PruningValueError
 from fxprune.frontends.capture import Frontend

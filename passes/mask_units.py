@@ -7,11 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.corrections import Impossible, Restrict, corrections
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import recall, remember
-from fxprune.analysis.remaining import Flags, Remaining, dead_places
+from fxprune.analysis.remaining import Remaining, dead_places
 from fxprune.errors import PlanError
 from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
 from fxprune.graph.metadata import BAKED

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 from torch import Tensor, fx
 
+from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import recall
-from fxprune.analysis.remaining import Flags, Remaining, dead_places, removed_units
+from fxprune.analysis.remaining import Remaining, dead_places, removed_units
 from fxprune.errors import AnalysisError
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.captured import adopt, compiled_later

@@ -6,9 +6,10 @@ import dataclasses
 
 from torch import fx
 
+from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.remaining import Flags, Remaining, dead_places, removed_units
+from fxprune.analysis.remaining import Remaining, dead_places, removed_units
 from fxprune.errors import ShrinkError
 from fxprune.graph.captured import adopt
 from fxprune.graph.masks import all_masked

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fxprune.abstract.form import FakeMode, Form, IncomparableError, frozen
 from fxprune.abstract.propagation import PROPAGATION, Effect, Traits
 from fxprune.torch_internals.operators import OpOverload
-from fxprune.torch_internals.tensors import FakeTensor, contiguous_strides, memory_of
+from fxprune.torch_internals.tensors import FakeTensor, contiguous_strides, hint, memory_of
 
 
 class Fakes:
@@ -28,12 +28,10 @@ class Fakes:
 
     def like(self, leaf: Any) -> Any:
         """Return a new fake tensor like a tensor, the hint of a symbolic number, and anything else as it is."""
-        if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool):
-            return leaf.node.hint
         if not isinstance(leaf, Tensor):
-            return leaf
+            return hint(leaf)
         # A dynamic batch size is analysed at the example's.
-        sizes, strides = ([int(getattr(getattr(n, "node", None), "hint", n)) for n in ns] for ns in (leaf.shape, leaf.stride()))
+        sizes, strides = ([int(hint(n)) for n in ns] for ns in (leaf.shape, leaf.stride()))
         return self._twin(Form(tuple(sizes), tuple(strides), leaf.dtype, leaf.device))
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> FakeTensor:
@@ -110,7 +108,7 @@ class _Mode(FakeMode):
 
 def has_hints(tensor: Tensor) -> bool:
     """Tell whether all sizes of a tensor are known for the example; those that depend on values need not be."""
-    return all(getattr(getattr(size, "node", None), "hint", size) is not None for size in tensor.shape)
+    return all(hint(size) is not None for size in tensor.shape)
 
 
 _REAL = frozenset([Tensor, nn.Parameter])

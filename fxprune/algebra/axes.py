@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int32]
 Index = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 
 NONE = -1  # fills a row up to the width of its array
 

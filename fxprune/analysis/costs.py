@@ -6,15 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fxprune.algebra.axes import NONE, Axis, Index, Rows
+from fxprune.algebra.axes import NONE, Axis, Flags, Index, Rows
 from fxprune.algebra.units import Units
 from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import Step
 from fxprune.rules.card import Work
-
-Flags = NDArray[np.bool_]
 
 
 class Census:

@@ -25,7 +25,7 @@ from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import value_at
 from fxprune.rules.registry import version
 from fxprune.torch_internals.switches import is_watched
-from fxprune.torch_internals.tensors import memory_of, pytree
+from fxprune.torch_internals.tensors import hint, memory_of, pytree
 
 
 def remember(gm: fx.GraphModule, base: fx.GraphModule, deps: Dependencies) -> None:
@@ -162,11 +162,6 @@ def _example(node: fx.Node) -> Any:
 
 def _form(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        sizes, strides = tuple(map(_hint, leaf.shape)), tuple(map(_hint, leaf.stride()))
+        sizes, strides = tuple(map(hint, leaf.shape)), tuple(map(hint, leaf.stride()))
         return leaf.dtype, sizes, strides, leaf.device
-    return frozen(_hint(leaf), [])
-
-
-def _hint(number: Any) -> Any:
-    """Return the value of a symbolic number for the example inputs; a plain number as it is."""
-    return getattr(getattr(number, "node", None), "hint", number)
+    return frozen(hint(leaf), [])

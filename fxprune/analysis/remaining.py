@@ -7,17 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.algebra.axes import NONE, Axis, Index
+from fxprune.algebra.axes import NONE, Axis, Flags, Index
 from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.tensors import pytree
 
-Flags = NDArray[np.bool_]
 Places = tuple[Tensor | None, ...]
 
 

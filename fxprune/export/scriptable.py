@@ -12,6 +12,7 @@ from torch.fx.graph import CodeGen
 
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.parts import ByMode, Container, Lowered
+from fxprune.graph.paths import sources
 from fxprune.torch_internals.graphs import codegen_of
 from fxprune.torch_internals.operators import OpOverload
 from fxprune.torch_internals.tensors import pytree
@@ -123,19 +124,11 @@ _REGIONS = torch.ops.higher_order
 
 def _depends_on_trained(module: nn.Module, operands: list[Any]) -> bool:
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    seen: set[fx.Node] = set()
-    todo = [operand for operand in operands if isinstance(operand, fx.Node)]
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "get_attr" and node.target in trained:
-            return True
-        if node.op == "call_module" and any(p.requires_grad for p in module.get_submodule(str(node.target)).parameters()):
-            return True
-        todo.extend(node.all_input_nodes)
-    return False
+    nodes = [source for operand in operands if isinstance(operand, fx.Node) for source in sources(operand, lambda _: False)]
+    called = [module.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]
+    return any(node.op == "get_attr" and node.target in trained for node in nodes) or any(
+        parameter.requires_grad for layer in called for parameter in layer.parameters()
+    )
 
 
 def plain(value: Any) -> Any:

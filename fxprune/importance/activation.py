@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from fxprune.algebra.axes import Index
-from fxprune.analysis.costs import Flags
+from fxprune.algebra.axes import Flags, Index
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from fxprune.algebra.axes import Axis, Index
-from fxprune.analysis.costs import Costs, Flags
+from fxprune.algebra.axes import Axis, Flags, Index
+from fxprune.analysis.costs import Costs
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.analysis.remaining import Remaining, removed_units

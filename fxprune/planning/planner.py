@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.algebra.axes import Index
-from fxprune.analysis.costs import Costs, Flags
+from fxprune.algebra.axes import Flags, Index
+from fxprune.analysis.costs import Costs
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError, PruningTypeError

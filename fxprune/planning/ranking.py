@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.algebra.axes import NONE, Index, Rows
-from fxprune.analysis.costs import Census, Flags
+from fxprune.algebra.axes import NONE, Flags, Index, Rows
+from fxprune.analysis.costs import Census
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.rules.reductions import degrees_lost

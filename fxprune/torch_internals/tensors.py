@@ -24,6 +24,11 @@ read_numpy = torch._C.TensorBase.numpy
 """``Tensor.numpy``, also while ``switches.watching_reads`` replaces it."""
 
 
+def hint(number: Any) -> Any:
+    """Return the value of a symbolic number for the example inputs, None if it depends on values; a plain number as it is."""
+    return getattr(getattr(number, "node", None), "hint", number)
+
+
 def memory_of(tensor: Tensor) -> int:
     """Return a number for the memory of a tensor, equal for all tensors that share it, also on devices without addresses."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.algebra.axes import Axis
+from fxprune.algebra.axes import Axis, Flags
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.remaining import Flags, Remaining
+from fxprune.analysis.remaining import Remaining
 from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import Step
 from fxprune.functional.leaf_cards import card_of

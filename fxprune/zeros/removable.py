@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from fxprune.algebra.axes import NONE, Axis
+from fxprune.algebra.axes import NONE, Axis, Flags
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.remaining import Flags, Remaining, removed_units
+from fxprune.analysis.remaining import Remaining, removed_units
 from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import Step
 from fxprune.graph.masks import MASK, all_masked

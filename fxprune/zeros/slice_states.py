@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fxprune.analysis.remaining import Flags
+from fxprune.algebra.axes import Flags
 
 
 class SliceState(enum.IntEnum):
