@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.frontends.capture import Frontend
 from fxprune.testing import check_graph
 from tests.compare import assert_same, relative_error
 from tests.nets import ConvNet, Result, SequenceNet, randomised
@@ -464,3 +465,32 @@ def test_a_model_that_asks_for_values_is_captured_on_the_meta_device_with_a_warn
     with pytest.warns(fxprune.CaptureWarning, match="could not be compared with the model on the meta device"):
         gm = fxprune.capture(model, x)
     assert gm(torch.empty(5, 4, device="meta")).shape == (5, 3)
+
+
+class OfPlainTensors(nn.Module):
+    """A norm with two names, in code that does something else to symbolic values, so that numbers are compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.again = self.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.again(self.lin(x))
+        return y + y if type(x) is Tensor else 2 * y
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("frontend", ["trace", "export"])
+def test_a_module_with_two_names_keeps_its_tensors_where_numbers_are_compared(frontend: Frontend, training: bool) -> None:
+    model = OfPlainTensors().train(training)
+    held = dict(model.named_buffers(remove_duplicate=False)) | dict(model.named_parameters(remove_duplicate=False))
+    values = {name: tensor.clone() for name, tensor in held.items()}
+    gm = fxprune.capture(model, torch.randn(4, 3), frontend=frontend)
+    ours = dict(gm.named_buffers(remove_duplicate=False)) | dict(gm.named_parameters(remove_duplicate=False))
+    theirs = dict(model.named_buffers(remove_duplicate=False)) | dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in held.items():
+        assert ours[name] is tensor, name
+        assert theirs[name] is tensor, name
+        assert torch.equal(tensor, values[name]), name

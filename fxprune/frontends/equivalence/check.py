@@ -20,6 +20,7 @@ from fxprune.frontends.equivalence.numbering import NumberingError
 from fxprune.frontends.equivalence.program import Programs, described
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
+from fxprune.graph.paths import all_modules, all_tensors
 from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import accelerators, fixed_seed
 from fxprune.torch_internals.tensors import pytree
@@ -104,7 +105,7 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
     ours_state, values = _copied_state(run, writes), in_order(gm, _copied(inputs))
     try:
         with torch.no_grad(), fixed_seed(kinds):
-            ours = gm.graph.process_outputs(functional_call(run, ours_state, tuple(values)))
+            ours = gm.graph.process_outputs(functional_call(run, ours_state, tuple(values), tie_weights=False))
     except CaptureError as error:
         failure = error
     except Exception as error:  # an operator may raise any error on operands that do not fit
@@ -115,7 +116,7 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
     theirs_state = _copied_state(model, writes)
     try:
         with torch.no_grad(), fixed_seed(kinds), ModelSnapshot(model).untouched() as changes:
-            theirs = functional_call(model, theirs_state, *_copied(inputs))
+            theirs = functional_call(model, theirs_state, *_copied(inputs), tie_weights=False)
     except Exception as error:
         raise ModelError(f"the model itself fails on the example inputs: {error}") from error
     if failure is not None:
@@ -137,11 +138,11 @@ def _copied(inputs: Any) -> Any:
 
 
 def _copied_state(module: nn.Module, parameters: bool) -> dict[str, Tensor]:
-    """Return copies of the tensors that ``forward`` may change in place."""
-    tensors = dict(module.named_buffers())
-    if parameters:
-        tensors |= dict(module.named_parameters())
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    """Return copies of the tensors that ``forward`` may change in place; a tied tensor has one copy, under all its names."""
+    named = all_tensors(all_modules(module))
+    tensors = {tensor for tensor in named.values() if parameters or not isinstance(tensor, nn.Parameter)}
+    copies = {tensor: tensor.detach().clone() for tensor in tensors}
+    return {name: copies[tensor] for name, tensor in named.items() if tensor in copies}
 
 
 def _failure(node: fx.Node, error: Exception) -> str:
