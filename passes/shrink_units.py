@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import fx
 
@@ -94,14 +95,17 @@ class NoteKept(GraphPass):
             if self._shrinks(node):
                 node.meta.pop("val", None)
                 value = self.deps.values[node.name]
-                left = pytree.tree_map(lambda leaf: self.kept.places_of(leaf) if isinstance(leaf, Label) else None, value)
-                KEPT_OF_VALUE.set(node, left)
+                is_tensor = isinstance(value, Label)  # nearly always, and pytree is slow
+                KEPT_OF_VALUE.set(node, self._left(value) if is_tensor else pytree.tree_map(self._left, value))
         return False
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if an example value of sizes from before is left."""
         for node in gm.graph.nodes:
             assert "val" not in node.meta or not self._shrinks(node), f"node {node.name!r} has an example value from before"
+
+    def _left(self, leaf: Any) -> Any:
+        return self.kept.places_of(leaf) if isinstance(leaf, Label) else None
 
     def _shrinks(self, node: fx.Node) -> bool:
         return node.op not in ("placeholder", "output") and self.kept.shrinks_any(self.deps.values.get(node.name))
