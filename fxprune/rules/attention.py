@@ -13,7 +13,7 @@ from fxprune.rules.card import OpCard, OverKept, PositionsLeft, Work
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import broadcasting
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 
 
 def _attention(call: Call) -> str:
@@ -78,12 +78,10 @@ _ATTENTION = Pattern(
 )
 _TO_KEPT = OverKept(attention_to_kept, ("query", "key", "value", "attn_mask", "dropout_p"), ("scale", "enable_gqa"))
 
-register(overloads("scaled_dot_product_attention"), OpCard(_ATTENTION, _scale_left, _TO_KEPT, _work))
-register(
-    overloads(
-        "_scaled_dot_product_attention_math _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
-        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-        "_scaled_dot_product_attention_math_for_mps _scaled_dot_product_fused_attention_overrideable"
-    ),
+register_aten("scaled_dot_product_attention", OpCard(_ATTENTION, _scale_left, _TO_KEPT, _work))
+register_aten(
+    "_scaled_dot_product_attention_math _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_attention_math_for_mps _scaled_dot_product_fused_attention_overrideable",
     OpCard(_ATTENTION, _scale_left, work=_work),
 )

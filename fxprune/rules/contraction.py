@@ -10,7 +10,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, Places, Work
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import broadcasting, marked
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 
 
 def _einsum(call: Call) -> str:
@@ -119,18 +119,18 @@ _VECDOT = Pattern(inner_products, "...x [k], ...y [k] -> ...x ...y", zeros="0*1"
 _MATMUL = Pattern(_matmul, "...x m [k], ...x [k] n -> ...x m n", zeros="0*1")
 _BILINEAR = Pattern("...b [i], ...b [j], o [i] [j], o -> ...b o", zeros="0*1*2+3")
 
-register(overloads("linear"), OpCard(_LINEAR, work=_work, places=Places(0, 1, 2, function=F.linear)))
-register(overloads("mm"), Pattern("m [k], [k] n -> m n", zeros="0*1"))
-register(overloads("bmm"), Pattern("b m [k], b [k] n -> b m n", zeros="0*1"))
-register(overloads("mv"), OpCard(Pattern("m [k], [k] -> m", zeros="0*1"), work=_work))
-register(overloads("dot vdot inner"), OpCard(_INNER, work=_work))
-register(overloads("linalg_vecdot"), OpCard(_VECDOT, work=_work))
-register(overloads("matmul linalg_matmul"), OpCard(_MATMUL, work=_work))
-register(overloads("addmm"), OpCard(_added("m [k], [k] n", "m n"), places=Places(1, 2, 0, inputs_first=True)))
-register(overloads("baddbmm"), _added("b m [k], b [k] n", "b m n"))
-register(overloads("addbmm"), _added("[b] m [k], [b] [k] n", "m n"))
-register(overloads("addmv"), _added("m [k], [k]", "m"))
-register(overloads("addr"), _added("m, n", "m n"))
-register(overloads("outer ger"), OpCard(Pattern("m, n -> m n", zeros="0*1"), work=_work))
-register(overloads("bilinear"), OpCard(_BILINEAR, work=_work))
-register(overloads("einsum"), OpCard(Pattern(_einsum, "(the equation)", zeros=_einsum_zeros), work=_einsum_work))
+register_aten("linear", OpCard(_LINEAR, work=_work, places=Places(0, 1, 2, function=F.linear)))
+register_aten("mm", Pattern("m [k], [k] n -> m n", zeros="0*1"))
+register_aten("bmm", Pattern("b m [k], b [k] n -> b m n", zeros="0*1"))
+register_aten("mv", OpCard(Pattern("m [k], [k] -> m", zeros="0*1"), work=_work))
+register_aten("dot vdot inner", OpCard(_INNER, work=_work))
+register_aten("linalg_vecdot", OpCard(_VECDOT, work=_work))
+register_aten("matmul linalg_matmul", OpCard(_MATMUL, work=_work))
+register_aten("addmm", OpCard(_added("m [k], [k] n", "m n"), places=Places(1, 2, 0, inputs_first=True)))
+register_aten("baddbmm", _added("b m [k], b [k] n", "b m n"))
+register_aten("addbmm", _added("[b] m [k], [b] [k] n", "m n"))
+register_aten("addmv", _added("m [k], [k]", "m"))
+register_aten("addr", _added("m, n", "m n"))
+register_aten("outer ger", OpCard(Pattern("m, n -> m n", zeros="0*1"), work=_work))
+register_aten("bilinear", OpCard(_BILINEAR, work=_work))
+register_aten("einsum", OpCard(Pattern(_einsum, "(the equation)", zeros=_einsum_zeros), work=_einsum_work))

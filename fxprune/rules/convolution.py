@@ -11,7 +11,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, Places, PositionsLeft, Work
 from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 
 _UNGROUPED = "{b}[i] *s, o [i] *k, o -> {b}o *t"
 _GROUPED = "{b}(g [i]) *s, (g o) [i] *k, (g o) -> {b}(g o) *t"
@@ -54,11 +54,9 @@ for _names, _function in (
     ("conv3d conv3d.padding", F.conv3d),
     ("convolution _convolution", None),
 ):
-    register(overloads(_names), OpCard(_CONVOLUTION, groups_left, work=_work, places=Places(0, 1, 2, function=_function)))
-register(
-    overloads(
-        "conv_transpose1d conv_transpose2d.input conv_transpose3d.input convolution_overrideable mkldnn_convolution "
-        "cudnn_convolution"
-    ),
+    register_aten(_names, OpCard(_CONVOLUTION, groups_left, work=_work, places=Places(0, 1, 2, function=_function)))
+register_aten(
+    "conv_transpose1d conv_transpose2d.input conv_transpose3d.input convolution_overrideable mkldnn_convolution "
+    "cudnn_convolution",
     OpCard(_CONVOLUTION, groups_left, work=_work),
 )

@@ -11,7 +11,7 @@ from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import replaced, spliced
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import broadcasting, marked
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 from fxprune.rules.views import reshape
 from fxprune.torch_internals.operators import no_modes
 
@@ -154,22 +154,22 @@ def _searched(call: Call) -> str:
     return "!v, ...x, !v -> ...x" if len(call.operand(0)) == 1 else "...x !v, ...x n, ...x !v -> ...x n"
 
 
-register(overloads("embedding"), Pattern("!v d, ...b -> ...b d", zeros="0"))
-register(
-    overloads("embedding_bag embedding_bag.padding_idx _embedding_bag _embedding_bag_forward_only"),
+register_aten("embedding", Pattern("!v d, ...b -> ...b d", zeros="0"))
+register_aten(
+    "embedding_bag embedding_bag.padding_idx _embedding_bag _embedding_bag_forward_only",
     Pattern("!v d, _, _, _ -> !b d, _, _, _", zeros="0"),
 )
-register(overloads("index_select"), Coded("x n, i -> x n[i]", _index_select))
-register(overloads("index.Tensor _unsafe_index.Tensor"), Coded("x n y, i -> x i y", _index))
-register(overloads("gather take_along_dim"), Coded("x !n, x i -> x i", _gather))
-register(
-    overloads("scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_add_"),
+register_aten("index_select", Coded("x n, i -> x n[i]", _index_select))
+register_aten("index.Tensor _unsafe_index.Tensor", Coded("x n y, i -> x i y", _index))
+register_aten("gather take_along_dim", Coded("x !n, x i -> x i", _gather))
+register_aten(
+    "scatter.src scatter.value scatter_add scatter_reduce.two scatter.reduce scatter_add_",
     Coded("x !n, x !i, x !i -> x !n", _scatter),
 )
-register(overloads("index_put index_put_ _unsafe_index_put"), Pattern(_put, "x !n y, *i, x !i y -> x !n y", zeros=_put_zeros))
-register(overloads("masked_scatter"), Pattern("*x, *m, *v -> *y"))
-register(overloads("index_add index_copy"), Pattern(_written_along, "x !n, !i, x !i -> x !n", zeros="0+2"))
-register(overloads("index_fill.int_Scalar"), Pattern(_written_along, "x !n, !i -> x !n", zeros=_filled))
-register(overloads("bucketize.Tensor"), Pattern("...x, !v -> ...x"))
-register(overloads("searchsorted.Tensor"), Pattern(_searched, "...x !v, ...x n -> ...x n"))
-register(overloads("one_hot"), Pattern("...x -> ...x !n"))
+register_aten("index_put index_put_ _unsafe_index_put", Pattern(_put, "x !n y, *i, x !i y -> x !n y", zeros=_put_zeros))
+register_aten("masked_scatter", Pattern("*x, *m, *v -> *y"))
+register_aten("index_add index_copy", Pattern(_written_along, "x !n, !i, x !i -> x !n", zeros="0+2"))
+register_aten("index_fill.int_Scalar", Pattern(_written_along, "x !n, !i -> x !n", zeros=_filled))
+register_aten("bucketize.Tensor", Pattern("...x, !v -> ...x"))
+register_aten("searchsorted.Tensor", Pattern(_searched, "...x !v, ...x n -> ...x n"))
+register_aten("one_hot", Pattern("...x -> ...x !n"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from fxprune.rules.card import Coded, OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import along, marked
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 from fxprune.torch_internals.operators import no_modes
 
 
@@ -41,50 +40,39 @@ def results_on(call: Call, operand: NDArray[Any]) -> list[NDArray[Any]]:
         return [part.numpy() for part in ([result] if isinstance(result, Tensor) else result)]
 
 
-@dataclass(frozen=True)
-class Take:
-    """Picks positions along some dimensions of operand 0."""
-
-    notation: str
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return a label with the rows of the picked positions for each result."""
-        label, picks = call.operand(0), self.pick(call)
-        if not picks:
-            for axis in label.axes:
-                call.keep_whole(axis, "is rolled over the flattened tensor")
-            return [label]
-        return [replaced(label, {d: label.axes[d].take(i) for d, i in picked.items()}) for picked in picks]
-
-    def pick(self, call: Call) -> list[dict[int, Index]]:
-        """Return the picked positions by dimension for each result: ``[{1: arange(0, 4)}]`` for ``x[:, :4]``.
-
-        The operator itself tells them, called on the numbers of positions. A roll over the flattened tensor has no results.
-        """
-        shape = call.operand(0).shape
-        if "shifts" in call.arguments and not call["dims"] and len(shape) > 1:
-            return []
-        picks: list[dict[int, Index]] = [{} for _ in call.shapes]
-        for d in [call.dim()] if "dim" in call.arguments else call.dims("dims"):
-            numbers = np.arange(shape[d]).reshape([-1 if k == d else 1 for k in range(len(shape))])
-            for picked, result in zip(picks, results_on(call, numbers), strict=True):
-                picked[d] = result.reshape(-1)
-        return picks
+def take(call: Call) -> list[Label]:
+    """Pick positions along some dimensions of operand 0."""
+    label, picks = call.operand(0), positions_taken(call)
+    if not picks:
+        for axis in label.axes:
+            call.keep_whole(axis, "is rolled over the flattened tensor")
+        return [label]
+    return [replaced(label, {d: label.axes[d].take(i) for d, i in picked.items()}) for picked in picks]
 
 
-@dataclass(frozen=True)
-class Select:
-    """Picks positions one by one, so that they can never go: ``select`` picks one position, ``unbind`` all of them."""
+def positions_taken(call: Call) -> list[dict[int, Index]]:
+    """Return the picked positions by dimension for each result: ``[{1: arange(0, 4)}]`` for ``x[:, :4]``.
 
-    notation: str
+    The operator itself tells them, called on the numbers of positions. A roll over the flattened tensor has no results.
+    """
+    shape = call.operand(0).shape
+    if "shifts" in call.arguments and not call["dims"] and len(shape) > 1:
+        return []
+    picks: list[dict[int, Index]] = [{} for _ in call.shapes]
+    for d in [call.dim()] if "dim" in call.arguments else call.dims("dims"):
+        numbers = np.arange(shape[d]).reshape([-1 if k == d else 1 for k in range(len(shape))])
+        for picked, result in zip(picks, results_on(call, numbers), strict=True):
+            picked[d] = result.reshape(-1)
+    return picks
 
-    def apply(self, call: Call) -> list[Label]:
-        """Keep the picked positions and return labels without the dimension."""
-        label, d = call.operand(0), call.dim()
-        indices = [call["index"]] if "index" in call.arguments else range(label.shape[d])
-        picked = label.axes[d].take(np.array([i % label.shape[d] for i in indices], np.intp))
-        call.keep_whole(picked, "is picked by its index")
-        return [spliced(label, d, d + 1, Label((), ()))] * len(call.shapes)
+
+def select(call: Call) -> list[Label]:
+    """Pick positions one by one, so that they can never go: ``select`` picks one position, ``unbind`` all of them."""
+    label, d = call.operand(0), call.dim()
+    indices = [call["index"]] if "index" in call.arguments else range(label.shape[d])
+    picked = label.axes[d].take(np.array([i % label.shape[d] for i in indices], np.intp))
+    call.keep_whole(picked, "is picked by its index")
+    return [spliced(label, d, d + 1, Label((), ()))] * len(call.shapes)
 
 
 def _unfold(call: Call) -> list[Label]:
@@ -203,26 +191,24 @@ def _shift_left(shift: int, axis: Axis, left: PositionsLeft) -> int:
     return shifted if shift >= 0 else shifted - size
 
 
-register(overloads("slice.Tensor slice_copy.Tensor"), OpCard(Take("x n -> x n[start:end:step]"), _slice_left))
-register(overloads("narrow narrow_copy"), OpCard(Take("x n -> x n[start:start+length]"), _narrow_left))
-register(
-    overloads(
-        "split.Tensor split.sizes split_with_sizes chunk unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk "
-        "tensor_split.sections tensor_split.indices split_copy.Tensor split_with_sizes_copy"
-    ),
-    OpCard(Take("x (a+b) -> x a, x b"), _parts_left),
+register_aten("slice.Tensor slice_copy.Tensor", OpCard(Coded("x n -> x n[start:end:step]", take), _slice_left))
+register_aten("narrow narrow_copy", OpCard(Coded("x n -> x n[start:start+length]", take), _narrow_left))
+register_aten(
+    "split.Tensor split.sizes split_with_sizes chunk unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk "
+    "tensor_split.sections tensor_split.indices split_copy.Tensor split_with_sizes_copy",
+    OpCard(Coded("x (a+b) -> x a, x b", take), _parts_left),
 )
-register(overloads("flip"), Take("x n -> x n[::-1]"))
-register(overloads("roll"), OpCard(Take("x n -> x n[-shift:]+n[:-shift]"), _shifts_left))
-register(overloads("select.int select_copy.int"), OpCard(Select("x !i -> x"), _index_left))
-register(overloads("unbind.int unbind_copy.int"), Select("x !i -> x, x"))
-register(overloads("unfold unfold_copy"), Coded("!x -> !n !w", _unfold))
-register(overloads("slice_scatter"), OpCard(Coded("x n, x k -> x n", _scattered), _slice_left))
-register(overloads("select_scatter"), OpCard(Coded("x !i, x -> x !i", _scattered), _index_left))
-register(overloads("tril triu tril_ triu_"), Pattern("...x !i !j -> ...x !i !j", zeros="0"))
-register(overloads("diagonal diagonal_copy"), Pattern(_diagonal, "x !i !j -> x !n", zeros="0"))
-register(overloads("diag_embed"), Pattern(_diag_embed, "x i -> x i i", zeros="0"))
+register_aten("flip", Coded("x n -> x n[::-1]", take))
+register_aten("roll", OpCard(Coded("x n -> x n[-shift:]+n[:-shift]", take), _shifts_left))
+register_aten("select.int select_copy.int", OpCard(Coded("x !i -> x", select), _index_left))
+register_aten("unbind.int unbind_copy.int", Coded("x !i -> x, x", select))
+register_aten("unfold unfold_copy", Coded("!x -> !n !w", _unfold))
+register_aten("slice_scatter", OpCard(Coded("x n, x k -> x n", _scattered), _slice_left))
+register_aten("select_scatter", OpCard(Coded("x !i, x -> x !i", _scattered), _index_left))
+register_aten("tril triu tril_ triu_", Pattern("...x !i !j -> ...x !i !j", zeros="0"))
+register_aten("diagonal diagonal_copy", Pattern(_diagonal, "x !i !j -> x !n", zeros="0"))
+register_aten("diag_embed", Pattern(_diag_embed, "x i -> x i i", zeros="0"))
 # A cumulative sum of ones numbers the positions, and the numbers change if positions before them go.
-register(overloads("cumsum cumprod cummax cummin"), Pattern(along("!x{}", "!x{}"), "x !n -> x !n", zeros="0, n"))
-register(overloads("logcumsumexp argsort argsort.stable"), Pattern(along("!x{}", "!x{}"), "x !n -> x !n", zeros="n"))
-register(overloads("sort sort.stable"), Pattern(along("!x{}", "!x{}"), "x !n -> x !n, x !n", zeros="0, n"))
+register_aten("cumsum cumprod cummax cummin", Pattern(along("!x{}", "!x{}"), "x !n -> x !n", zeros="0, n"))
+register_aten("logcumsumexp argsort argsort.stable", Pattern(along("!x{}", "!x{}"), "x !n -> x !n", zeros="n"))
+register_aten("sort sort.stable", Pattern(along("!x{}", "!x{}"), "x !n -> x !n, x !n", zeros="0, n"))

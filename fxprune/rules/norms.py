@@ -12,7 +12,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, OverKept, PositionsLeft
 from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 
 
 def _results(first: str, call: Call) -> str:
@@ -92,36 +92,30 @@ _LAYER_NORM = Pattern(_over_last, "...b [c], [c], [c] -> ...b [c]", zeros="0*1+2
 _RMS_NORM = Pattern(_over_last, "...b [c], [c] -> ...b [c]", zeros="0*1", mixes="normalize")
 _AFFINE = ("input", "weight", "bias")
 
-register(
-    overloads("batch_norm"),
-    OpCard(_BATCH_NORM, over_kept=OverKept(over_kept.batch_norm_of_kept, _AFFINE, ("eps",)), batch_norm_scale=1),
+register_aten(
+    "batch_norm", OpCard(_BATCH_NORM, over_kept=OverKept(over_kept.batch_norm_of_kept, _AFFINE, ("eps",)), batch_norm_scale=1)
 )
-register(
-    overloads(
-        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit.no_stats "
-        "_native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index "
-        "_batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update"
-    ),
+register_aten(
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit.no_stats "
+    "_native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index "
+    "_batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update",
     OpCard(_BATCH_NORM, batch_norm_scale=1),
 )
-register(overloads("instance_norm"), Pattern("b c *s, c, c, c, c -> b c *s", zeros=_unless_running))
-register(
-    overloads("group_norm"),
-    OpCard(_GROUP_NORM, _groups_left, OverKept(over_kept.group_norm_of_kept, _AFFINE, ("num_groups", "eps"))),
+register_aten("instance_norm", Pattern("b c *s, c, c, c, c -> b c *s", zeros=_unless_running))
+register_aten(
+    "group_norm", OpCard(_GROUP_NORM, _groups_left, OverKept(over_kept.group_norm_of_kept, _AFFINE, ("num_groups", "eps")))
 )
-register(overloads("native_group_norm"), OpCard(_GROUP_NORM, _groups_left))
-register(
-    overloads("layer_norm"),
-    OpCard(_LAYER_NORM, _normalized_left, OverKept(over_kept.layer_norm_of_kept, _AFFINE, _over_last_plain)),
+register_aten("native_group_norm", OpCard(_GROUP_NORM, _groups_left))
+register_aten(
+    "layer_norm", OpCard(_LAYER_NORM, _normalized_left, OverKept(over_kept.layer_norm_of_kept, _AFFINE, _over_last_plain))
 )
-register(overloads("native_layer_norm"), OpCard(_LAYER_NORM, _normalized_left))
-register(
-    overloads("rms_norm"),
-    OpCard(_RMS_NORM, _normalized_left, OverKept(over_kept.rms_norm_of_kept, ("input", "weight"), _over_last_plain)),
+register_aten("native_layer_norm", OpCard(_LAYER_NORM, _normalized_left))
+register_aten(
+    "rms_norm", OpCard(_RMS_NORM, _normalized_left, OverKept(over_kept.rms_norm_of_kept, ("input", "weight"), _over_last_plain))
 )
-register(overloads("_fused_rms_norm"), OpCard(_RMS_NORM, _normalized_left))
-register(
-    overloads("_weight_norm _weight_norm_interface"),
+register_aten("_fused_rms_norm", OpCard(_RMS_NORM, _normalized_left))
+register_aten(
+    "_weight_norm _weight_norm_interface",
     # A row of zeros has norm zero, so that zero is divided by zero.
     Pattern(_weight_norm, "o [i], o 1 -> o [i]", zeros="u", mixed_zeros="z", mixes="norm"),
 )

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fxprune.rules.call import Call
+from fxprune.rules.card import Coded
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import broadcasting
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 from fxprune.torch_internals.operators import OpOverload, no_modes
 from fxprune.torch_internals.tensors import pytree
 
@@ -32,27 +33,24 @@ def _known(op: OpOverload, plain: str) -> dict[tuple[Zero | None, ...], Zero]:
     return {}
 
 
-class Pointwise:
-    """The rule of all element-wise operators.
+_BROADCAST = Pattern(broadcast)
+
+
+def element_wise(call: Call) -> list[Label]:
+    """Couple the axes that meet in the call.
 
     The state of the result at removed positions comes from a call of the operator on zeros: ``sigmoid(0)`` is 0.5, FINITE.
     """
-
-    notation = "...x, ...x -> ...x"
-    _pattern = Pattern(broadcast)
-
-    def apply(self, call: Call) -> list[Label]:
-        """Couple the axes that meet in the call, and return the label of each of its results."""
-        results = self._pattern.apply(call)
-        rank = len(results[0]) if results else 0
-        known = _known(call.op, str([_plain(value) for value in call.arguments.values()]))
-        states: list[Zero] = []
-        for d in range(-rank, 0):
-            at = tuple([_state(operand, d) for operand in call.operands])
-            if at not in known:
-                known[at] = _try(call, at)
-            states.append(known[at])
-        return [Label(label.axes, tuple(states[rank - len(label) :])) for label in results]
+    results = _BROADCAST.apply(call)
+    rank = len(results[0]) if results else 0
+    known = _known(call.op, str([_plain(value) for value in call.arguments.values()]))
+    states: list[Zero] = []
+    for d in range(-rank, 0):
+        at = tuple([_state(operand, d) for operand in call.operands])
+        if at not in known:
+            known[at] = _try(call, at)
+        states.append(known[at])
+    return [Label(label.axes, tuple(states[rank - len(label) :])) for label in results]
 
 
 def _plain(value: Any) -> Any:
@@ -148,28 +146,26 @@ def called_on(call: Call, stand_in: Callable[[Tensor], Tensor]) -> list[Tensor] 
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
-POINTWISE = Pointwise()
+POINTWISE = Coded("...x, ...x -> ...x", element_wise)
 
 # Element-wise operators that torch, or an older version of it, does not tag as pointwise.
-register(
-    overloads(
-        "_to_copy to.dtype to.dtype_layout to.device contiguous clone detach alias lift lift_fresh lift_fresh_copy "
-        "_conj resolve_conj resolve_neg conj _neg_view real imag positive "
-        "copy_ fill_.Scalar fill_.Tensor zero_ fill.Scalar fill.Tensor masked_fill_.Scalar masked_fill_.Tensor "
-        "masked_fill.Tensor zero "
-        "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ "
-        "_prelu_kernel softplus mish mish_ logit threshold threshold_ leaky_relu leaky_relu_ elu_ "
-        "log_sigmoid log_sigmoid_forward hardshrink softshrink "
-        "where.self where.ScalarSelf where.ScalarOther where.Scalar "
-        "clamp clamp_ clip clip_ clamp_max_ clamp_min_ nan_to_num nan_to_num_ square square_ negative negative_ "
-        "divide.Tensor multiply.Tensor subtract.Tensor true_divide.Tensor floor_divide multiply.Scalar subtract.Scalar "
-        "divide.Scalar true_divide.Scalar rsub.Tensor rsub.Scalar absolute absolute_ special_expit special_erf "
-        "__and__.Tensor __or__.Tensor __xor__.Tensor __and__.Scalar __or__.Scalar polar complex isfinite isreal "
-        "greater.Tensor greater.Scalar less.Tensor less.Scalar less_equal.Tensor greater_equal.Tensor not_equal.Tensor "
-        "isclose fake_quantize_per_tensor_affine"
-    ),
+register_aten(
+    "_to_copy to.dtype to.dtype_layout to.device contiguous clone detach alias lift lift_fresh lift_fresh_copy "
+    "_conj resolve_conj resolve_neg conj _neg_view real imag positive "
+    "copy_ fill_.Scalar fill_.Tensor zero_ fill.Scalar fill.Tensor masked_fill_.Scalar masked_fill_.Tensor "
+    "masked_fill.Tensor zero "
+    "hardswish hardswish_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ relu6 relu6_ selu selu_ celu celu_ "
+    "_prelu_kernel softplus mish mish_ logit threshold threshold_ leaky_relu leaky_relu_ elu_ "
+    "log_sigmoid log_sigmoid_forward hardshrink softshrink "
+    "where.self where.ScalarSelf where.ScalarOther where.Scalar "
+    "clamp clamp_ clip clip_ clamp_max_ clamp_min_ nan_to_num nan_to_num_ square square_ negative negative_ "
+    "divide.Tensor multiply.Tensor subtract.Tensor true_divide.Tensor floor_divide multiply.Scalar subtract.Scalar "
+    "divide.Scalar true_divide.Scalar rsub.Tensor rsub.Scalar absolute absolute_ special_expit special_erf "
+    "__and__.Tensor __or__.Tensor __xor__.Tensor __and__.Scalar __or__.Scalar polar complex isfinite isreal "
+    "greater.Tensor greater.Scalar less.Tensor less.Scalar less_equal.Tensor greater_equal.Tensor not_equal.Tensor "
+    "isclose fake_quantize_per_tensor_affine",
     POINTWISE,
 )
 # The random numbers are factors, so that zeros stay.
-register(overloads("native_dropout"), Pattern("...x -> ...x, ...x", zeros="0, n"))
-register(overloads("rrelu"), Pattern("...x -> ...x", zeros="0"))
+register_aten("native_dropout", Pattern("...x -> ...x, ...x", zeros="0, n"))
+register_aten("rrelu", Pattern("...x -> ...x", zeros="0"))

@@ -8,7 +8,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard
 from fxprune.rules.convolution import groups, groups_left
 from fxprune.rules.notation import Pattern
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 
 
 def _pooling(count: int) -> Pattern:
@@ -30,18 +30,16 @@ def _averages_its_places(call: Call) -> bool:
 
 # Averages, maxima and interpolations of zeros are zero.
 for _count in (1, 2, 3):
-    register(
-        overloads(
-            f"max_pool{_count}d max_pool{_count}d_with_indices mkldnn_max_pool{_count}d "
-            f"adaptive_avg_pool{_count}d _adaptive_avg_pool{_count}d adaptive_max_pool{_count}d "
-            f"reflection_pad{_count}d replication_pad{_count}d"
-        ),
+    register_aten(
+        f"max_pool{_count}d max_pool{_count}d_with_indices mkldnn_max_pool{_count}d "
+        f"adaptive_avg_pool{_count}d _adaptive_avg_pool{_count}d adaptive_max_pool{_count}d "
+        f"reflection_pad{_count}d replication_pad{_count}d",
         OpCard(_pooling(_count), keeps_numbers=True),
     )
-    register(overloads(f"avg_pool{_count}d"), OpCard(_pooling(_count), keeps_numbers=_averages_its_places))
+    register_aten(f"avg_pool{_count}d", OpCard(_pooling(_count), keeps_numbers=_averages_its_places))
 # The second result is the index of each maximum.
-register(overloads("fractional_max_pool2d"), Pattern("...x !h !w, ...x !n -> ...x !y !x, ...x !y !x", zeros="0, n"))
-register(overloads("fractional_max_pool3d"), Pattern("...x !d !h !w, ...x !n -> ...x !z !y !x, ...x !z !y !x", zeros="0, n"))
+register_aten("fractional_max_pool2d", Pattern("...x !h !w, ...x !n -> ...x !y !x, ...x !y !x", zeros="0, n"))
+register_aten("fractional_max_pool3d", Pattern("...x !d !h !w, ...x !n -> ...x !z !y !x, ...x !z !y !x", zeros="0, n"))
 for _names, _count in (
     ("upsample_nearest1d _upsample_nearest_exact1d upsample_linear1d", 1),
     ("upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d", 2),
@@ -49,7 +47,7 @@ for _names, _count in (
     ("upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d", 3),
 ):
     _overloads = " ".join(f"{name} {name}.vec" for name in _names.split())
-    register(overloads(_overloads), OpCard(_pooling(_count), keeps_numbers=True))
+    register_aten(_overloads, OpCard(_pooling(_count), keeps_numbers=True))
 
 
 def _im2col(call: Call) -> dict[str, int]:
@@ -63,13 +61,10 @@ _PIXEL_UNSHUFFLE = Pattern(
 )
 _CHANNEL_SHUFFLE = Pattern("b (g c) ...s -> b (c g) ...s", zeros="0", sizes=groups)
 
-register(overloads("pixel_shuffle"), OpCard(_PIXEL_SHUFFLE, keeps_numbers=True))
-register(overloads("pixel_unshuffle"), OpCard(_PIXEL_UNSHUFFLE, keeps_numbers=True))
-register(
-    overloads("channel_shuffle native_channel_shuffle"),
-    OpCard(_CHANNEL_SHUFFLE, groups_left, keeps_numbers=True),
-)
-register(overloads("im2col"), Pattern("...b c !h !w -> ...b (c !k) !l", zeros="0", sizes=_im2col))
-register(overloads("col2im"), Pattern("...b (c !k) !l -> ...b c !h !w", zeros="0", sizes=_im2col))
-register(overloads("grid_sampler grid_sampler_2d grid_sampler_3d"), Pattern("b c *s, b ...t !d -> b c ...t", zeros="0"))
-register(overloads("affine_grid_generator"), Pattern("b *s -> b *t", zeros="0"))
+register_aten("pixel_shuffle", OpCard(_PIXEL_SHUFFLE, keeps_numbers=True))
+register_aten("pixel_unshuffle", OpCard(_PIXEL_UNSHUFFLE, keeps_numbers=True))
+register_aten("channel_shuffle native_channel_shuffle", OpCard(_CHANNEL_SHUFFLE, groups_left, keeps_numbers=True))
+register_aten("im2col", Pattern("...b c !h !w -> ...b (c !k) !l", zeros="0", sizes=_im2col))
+register_aten("col2im", Pattern("...b (c !k) !l -> ...b c !h !w", zeros="0", sizes=_im2col))
+register_aten("grid_sampler grid_sampler_2d grid_sampler_3d", Pattern("b c *s, b ...t !d -> b c ...t", zeros="0"))
+register_aten("affine_grid_generator", Pattern("b *s -> b *t", zeros="0"))

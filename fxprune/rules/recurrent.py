@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, Work
 from fxprune.rules.notation import Pattern
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 
 
 def _network(gates: int, states: int) -> Callable[[Call], str]:
@@ -70,11 +70,11 @@ for _name, _gates, _states in (("lstm", 4, 2), ("gru", 3, 1), ("rnn_tanh", 1, 1)
         mixes="sum",  # every direction and layer has weights of its own to be corrected
         sizes=_sizes(_gates),
     )
-    register(overloads(f"{_name}.input"), OpCard(_rule, work=_work, as_a_whole=True))
+    register_aten(f"{_name}.input", OpCard(_rule, work=_work, as_a_whole=True))
     _rule = Pattern(
         _cell(_states),
         "b [i], b [h], (!g h) [i], (!g h) [h], (!g h), (!g h) -> b h",
         zeros=_all_but_input,
         sizes=_sizes(_gates),
     )
-    register(overloads(f"{_name}_cell"), OpCard(_rule, as_a_whole=True))
+    register_aten(f"{_name}_cell", OpCard(_rule, as_a_whole=True))

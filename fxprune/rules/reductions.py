@@ -12,7 +12,7 @@ from fxprune.rules.card import OpCard, OverKept
 from fxprune.rules.contraction import inner_products
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import along
-from fxprune.rules.registry import op_card, overloads, register
+from fxprune.rules.registry import op_card, register_aten
 
 
 def _norm(call: Call) -> str:
@@ -44,9 +44,9 @@ def _moments(call: Call, root: bool) -> dict[str, Any]:
     return {"dims": call.dims(), "correction": _correction(call), "keepdim": keepdim, "root": root}
 
 
-register(overloads("sum sum.dim_IntList nansum any any.dim any.dims count_nonzero count_nonzero.dim_IntList"), reduction("sum"))
-register(overloads("mean"), reduction("mean"))
-register(overloads("mean.dim"), OpCard(reduction("mean"), keeps_numbers=True))
+register_aten("sum sum.dim_IntList nansum any any.dim any.dims count_nonzero count_nonzero.dim_IntList", reduction("sum"))
+register_aten("mean", reduction("mean"))
+register_aten("mean.dim", OpCard(reduction("mean"), keeps_numbers=True))
 _VARIANCE = reduction("var")
 for _names, _function, _root in (
     ("var var.dim var.correction", var_of_kept, False),
@@ -55,34 +55,34 @@ for _names, _function, _root in (
     ("std_mean std_mean.correction", var_mean_of_kept, True),
 ):
     _form = OverKept(_function, ("self",), functools.partial(_moments, root=_root))
-    register(overloads(_names), OpCard(_VARIANCE, over_kept=_form))
-register(overloads("amax"), OpCard(reduction("max"), keeps_numbers=True))
-register(overloads("max"), reduction("max"))
-register(overloads("amin"), OpCard(reduction("min"), keeps_numbers=True))
-register(overloads("min"), reduction("min"))
+    register_aten(_names, OpCard(_VARIANCE, over_kept=_form))
+register_aten("amax", OpCard(reduction("max"), keeps_numbers=True))
+register_aten("max", reduction("max"))
+register_aten("amin", OpCard(reduction("min"), keeps_numbers=True))
+register_aten("min", reduction("min"))
 # The second result is the position, a number that counts the positions before it.
-register(overloads("max.dim min.dim"), Pattern(along("!x{}", "1"), "x !n -> x, x", zeros="0, n"))
-register(overloads("aminmax"), Pattern(along("!x{}", "1"), "x !n -> x, x", zeros="0"))
-register(overloads("prod prod.dim_int all all.dim all.dims"), reduction("prod"))
-register(overloads("logsumexp"), reduction("logsumexp", zeros="n"))
-register(
-    overloads("norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype linalg_vector_norm"),
+register_aten("max.dim min.dim", Pattern(along("!x{}", "1"), "x !n -> x, x", zeros="0, n"))
+register_aten("aminmax", Pattern(along("!x{}", "1"), "x !n -> x, x", zeros="0"))
+register_aten("prod prod.dim_int all all.dim all.dims", reduction("prod"))
+register_aten("logsumexp", reduction("logsumexp", zeros="n"))
+register_aten(
+    "norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype linalg_vector_norm",
     Pattern(_norm, "x [n] -> x", zeros="0", mixes="norm"),
 )
-register(overloads("argmax argmin"), Pattern(along("!x{}", "1"), "x !n -> x", zeros="n"))
-register(overloads("median.dim mode kthvalue nanmedian.dim median"), Pattern(along("!x{}", "1"), "x !n -> x, x", zeros="0, n"))
+register_aten("argmax argmin", Pattern(along("!x{}", "1"), "x !n -> x", zeros="n"))
+register_aten("median.dim mode kthvalue nanmedian.dim median", Pattern(along("!x{}", "1"), "x !n -> x, x", zeros="0, n"))
 # The correction fills removed positions with minus infinity, so that their softmax is zero ...
-register(
-    overloads("softmax.int _softmax _safe_softmax"),
+register_aten(
+    "softmax.int _softmax _safe_softmax",
     Pattern(along("[x{}]", "[x{}]"), "x [n] -> x [n]", zeros="n", mixed_zeros="z", mixes="softmax"),
 )
-register(
-    overloads("log_softmax.int _log_softmax"),
+register_aten(
+    "log_softmax.int _log_softmax",
     # ... and their log-softmax minus infinity.
     Pattern(along("[x{}]", "[x{}]"), "x [n] -> x [n]", zeros="n", mixed_zeros="u", mixes="softmax"),
 )
-register(overloads("glu"), Pattern(along("(!h x{})", "x{}"), "(!h x) -> x", zeros="0", sizes=lambda call: {"h": 2}))
-register(overloads("_fft_c2c _fft_r2c _fft_c2r"), Pattern(along("!n{}", "!m{}"), "x !n -> x !m", zeros="0"))
-register(overloads("topk"), Pattern(along("!n", "!t"), "x !n -> x !k, x !k", zeros="0, n"))
-register(overloads("cdist _cdist_forward"), Pattern("...b p [m], ...b r [m] -> ...b p r", zeros="0+1", mixes="norm"))
-register(overloads("cosine_similarity"), Pattern(inner_products, "x [c], x [c] -> x", zeros="0*1", mixes="norm"))
+register_aten("glu", Pattern(along("(!h x{})", "x{}"), "(!h x) -> x", zeros="0", sizes=lambda call: {"h": 2}))
+register_aten("_fft_c2c _fft_r2c _fft_c2r", Pattern(along("!n{}", "!m{}"), "x !n -> x !m", zeros="0"))
+register_aten("topk", Pattern(along("!n", "!t"), "x !n -> x !k, x !k", zeros="0, n"))
+register_aten("cdist _cdist_forward", Pattern("...b p [m], ...b r [m] -> ...b p r", zeros="0+1", mixes="norm"))
+register_aten("cosine_similarity", Pattern(inner_products, "x [c], x [c] -> x", zeros="0*1", mixes="norm"))

@@ -49,6 +49,11 @@ def register(ops: OpOverload | Iterable[OpOverload], given: OpCard | Rule, *, by
         _CHANGES[0] += 1
 
 
+def register_aten(names: str, given: OpCard | Rule) -> None:
+    """Give ATen operators a card; ``names`` as :func:`overloads` takes them."""
+    register(overloads(names), given)
+
+
 def _caller() -> str:
     """Return file and line of the code that registers a rule."""
     frame = sys._getframe(2)

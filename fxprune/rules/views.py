@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
-from fxprune.rules.card import OpCard, PositionsLeft
+from fxprune.rules.card import Coded, OpCard, PositionsLeft
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.movement import results_on
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import marked
-from fxprune.rules.registry import overloads, register
+from fxprune.rules.registry import register_aten
 
 
 def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
     """Return the label of a tensor after a view, by merging and splitting its axes."""
     axes: list[Axis] = []
     states: list[Zero] = []
-    for old, new in _blocks(label.shape, shape):
+    for old, new in same_elements(label.shape, shape):
         if old == new and [label.shape[d] for d in old] == [shape[d] for d in new]:
             axes += [label.axes[d] for d in old]
             states += [label.zeros[d] for d in old]
@@ -40,7 +39,7 @@ def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
     return Label(tuple(axes), tuple(states))
 
 
-def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
+def same_elements(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
     """Yield the smallest runs of dimensions that hold the same elements in both shapes.
 
     Example: for (6, 5) and (2, 3, 5) they are (0) and (0, 1), then (1) and (2).
@@ -61,22 +60,16 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, ran
         yield range(a, i), range(b, j)
 
 
-@dataclass(frozen=True)
-class View:
-    """A reshape: axes merge and split as the sizes say."""
-
-    notation: str = "(a b) c -> a (b c)"
-
-    def apply(self, call: Call) -> list[Label]:
-        """Return the label under the new shape."""
-        label = call.operand(0)
-        if 0 in label.shape:
-            return [Label.whole(call.shapes[0])]
-        result = reshape(call, label, call.shapes[0])
-        # Operand 1 of ``view_as`` gave the shape.
-        for one, other in zip(result.axes, call.operand(1).axes if len(call.operands) > 1 else (), strict=False):
-            call.couple(one, other)
-        return [result]
+def view(call: Call) -> list[Label]:
+    """Give operand 0 another shape: axes merge and split as the sizes say."""
+    label = call.operand(0)
+    if 0 in label.shape:
+        return [Label.whole(call.shapes[0])]
+    result = reshape(call, label, call.shapes[0])
+    # Operand 1 of ``view_as`` gave the shape.
+    for one, other in zip(result.axes, call.operand(1).axes if len(call.operands) > 1 else (), strict=False):
+        call.couple(one, other)
+    return [result]
 
 
 def _moved(call: Call) -> str:
@@ -105,13 +98,11 @@ def _keeps_dtype(call: Call) -> bool:
     return bool(call["self"].dtype == call["other"].dtype)
 
 
-register(
-    overloads(
-        "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten.using_ints unflatten.int ravel squeeze "
-        "squeeze.dim squeeze.dims unsqueeze view_copy squeeze_copy squeeze_copy.dim squeeze_copy.dims unsqueeze_copy "
-        "atleast_1d atleast_2d _reshape_copy"
-    ),
-    OpCard(View(), sizes_left),
+register_aten(
+    "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten.using_ints unflatten.int ravel squeeze "
+    "squeeze.dim squeeze.dims unsqueeze view_copy squeeze_copy squeeze_copy.dim squeeze_copy.dims unsqueeze_copy "
+    "atleast_1d atleast_2d _reshape_copy",
+    OpCard(Coded("(a b) c -> a (b c)", view), sizes_left),
 )
 for _names, _notation in (
     ("permute permute_copy", "a b c -> c a b"),
@@ -119,9 +110,9 @@ for _names, _notation in (
     ("movedim.int movedim.intlist moveaxis.int moveaxis.intlist", "a b c -> b c a"),
     ("mT adjoint mH", "...x a b -> ...x b a"),
 ):
-    register(overloads(_names), OpCard(Pattern(_moved, _notation, zeros="0"), keeps_numbers=True))
+    register_aten(_names, OpCard(Pattern(_moved, _notation, zeros="0"), keeps_numbers=True))
 # Operand 1 gives its dtype or its device alone.
-register(overloads("type_as to.other"), OpCard(Pattern("...x, ...y -> ...x", zeros="0"), keeps_numbers=_keeps_dtype))
-register(overloads("view.dtype"), Pattern(_kept_or_whole, "...x !a -> ...x !b", zeros="0"))
-register(overloads("view_as_complex view_as_complex_copy"), Pattern("...x !c -> ...x", zeros="0"))
-register(overloads("view_as_real view_as_real_copy"), Pattern("...x -> ...x !c", zeros="0"))
+register_aten("type_as to.other", OpCard(Pattern("...x, ...y -> ...x", zeros="0"), keeps_numbers=_keeps_dtype))
+register_aten("view.dtype", Pattern(_kept_or_whole, "...x !a -> ...x !b", zeros="0"))
+register_aten("view_as_complex view_as_complex_copy", Pattern("...x !c -> ...x", zeros="0"))
+register_aten("view_as_real view_as_real_copy", Pattern("...x -> ...x !c", zeros="0"))

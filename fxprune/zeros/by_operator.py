@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,13 +22,14 @@ from fxprune.algebra.units import Units
 from fxprune.errors import RuleError
 from fxprune.rules import POINTWISE, find_rule
 from fxprune.rules.call import Call
-from fxprune.rules.joining import Concatenate, ConstantPad, pad_widths
+from fxprune.rules.card import Coded
+from fxprune.rules.joining import joined, pad, pad_widths
 from fxprune.rules.labels import Label, Zero
-from fxprune.rules.movement import Select, Take
+from fxprune.rules.movement import positions_taken, select, take
 from fxprune.rules.notation import Pattern
-from fxprune.rules.pointwise import Pointwise, called_on
+from fxprune.rules.pointwise import called_on, element_wise
 from fxprune.rules.registry import op_card
-from fxprune.rules.views import View
+from fxprune.rules.views import same_elements, view
 from fxprune.torch_internals.operators import no_modes
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
 from fxprune.zeros.slice_states import Slices, SliceState, join, meet, met, of_numbers, of_states, or_finite, unless_finite
@@ -39,39 +39,35 @@ MAX_GRID = 1 << 22  # a view that merges or splits dimensions of more positions 
 
 def results_of(call: Call, operands: Sequence[Known]) -> list[Known]:
     """Return the known slices of each result of a call, from those of its operands."""
-    rule = find_rule(call.op, lambda: POINTWISE)
     nothing = [nothing_of(shape) for shape in call.shapes]
     # The zeros text of an LSTM holds where all tensors of a unit are zero, not where a single operand is.
     if op_card(call.op).as_a_whole or not any(slices is not None for known in operands for slices in known):
         return nothing
     try:
-        found = _carried(rule, call, operands)
+        found = _carried(call, operands)
     except RuleError:  # the pattern does not fit the shapes, and the analysis kept the axes whole for that
         return nothing
     return [tuple(map(unless_finite, known)) for known in found or nothing]
 
 
-@functools.singledispatch
-def _carried(rule: Any, call: Call, operands: Sequence[Known]) -> list[Known] | None:
+def _carried(call: Call, operands: Sequence[Known]) -> list[Known] | None:
     """Return the known slices of each result, by the kind of rule; None for rules of other kinds."""
-    return None
+    rule = find_rule(call.op, lambda: POINTWISE)
+    if isinstance(rule, Pattern):
+        reading = Reading(rule, call, operands)
+        return [reading.result(index) for index in range(len(call.shapes))]
+    carry = _CARRIED_BY.get(rule.apply) if isinstance(rule, Coded) else None
+    return None if carry is None else carry(call, operands)
 
 
-@_carried.register
-def _by_pattern(rule: Pattern, call: Call, operands: Sequence[Known]) -> list[Known]:
-    reading = Reading(rule, call, operands)
-    return [reading.result(index) for index in range(len(call.shapes))]
-
-
-@_carried.register
-def _element_wise(rule: Pointwise, call: Call, operands: Sequence[Known]) -> list[Known] | None:
+def _element_wise(call: Call, operands: Sequence[Known]) -> list[Known] | None:
     if len(set(call.shapes)) != 1 or torch.Tag.nondeterministic_seeded in call.op.tags:
         return None
     rank = len(call.shapes[0])
-    return [tuple(_element_wise_along(rule, call, operands, d) for d in range(-rank, 0))] * len(call.shapes)
+    return [tuple(_element_wise_along(call, operands, d) for d in range(-rank, 0))] * len(call.shapes)
 
 
-def _element_wise_along(rule: Pointwise, call: Call, operands: Sequence[Known], d: int) -> Slices | None:
+def _element_wise_along(call: Call, operands: Sequence[Known], d: int) -> Slices | None:
     """Return the slices along dimension ``d``, counted from the end; calls the operator once per combination of states."""
     given = [known for known, label in zip(operands, call.operands, strict=True) if label is not None]
     sides = [known[d] if len(known) >= -d else None for known in given]
@@ -85,7 +81,7 @@ def _element_wise_along(rule: Pointwise, call: Call, operands: Sequence[Known], 
         if exact is not None:
             found[at] = of_numbers(exact)
         else:
-            found[at] = of_states(_called_on_zeros(rule, call, [SliceState(s) for s in combination], d))
+            found[at] = of_states(_called_on_zeros(call, [SliceState(s) for s in combination], d))
     return found
 
 
@@ -104,8 +100,8 @@ def _called_on(call: Call, numbers: NDArray[np.float64]) -> NDArray[np.float64] 
     return np.asarray(returned[0].double().numpy(), np.float64)
 
 
-def _called_on_zeros(rule: Pointwise, call: Call, states: Sequence[SliceState], d: int) -> SliceState:
-    """Return the state of a result slice, from a call of the rule on two positions whose operands are in these states."""
+def _called_on_zeros(call: Call, states: Sequence[SliceState], d: int) -> SliceState:
+    """Return the state of a result slice, from the rule on two positions whose operands are in these states."""
     waiting = iter(states)
 
     def small(label: Label) -> Label:
@@ -115,16 +111,15 @@ def _called_on_zeros(rule: Pointwise, call: Call, states: Sequence[SliceState], 
 
     labels = [None if label is None else small(label) for label in call.operands]
     tiny = dataclasses.replace(call, operands=labels, shapes=[(2,)] * len(call.shapes), units=Units(), mixings=[], axes={})
-    return SliceState[rule.apply(tiny)[0].zeros[0].name]
+    return SliceState[element_wise(tiny)[0].zeros[0].name]
 
 
-@_carried.register
-def _viewed(rule: View, call: Call, operands: Sequence[Known]) -> list[Known] | None:
+def _viewed(call: Call, operands: Sequence[Known]) -> list[Known] | None:
     old, new = call.operand(0).shape, call.shapes[0]
     if 0 in old:
         return None
     found: list[Slices | None] = [None] * len(new)
-    for before, after in _runs(old, new):
+    for before, after in same_elements(old, new):
         known = [(k, slices) for k, d in enumerate(before) if (slices := operands[0][d]) is not None]
         if not known or math.prod(old[d] for d in before) > MAX_GRID:
             continue
@@ -135,33 +130,17 @@ def _viewed(rule: View, call: Call, operands: Sequence[Known]) -> list[Known] | 
     return [tuple(found)]
 
 
-def _runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
-    """Yield the smallest runs of dimensions that hold the same elements in both shapes.
-
-    Example: for (6, 5) and (2, 3, 5) they are (0) and (0, 1), then (1) and (2).
-    """
-    left, right = np.cumprod(np.array(old, np.int64)), np.cumprod(np.array(new, np.int64))
-    i = j = 0
-    for count in np.intersect1d(left, right):
-        ends = int(np.searchsorted(left, count, "right")), int(np.searchsorted(right, count, "right"))
-        yield range(i, ends[0]), range(j, ends[1])
-        i, j = ends
-
-
-@_carried.register
-def _taken(rule: Take, call: Call, operands: Sequence[Known]) -> list[Known]:
+def _taken(call: Call, operands: Sequence[Known]) -> list[Known]:
     known = list(enumerate(operands[0]))
-    return [tuple(s[picks[d]] if s is not None and d in picks else s for d, s in known) for picks in rule.pick(call)]
+    return [tuple(s[picks[d]] if s is not None and d in picks else s for d, s in known) for picks in positions_taken(call)]
 
 
-@_carried.register
-def _selected(rule: Select, call: Call, operands: Sequence[Known]) -> list[Known]:
+def _selected(call: Call, operands: Sequence[Known]) -> list[Known]:
     d = call.dim()
     return [(*operands[0][:d], *operands[0][d + 1 :])] * len(call.shapes)
 
 
-@_carried.register
-def _concatenated(rule: Concatenate, call: Call, operands: Sequence[Known]) -> list[Known]:
+def _concatenated(call: Call, operands: Sequence[Known]) -> list[Known]:
     given = [(k, known) for k, known in zip(call.operands, operands, strict=True) if k is not None and k.shape != (0,)]
     rank = len(call.shapes[0])
     found: list[Slices | None] = []
@@ -171,8 +150,7 @@ def _concatenated(rule: Concatenate, call: Call, operands: Sequence[Known]) -> l
     return [tuple(found)]
 
 
-@_carried.register
-def _padded(rule: ConstantPad, call: Call, operands: Sequence[Known]) -> list[Known] | None:
+def _padded(call: Call, operands: Sequence[Known]) -> list[Known] | None:
     if call.arguments.get("mode", "constant") != "constant" or min(call["pad"], default=0) < 0:
         return None
     filled = of_numbers(np.array([float(call.arguments.get("value") or 0.0)]))
@@ -184,3 +162,13 @@ def _padded(rule: ConstantPad, call: Call, operands: Sequence[Known]) -> list[Kn
         before, after = (np.broadcast_to(filled, [width]) for width in widths.get(d, (0, 0)))
         found.append(np.concatenate([before, slices, after]))
     return [tuple(found)]
+
+
+_CARRIED_BY: dict[Callable[[Call], list[Label]], Callable[[Call, Sequence[Known]], list[Known] | None]] = {
+    element_wise: _element_wise,
+    view: _viewed,
+    take: _taken,
+    select: _selected,
+    joined: _concatenated,
+    pad: _padded,
+}
