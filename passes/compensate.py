@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from fxprune.algebra.contents import Content
 from fxprune.analysis.corrections import Clear, Fill, Place, Rescale, Restrict
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining
 from fxprune.functional import over_kept
-from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.metadata import KEEPS, ORIGINAL
 from fxprune.graph.parts import Slot
 from fxprune.graph.pickling import found, picklable

@@ -11,8 +11,8 @@ import functools
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
-from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import CALL, PATH
 from fxprune.graph.parts import Lowered, Slot

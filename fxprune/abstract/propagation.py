@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.node import map_aggregate
 
 from fxprune.abstract.form import FakeMode, Form, IncomparableError, alike, operator_errors, repeats, storage
-from fxprune.graph.arguments import map_aggregate
 from fxprune.torch_internals.operators import OpOverload, arguments_of, base_name, is_mutable, overload_name, returns_of
 from fxprune.torch_internals.switches import attention_kernels, defaults, is_autocast_on
 from fxprune.torch_internals.tensors import FakeTensor, pytree

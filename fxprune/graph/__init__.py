@@ -5,6 +5,6 @@ or change its parts. Nothing here knows of units or plans.
 
 Read ``captured.py`` and ``parts.py`` first (the classes), then ``paths.py`` and ``masks.py`` (where parameters and masks live),
 ``metadata.py`` (all keys of ``meta``), ``pickling.py``, ``interpreter.py`` (runs a graph node by node),
-``side_effects.py``, ``source_lines.py`` and ``arguments.py``.
+``side_effects.py`` and ``source_lines.py``.
 Tests: ``tests/graph``.
 """

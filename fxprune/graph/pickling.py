@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import Node
+from torch.fx.node import Node, map_aggregate
 
-from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.metadata import NODE_KEYS
 from fxprune.torch_internals.operators import HigherOrderOperator, OpOverload, OpOverloadPacket
 

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError, in_short
-from fxprune.graph.arguments import map_aggregate
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.metadata import KEPT_OF_VALUE
 from fxprune.torch_internals.tensors import pytree
@@ -34,7 +33,7 @@ def first_difference(
 
     def record(node: fx.Node, value: Any) -> None:
         if node.name in wanted:
-            values[node.name] = map_aggregate(value, lambda v: v.clone() if isinstance(v, Tensor) else v)
+            values[node.name] = pytree.tree_map_only(Tensor, Tensor.clone, value)
 
     Subject(NodeByNode(NodeRunner(reference, after=record)), double=double).run(theirs, training=training)
     forms, compared = dict[fx.Node, Any](), 0

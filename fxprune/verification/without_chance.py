@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.graph.arguments import map_aggregate
 from fxprune.rules.call import bound_arguments
 from fxprune.torch_internals.operators import (
     HigherOrderOperator,
@@ -63,18 +62,19 @@ class _Deterministic(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
-            return func(*map_aggregate(args, self._inside), **map_aggregate(kwargs, self._inside))
+            args, kwargs = pytree.tree_map(self._inside, (args, kwargs))
+            return func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and is_composite(func):
             with self:  # tensors of inference mode arrive here before composite operators are decomposed
                 return func.decompose(*args, **kwargs)
         if self.double and func is not aten.view.dtype:  # it reads the bits
-            args, kwargs = map_aggregate((args, kwargs), _widen)
+            args, kwargs = pytree.tree_map_only(torch.dtype, lambda dtype: WIDER.get(dtype, dtype), (args, kwargs))
         if torch.Tag.nondeterministic_seeded in func.tags or _drops(func):
             result = _without_chance(func, bound_arguments(func, args, kwargs))
         else:
             result = func(*args, **kwargs)
         if self.double and (func is aten.lift_fresh.default or _is_new(func)):
-            result = pytree.tree_map(_as_double, result)
+            result = pytree.tree_map_only(Tensor, _as_double, result)
         return result
 
     def _inside(self, leaf: Any) -> Any:
@@ -89,12 +89,8 @@ class _Deterministic(TorchDispatchMode):
         return body
 
 
-def _widen(leaf: Any) -> Any:
-    return WIDER.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
-
-
-def _as_double(leaf: Any) -> Any:
-    return leaf.to(WIDER[leaf.dtype]) if isinstance(leaf, Tensor) and leaf.dtype in WIDER else leaf
+def _as_double(tensor: Tensor) -> Tensor:
+    return tensor.to(WIDER.get(tensor.dtype, tensor.dtype))
 
 
 def _is_new(func: OpOverload) -> bool:
