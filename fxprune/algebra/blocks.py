@@ -40,7 +40,6 @@ class Block:
     - A view splits the sum into (2, 2): block 3 and block 4 are made, of the units 0, 1 and 2, 3. The units of block 0 stand
       for pairs of these: ``b0.reading`` is that of the rows ``[[0, 2], [0, 3], [1, 2], [1, 3]]``.
     - The table is added to the sum in front of the view: block 2 follows, and ``b2.reading`` is ``b0.reading``.
-    - Some unit of block 5 becomes the same as some unit of block 3: the two are of one kind, whose first block is block 3.
 
     Attributes:
         number: the place in ``Equations.blocks``; blocks made earlier have lower numbers.
@@ -50,14 +49,14 @@ class Block:
         reading: the reading of the units; None before the first look.
     """
 
-    __slots__ = ("_kind", "_same", "learnt", "number", "reading", "rows", "size")
+    __slots__ = ("_same", "learnt", "number", "reading", "rows", "size")
 
     def __init__(self, number: int, size: int) -> None:
         self.number, self.size = number, size
         self.rows: Rows | None = None
         self.learnt = 0
         self.reading: Reading | None = None
-        self._same = self._kind = self
+        self._same = self
 
     @property
     def is_free(self) -> bool:
@@ -72,22 +71,6 @@ class Block:
             block._same = block = block._same._same
         return block
 
-    @property
-    def first_of_kind(self) -> Block:
-        """The first of all blocks between which some units are the same."""
-        block = self
-        while block._kind is not block:
-            block._kind = block = block._kind._kind
-        return block
-
     def join(self, later: Block) -> None:
         """Say that a block made later, the first of its own ``same``, has the same units as this block."""
         later._same = self
-        self.join_kind(later)
-
-    def join_kind(self, other: Block) -> None:
-        """Say that some units of two blocks are the same."""
-        one, two = self.first_of_kind, other.first_of_kind
-        if two.number < one.number:
-            one, two = two, one
-        two._kind = one

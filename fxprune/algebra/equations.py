@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from networkx.utils import UnionFind
 
-from fxprune.algebra.axes import NONE, Index, Reason, Rows
+from fxprune.algebra.axes import NONE, Reason, Rows
 from fxprune.algebra.blocks import Block
 from fxprune.algebra.rows import distinct, without_empty
 
@@ -23,7 +24,7 @@ class Equations:
     Example: blocks 0 and 1 have the units 0, 1 and 2, 3.
 
     - ``unite([0, 1], [2, 3])`` makes unit 2 the same as 0 and 3 the same as 1: ``_parent`` is ``[0, 1, 0, 1]``, and both blocks
-      are of kind 0.
+      are of one kind.
     - ``stand_for([0], [[4, 6]])`` lets unit 0 stand for the units 4 and 6: a position with unit 0 goes if 4 or 6 goes.
     - ``hold([1], why)`` says that unit 1 can never go.
     - ``resolved([[2], [3]])`` is then ``[[4, 6], [NONE, NONE]]``.
@@ -32,6 +33,7 @@ class Equations:
         count: how many units have numbers.
         reasons: why units are held.
         blocks: the units made together, by number.
+        kinds: the numbers of blocks, in one set where some units are the same.
         version: how often something was learnt.
     """
 
@@ -39,6 +41,7 @@ class Equations:
         self.count = self.version = 0
         self.reasons: list[Reason] = []
         self.blocks: list[Block] = []
+        self.kinds: UnionFind[int] = UnionFind()
         # One entry a unit. The last entry of each is that of NONE, so that a look-up needs no case for it.
         self._parent: Rows = np.full(1, NONE, np.int32)  # a unit that is the same and has a lower number, or the unit itself
         self._parts: Rows = np.full((2, 1), NONE, np.int32)  # the two units that a unit stands for; the second may be NONE
@@ -132,9 +135,9 @@ class Equations:
         numbers, counts = np.unique(self._held[roots][self._held[roots] >= 0], return_counts=True)
         return [self.reasons[i] for i in numbers[np.argsort(-counts, kind="stable")]]
 
-    def kinds_of(self, units: Index) -> Rows:
-        """Return the kind of every unit: the first of all blocks between which units are the same."""
-        return np.array([block.first_of_kind.number for block in self.blocks], np.int32)[self._block[units]]
+    def kind_of_each(self) -> Rows:
+        """Return the kind of every unit: the number of one of the blocks between which units are the same."""
+        return np.array([self.kinds[number] for number in range(len(self.blocks))], np.int32)[self._block[: self.count]]
 
     # Learning.
 
@@ -196,4 +199,4 @@ class Equations:
         for pair in sorted({int(pairs[0]), *changed.tolist()}):
             one, other = pair >> 32, pair & 0xFFFFFFFF
             self.note((one, other))
-            self.blocks[one].join_kind(self.blocks[other])
+            self.kinds.union(one, other)

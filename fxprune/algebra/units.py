@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fxprune.algebra.axes import NONE, Axis, Index, Reason, Rows
+from fxprune.algebra.axes import NONE, Axis, Reason, Rows
 from fxprune.algebra.blocks import Block, Reading
 from fxprune.algebra.contents import Content
 from fxprune.algebra.coupling import couple_once, factor
@@ -123,9 +123,9 @@ class Units:
             reading.version = equations.version
         return reading
 
-    def kind_of(self, units: Index) -> Rows:
+    def kinds(self) -> Rows:
         """Return a number for every unit, the same for units made together or united."""
-        return self._equations.kinds_of(units)
+        return self._equations.kind_of_each()
 
     def reasons_of(self, axis: Axis) -> list[Reason]:
         """Return why units of an axis, or parts of them, are held; each reason once, the most frequent first."""
@@ -208,6 +208,7 @@ class Units:
         else:
             self._equations.note((high.number,))
         low.join(high)
+        self._equations.kinds.union(low.number, high.number)
         return True
 
     def _follow(self, block: Block, axis: Axis) -> bool:
@@ -227,7 +228,7 @@ class Units:
         width = content.rows.shape[1]
         if width == 1 and block.number > max(reading.blocks):  # of units that are the same the first is the representative
             for number in reading.blocks:
-                self._equations.blocks[number].join_kind(block)
+                self._equations.kinds.union(number, block.number)
         elif not (width == 2 and content.repeats):
             return False
         self._equations.define(block, content.rows)

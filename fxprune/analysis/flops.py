@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch.utils import flop_counter
 
 from fxprune.algebra.axes import Index
-from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
 from fxprune.rules.call import Call
 from fxprune.rules.card import Work
@@ -31,32 +30,24 @@ def work_of(call: Call, result: Any) -> list[Work]:
 
 
 class UnitFlops:
-    """The operations that go with each unit of ``live``, which is sorted; counted when first asked for."""
+    """The operations that go with each unit, counted when first asked for."""
 
-    def __init__(self, units: Units, live: Index, work: Sequence[Work]) -> None:
-        self._units, self._live, self._work = units, live, work
+    def __init__(self, units: Units, work: Sequence[Work]) -> None:
+        self._units, self._work = units, work
 
     def of(self, units: Index) -> float:
         """Return the operations that go with one of these units, on average."""
-        return float(self._of_each[np.searchsorted(self._live, units)].mean())
+        return float(self._of_each[units].mean())
 
     @cached_property
     def _of_each(self) -> NDArray[np.float64]:
-        total, kept = np.zeros(len(self._live)), np.ones(len(self._live))
-        # By content the live units on it, and the share of its positions that is left without each of them.
-        known: dict[Content, tuple[Index, NDArray[np.float64]]] = {}
+        total, kept = np.zeros(self._units.count), np.ones(self._units.count)
         for part in self._work:
             contents = [content for axis in part.axes if (content := self._units.content(axis)).is_live]
             for content in contents:
-                if content not in known:
-                    owned = content.owned
-                    here = np.minimum(np.searchsorted(self._live, owned.units), len(self._live) - 1)
-                    there = self._live[here] == owned.units
-                    known[content] = here[there], 1 - owned.counts[there] / content.size
-                here, left = known[content]
-                kept[here] *= left
+                kept[content.owned.units] *= 1 - content.owned.counts / content.size
             for content in contents:
-                here, _ = known[content]
-                total[here] += part.flops * (1 - kept[here])
-                kept[here] = 1  # so a unit on several axes counts once
+                units = content.owned.units
+                total[units] += part.flops * (1 - kept[units])
+                kept[units] = 1  # so a unit on several axes counts once
         return total

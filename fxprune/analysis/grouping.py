@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,33 +24,26 @@ def form_groups(units: Units, tracked: Sequence[Tracked], work: Sequence[Work]) 
         for dim, axis in enumerate(tensor.label.axes):
             if (content := units.content(axis)).is_live:
                 places.setdefault(content, []).append((t, dim))
-    # From here on a unit is its index in ``live``, the units on axes of parameters and buffers: few of all that were made.
-    number = np.zeros(units.count, np.intp)
-    for content in places:
-        number[content.owned.units] = 1
-    live = np.flatnonzero(number)
-    number[live] = np.arange(len(live))
-    at = {content: number[content.owned.units] for content in places}
-    classes, order = _classes(units.kind_of(live), at)
+    classes, order = _classes(units.kinds(), places)
     on_parameter = np.zeros(int(classes.max(initial=-1)) + 1, bool)
     for content, axes in places.items():
         if any(tracked[t].is_parameter for t, _ in axes):
-            on_parameter[classes[at[content]]] = True
+            on_parameter[classes[content.owned.units]] = True
     blocks = [b for b in _blocks(classes, order) if len(b) > 1 and on_parameter[classes[b[0]]]]
     blocks.sort(key=lambda block: int(order[block[0]]))
-    group_of, rank = np.full(len(live), -1, np.intp), np.zeros(len(live), np.intp)
+    group_of, rank = np.full(units.count, -1, np.intp), np.zeros(units.count, np.intp)
     for g, block in enumerate(blocks):
         group_of[block], rank[block] = g, np.arange(len(block))
     members: list[list[tuple[int, int, Index]]] = [[] for _ in blocks]
     for content, axes in places.items():
-        for g, positions in _by_group(content, group_of[at[content]], rank[at[content]]):
+        for g, positions in _by_group(content, group_of, rank):
             members[g] += [(t, dim, positions) for t, dim in axes]
-    flops = UnitFlops(units, live, work)
+    flops = UnitFlops(units, work)
     groups: list[Group] = []
     for block, found in zip(blocks, members, strict=True):
         found.sort(key=lambda member: (not tracked[member[0]].is_parameter, *member[:2]))
         named = [Member(tracked[t].name, dim, positions, not tracked[t].is_parameter) for t, dim, positions in found]
-        groups.append(Group(len(groups), len(block), tuple(named), _parameters(found, tracked), live[block], flops))
+        groups.append(Group(len(groups), len(block), tuple(named), _parameters(found, tracked), block, flops))
     return tuple(groups)
 
 
@@ -58,27 +51,23 @@ def share_in_groups(groups: Iterable[Group], tracked: Iterable[Tracked]) -> floa
     """Return the share of the parameters' elements that belong to at least one group."""
     parameters = [tensor for tensor in tracked if tensor.is_parameter]
     outside = {(t.name, dim): np.ones(size, bool) for t in parameters for dim, size in enumerate(t.label.shape)}
-    for member in (member for group in groups for member in group.members if not member.is_buffer):
+    for member in (member for group in groups for member in group.on_parameters):
         outside[member.parameter, member.dim][member.positions.reshape(-1)] = False
     total = sum(math.prod(t.label.shape) for t in parameters)
     left = sum(math.prod(int(outside[t.name, dim].sum()) for dim in range(len(t.label))) for t in parameters)
     return (total - left) / total if total else 0.0
 
 
-def _classes(kinds: Rows, at: Mapping[Content, Index]) -> tuple[Index, Index]:
-    """Return for every unit its class and its place in the order of first appearance.
+def _classes(kinds: Rows, contents: Iterable[Content]) -> tuple[Index, Index]:
+    """Return for every unit its class and its place in the order of first appearance, -1 for a unit on no content.
 
     Units of one class are of one kind and own equally many positions on each axis. Example: kind 0 has the units 0 to 3, and a
     content has the rows ``[[0], [0], [1], [2]]``. Unit 0 owns two positions, units 1 and 2 one, unit 3 none: three classes.
-
-    Args:
-        kinds: the kind of every unit.
-        at: the units on each content, in the order of ``content.owned.units``.
     """
     classes, order = kinds.astype(np.intp), np.full(len(kinds), -1, np.intp)
     next_class, seen = int(kinds.max(initial=-1)) + 1, 0
-    for content, found in at.items():
-        _, counts, positions, first = content.owned
+    for content in contents:
+        found, counts, positions, first = content.owned
         new = order[found] < 0
         # Two units may have the same first position, as a head and a place in all heads. The head comes first: its second
         # position is the nearer one.
@@ -96,9 +85,8 @@ def _classes(kinds: Rows, at: Mapping[Content, Index]) -> tuple[Index, Index]:
 
 def _blocks(classes: Index, order: Index) -> list[Index]:
     """Return the units of each class, in the order of first appearance."""
-    used = np.empty(len(order), np.intp)
-    used[order] = np.arange(len(order))
-    used = used[np.argsort(classes[used], kind="stable")]
+    used = np.flatnonzero(order >= 0)
+    used = used[np.lexsort((order[used], classes[used]))]
     return np.split(used, starts(classes[used])[1:]) if len(used) else []
 
 
@@ -106,15 +94,15 @@ def _by_group(content: Content, group_of: Index, rank: Index) -> Iterator[tuple[
     """Yield for each group on a content the positions of its units, shape (units, p).
 
     Args:
-        group_of: the group of each unit on the content, -1 for none.
+        group_of: the group of each unit, -1 for none.
         rank: the place of each unit in its group.
     """
-    _, counts, positions, first = content.owned
-    order = np.lexsort((rank, group_of))
-    for units in np.split(order, starts(group_of[order])[1:]):
-        if len(units) and (group := int(group_of[units[0]])) >= 0:
+    units, counts, positions, first = content.owned
+    order = np.lexsort((rank[units], group_of[units]))
+    for here in np.split(order, starts(group_of[units[order]])[1:]):
+        if len(here) and (group := int(group_of[units[here[0]]])) >= 0:
             # The units of a group have equally many positions.
-            yield group, positions[first[units][:, None] + np.arange(counts[units[0]])]
+            yield group, positions[first[here][:, None] + np.arange(counts[here[0]])]
 
 
 def _parameters(members: list[tuple[int, int, Index]], tracked: Sequence[Tracked]) -> int:
