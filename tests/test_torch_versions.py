@@ -92,7 +92,7 @@ def test_onnx_takes_float_parameters_times_boolean_tensors(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["leaky_relu", "leaky_relu_", "elu", "elu_", "celu_", "selu_", "hardsigmoid_", "hardtanh_"])
 def test_activations_that_not_every_torch_tags_have_the_rule_of_element_wise_operators(name: str) -> None:
     (op,) = overloads(name)
-    assert find_rule(op, lambda: POINTWISE) is POINTWISE
+    assert find_rule(op) is POINTWISE
 
 
 @pytest.mark.parametrize("weights", [{"need_weights": False}, {}, {"average_attn_weights": False}], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,20 +64,13 @@ class Fakes:
     def call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what an operator makes of its operands; real tensors among them are stood in for."""
         tensors: list[Tensor] = []
-        effect = self._effect(func, args, kwargs, tensors)
-        if effect is None:
+        effect, given, forms = _looked_up(func, args, kwargs, tensors)
+        if effect is None and forms:
+            with contextlib.suppress(IncomparableError):
+                effect = PROPAGATION.effect(func, given, list(zip(tensors, forms, strict=True)), args, kwargs, self.mode)
+        if effect is None:  # only the call itself can tell
             return func(*self.of(args), **{name: self.of(value) for name, value in kwargs.items()})
         return effect.result(lambda place: self.of(tensors[place]), self.mode.behind)
-
-    def _effect(self, func: OpOverload, args: Any, kwargs: Any, tensors: list[Tensor]) -> Effect | None:
-        """Return what a call does, whose tensors are added to ``tensors``; None if only the call itself can tell."""
-        known, given, forms = _looked_up(func, args, kwargs, tensors)
-        if known is not None or not forms:
-            return known
-        try:
-            return PROPAGATION.effect(func, given, list(zip(tensors, forms, strict=True)), args, kwargs, self.mode)
-        except IncomparableError:
-            return None
 
 
 _NOTHING: Mapping[str, Any] = {}

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from fxprune.abstract.counters import READS_VALUE, Counters, number
 from fxprune.abstract.fakes import Fakes, has_hints
+from fxprune.abstract.propagation import written
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
@@ -32,11 +33,11 @@ from fxprune.graph.interpreter import NodeRunner
 from fxprune.graph.metadata import LABEL
 from fxprune.graph.parts import ByMode
 from fxprune.graph.source_lines import code_line
-from fxprune.rules import POINTWISE, Call, Label, Rule, find_rule
+from fxprune.rules import Call, Label, Rule, find_rule
 from fxprune.rules.call import tensors_in
 from fxprune.rules.card import Work
 from fxprune.rules.registry import is_by_user, op_card
-from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode, arguments_of, is_composite, is_mutable, no_modes
+from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode, is_composite, is_mutable, no_modes
 from fxprune.torch_internals.switches import alone, no_fast_path, uncollected
 from fxprune.torch_internals.tensors import DynamicOutputShapeException, FakeTensor, memory_of, pytree
 
@@ -208,13 +209,11 @@ class _Labelling(TorchDispatchMode):
 
     # Calls.
 
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":  # asks for a device or a dtype
             return func(*args, **kwargs)
-        rule = find_rule(func, lambda: POINTWISE)
+        rule = find_rule(func)
         if rule is None and is_composite(func):
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -242,7 +241,8 @@ class _Labelling(TorchDispatchMode):
             stepping = _Stepping(call.operand(0).axes[call.dim()], given, returned[0].untyped_storage())
             self.stepping.setdefault(memory_of(returned[0]), []).append(stepping)
         if is_mutable(func):
-            self._written(func, args)
+            for tensor in written(func, args, kwargs):
+                self.forget(tensor)
             self.counters.written(func, args, kwargs)
         return result
 
@@ -323,14 +323,6 @@ class _Labelling(TorchDispatchMode):
                 f"node {self.here.node!r} asks for the value of a tensor, which is not known before the graph runs"
             )
         return number(constant)
-
-    def _written(self, func: OpOverload, args: tuple[Any, ...]) -> None:
-        """Forget the zeros and constants in the memory that a call wrote to."""
-        for argument, value in zip(arguments_of(func), args, strict=False):
-            is_written = argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in tensors_in(value) if is_written else ():
-                if tensor is not None:
-                    self.forget(tensor)
 
     def forget(self, tensor: Tensor) -> None:
         """Forget the zeros and constants of every tensor that shares the memory of ``tensor``, which is written to."""

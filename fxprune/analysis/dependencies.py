@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from fxprune.analysis.corrections import Impossible, corrections
 from fxprune.analysis.costs import Costs
 from fxprune.analysis.coupling_graph import coupling_graph, write_graph
 from fxprune.analysis.explanation import Explanation
-from fxprune.analysis.grouping import form_groups, share_in_groups
+from fxprune.analysis.grouping import form_groups
 from fxprune.analysis.groups import Group, digest
 from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import MixingPoint, Step
@@ -115,7 +116,13 @@ class Dependencies:
     @property
     def share(self) -> float:
         """The share of the parameters' elements that belong to at least one group, in [0, 1]."""
-        return share_in_groups(self.groups, self.tracked)
+        parameters = [tensor for tensor in self.tracked if tensor.is_parameter]
+        outside = {(t.name, dim): np.ones(size, bool) for t in parameters for dim, size in enumerate(t.label.shape)}
+        for member in (member for group in self.groups for member in group.on_parameters):
+            outside[member.parameter, member.dim][member.positions.reshape(-1)] = False
+        total = sum(math.prod(t.label.shape) for t in parameters)
+        left = sum(math.prod(int(outside[t.name, dim].sum()) for dim in range(len(t.label))) for t in parameters)
+        return (total - left) / total if total else 0.0
 
     @cached_property
     def mixing_points(self) -> tuple[MixingPoint, ...]:

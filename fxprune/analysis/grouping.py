@@ -47,17 +47,6 @@ def form_groups(units: Units, tracked: Sequence[Tracked], work: Sequence[Work]) 
     return tuple(groups)
 
 
-def share_in_groups(groups: Iterable[Group], tracked: Iterable[Tracked]) -> float:
-    """Return the share of the parameters' elements that belong to at least one group."""
-    parameters = [tensor for tensor in tracked if tensor.is_parameter]
-    outside = {(t.name, dim): np.ones(size, bool) for t in parameters for dim, size in enumerate(t.label.shape)}
-    for member in (member for group in groups for member in group.on_parameters):
-        outside[member.parameter, member.dim][member.positions.reshape(-1)] = False
-    total = sum(math.prod(t.label.shape) for t in parameters)
-    left = sum(math.prod(int(outside[t.name, dim].sum()) for dim in range(len(t.label))) for t in parameters)
-    return (total - left) / total if total else 0.0
-
-
 def _classes(kinds: Rows, contents: Iterable[Content]) -> tuple[Index, Index]:
     """Return for every unit its class and its place in the order of first appearance, -1 for a unit on no content.
 

@@ -23,8 +23,8 @@ from fxprune.rules.call import Call, Mixing
 from fxprune.rules.card import OpCard, OverKept, Places, PositionsLeft, Rule, SizeArguments, Work
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import KINDS, Pattern, check_zeros, parse
-from fxprune.rules.pointwise import POINTWISE
-from fxprune.rules.registry import find_rule, register, registered
+from fxprune.rules.pointwise import POINTWISE, find_rule
+from fxprune.rules.registry import register, registered
 from fxprune.torch_internals.operators import OpOverload
 
 __all__ = [

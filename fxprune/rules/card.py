@@ -13,17 +13,7 @@ from numpy.typing import NDArray
 from fxprune.algebra.axes import Axis
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label
-
-
-class Rule(Protocol):
-    """How an operator carries axes from its operands to its results."""
-
-    @property
-    def notation(self) -> str:
-        """The rule as text."""
-
-    def apply(self, call: Call) -> list[Label]:
-        """Couple the axes that meet in the call, and return the label of each of its results."""
+from fxprune.rules.notation import Pattern
 
 
 @dataclass(frozen=True)
@@ -37,6 +27,10 @@ class Coded:
 
     notation: str
     apply: Callable[[Call], list[Label]]
+
+
+Rule = Pattern | Coded
+"""How an operator carries axes from its operands to its results."""
 
 
 class PositionsLeft(Protocol):

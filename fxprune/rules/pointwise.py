@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fxprune.rules.call import Call
-from fxprune.rules.card import Coded
+from fxprune.rules.card import Coded, Rule
 from fxprune.rules.labels import Label, Zero
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import broadcasting
-from fxprune.rules.registry import register_aten
+from fxprune.rules.registry import op_card, register_aten
 from fxprune.torch_internals.operators import OpOverload, no_modes
 from fxprune.torch_internals.tensors import pytree
 
@@ -147,6 +147,13 @@ def called_on(call: Call, stand_in: Callable[[Tensor], Tensor]) -> list[Tensor] 
 
 
 POINTWISE = Coded("...x, ...x -> ...x", element_wise)
+
+
+def find_rule(op: OpOverload) -> Rule | None:
+    """Return the rule on the card of an operator; without one, ``POINTWISE`` if torch tags the operator as pointwise."""
+    rule = op_card(op).rule
+    return POINTWISE if rule is None and torch.Tag.pointwise in op.tags else rule
+
 
 # Element-wise operators that torch, or an older version of it, does not tag as pointwise.
 register_aten(

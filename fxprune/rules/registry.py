@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,6 @@ def _functional(op: OpOverload) -> OpOverload | None:
     if not name.endswith("_") or name.endswith("__"):
         return None
     return getattr(getattr(getattr(torch.ops, op.namespace), name[:-1], None), overload_name(op), None)
-
-
-def find_rule(op: OpOverload, pointwise: Callable[[], Rule] | None = None) -> Rule | None:
-    """Return the rule on the card of an operator; without one, ``pointwise()`` if torch tags the operator as pointwise."""
-    rule = op_card(op).rule
-    return pointwise() if rule is None and pointwise is not None and torch.Tag.pointwise in op.tags else rule
 
 
 def is_by_user(op: OpOverload) -> bool:

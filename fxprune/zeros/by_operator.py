@@ -20,7 +20,7 @@ from torch import Tensor
 from fxprune.algebra.axes import Axis
 from fxprune.algebra.units import Units
 from fxprune.errors import RuleError
-from fxprune.rules import POINTWISE, find_rule
+from fxprune.rules import find_rule
 from fxprune.rules.call import Call
 from fxprune.rules.card import Coded
 from fxprune.rules.joining import joined, pad, pad_widths
@@ -52,7 +52,7 @@ def results_of(call: Call, operands: Sequence[Known]) -> list[Known]:
 
 def _carried(call: Call, operands: Sequence[Known]) -> list[Known] | None:
     """Return the known slices of each result, by the kind of rule; None for rules of other kinds."""
-    rule = find_rule(call.op, lambda: POINTWISE)
+    rule = find_rule(call.op)
     if isinstance(rule, Pattern):
         reading = Reading(rule, call, operands)
         return [reading.result(index) for index in range(len(call.shapes))]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from fxprune.abstract.propagation import written
 from fxprune.algebra.axes import NONE, Axis, Flags
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining, removed_units
@@ -23,12 +24,12 @@ from fxprune.analysis.steps import Step
 from fxprune.graph.masks import MASK, all_masked
 from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import value_at
-from fxprune.rules import POINTWISE, find_rule
+from fxprune.rules import find_rule
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import op_card
-from fxprune.torch_internals.operators import arguments_of, is_mutable
+from fxprune.torch_internals.operators import is_mutable
 from fxprune.torch_internals.tensors import memory_of, pytree
 from fxprune.zeros.by_operator import results_of
 from fxprune.zeros.by_pattern import Known, nothing_of
@@ -178,8 +179,7 @@ class _Decision:
 
     def _write(self, call: Call, number: int) -> bool:
         """Note the memory that a call writes into; return False if it is that of a parameter."""
-        written = {a.name for a in arguments_of(call.op) if a.alias_info is not None and a.alias_info.is_write}
-        tensors = [t for name in written for t in pytree.tree_leaves(call.arguments[name]) if isinstance(t, Tensor)]
+        tensors = written(call.op, (), call.arguments)
         for label, tensor in call.given():
             if any(tensor is t for t in tensors):
                 maker = tracked_of(label, self.deps)
@@ -192,7 +192,7 @@ class _Decision:
         """Take units out of ``wanted`` whose positions change the results of the call's mixing points."""
         if not call.mixings:
             return
-        rule = find_rule(call.op, lambda: POINTWISE)
+        rule = find_rule(call.op)
         if not isinstance(rule, Pattern):
             for mixing in call.mixings:
                 self._hold(mixing.axis, np.zeros(mixing.axis.size, bool))

@@ -13,7 +13,7 @@ from fxprune.abstract.fakes import Fakes
 from fxprune.analysis.steps import Step
 from fxprune.passes.repair.numbers import Numbers, differ
 from fxprune.passes.repair.picks import picks_from_less
-from fxprune.rules import POINTWISE, find_rule
+from fxprune.rules import find_rule
 from fxprune.rules.call import bound_arguments
 from fxprune.rules.labels import Label
 from fxprune.rules.registry import op_card
@@ -40,7 +40,7 @@ class Rerun(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        if find_rule(func, lambda: POINTWISE) is None and is_composite(func):
+        if find_rule(func) is None and is_composite(func):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:

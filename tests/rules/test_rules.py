@@ -78,7 +78,7 @@ def _name(op: OpOverload) -> str:
 
 
 def _rule(op: OpOverload) -> Rule:
-    rule = find_rule(op, lambda: POINTWISE)
+    rule = find_rule(op)
     assert rule is not None
     return rule
 
