@@ -103,7 +103,7 @@ class Inline(GraphPass):
 
 def _fixes_batch(inner: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> bool:
     """Tell whether a graph takes inputs of no other batch size than that of its capture; ``shapes`` are of another."""
-    checks = [node.args for node in inner.graph.nodes if node.target is layers.check_shape]
+    checks = [node.args for node in inner.graph.find_nodes(op="call_function", target=layers.check_shape)]
     sizes: list[tuple[Any, int]] = [pair for given, shape, _ in checks for pair in zip(shape, shapes[given], strict=True)]
     return any(isinstance(size, int) and size not in (-1, now) for size, now in sizes)
 
@@ -112,19 +112,13 @@ def _splice(
     gm: fx.GraphModule, node: fx.Node, inner: fx.GraphModule, inputs: dict[fx.Node, fx.Node], flags: list[fx.Node]
 ) -> None:
     """Put the nodes of ``inner`` in a node's place."""
-    graph, placed = gm.graph, dict(inputs)
-    result: Any = None
-    for old in inner.graph.nodes:
-        if old.op == "placeholder" or old.target is layers.check_shape:  # shapes are about to change
-            continue
-        if old.op == "output":
-            result = fx.map_arg(old.args[0], placed.__getitem__)
-            continue
-        if old.op == "get_attr" and old.target == "training" and flags:
-            placed[old] = flags[0]
-            continue
-        with graph.inserting_before(node):
-            new = placed[old] = graph.node_copy(old, placed.__getitem__)
+    checks = inner.graph.find_nodes(op="call_function", target=layers.check_shape)
+    placed = inputs | dict.fromkeys(checks, node)  # not copied: shapes are about to change, and nothing reads a check
+    if flags:
+        placed |= dict.fromkeys(inner.graph.find_nodes(op="get_attr", target="training"), flags[0])
+    with gm.graph.inserting_before(node):
+        result: Any = gm.graph.graph_copy(inner.graph, placed)
+    for old, new in placed.items():
         if old.op in ("get_attr", "call_module") and old.target != "training":
             new.target = _moved(gm, inner, str(old.target))
     leaves = pytree.tree_leaves(result)
@@ -134,7 +128,7 @@ def _splice(
     for user in list(node.users):
         assert user.target is operator.getitem
         stand_in(user, result[user.args[1]])
-    graph.erase_node(node)
+    gm.graph.erase_node(node)
 
 
 def _moved(gm: fx.GraphModule, inner: fx.GraphModule, target: str) -> str:

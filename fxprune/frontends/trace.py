@@ -14,13 +14,13 @@ import itertools
 import sys
 import threading
 import types
-import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import ParameterProxy, Scope, TraceError
+from torch.fx.proxy import ParameterProxy, TraceError
 
 from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
@@ -29,7 +29,7 @@ from fxprune.frontends.proxies import Proxy
 from fxprune.frontends.torch_export import check_value
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
-from fxprune.graph.metadata import MODULE, NN_MODULE_STACK, STACK_TRACE
+from fxprune.graph.metadata import MODULE, STACK_TRACE
 from fxprune.graph.paths import sources, value_at
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.operators import TorchDispatchMode
@@ -56,9 +56,6 @@ class Tracer(fx.Tracer):
         self._decisions = decisions
         self._deciding, self._thread = False, threading.get_ident()
         self._lines_around = ""
-        self._called: collections.OrderedDict[str, tuple[str, Any]] = (
-            collections.OrderedDict()
-        )  # the modules being called, outermost first
         self._names: dict[int, tuple[str, Any]] = {}  # the first name of each tensor, with the tensor
         for name, tensor in tensors.items():
             self._names.setdefault(id(tensor), (name, tensor))
@@ -104,21 +101,18 @@ class Tracer(fx.Tracer):
         """Trace a call of a module."""
         if self._is_not_traced():
             return forward(*args, **kwargs)
-        path, kind = self.path_of_module(m), type(m)
-        calls = self.num_calls.get(path, 0)
-        self.num_calls[path] = calls + 1
-        around = self.scope, self._called, self._lines_around
-        self.scope = Scope(path, kind)
-        # One copy for each call of a module; torch.fx makes one for each node.
-        self._called = collections.OrderedDict(self._called)
-        self._called[f"{path}@{calls}" if calls else path] = path, kind
-        try:
-            if self.is_leaf_module(m, path):
-                return self.create_proxy("call_module", path, args, kwargs)
+        around = self.module_stack, self._lines_around
+        self.module_stack = self.module_stack.copy()
+
+        def inside_module(*args: Any, **kwargs: Any) -> Any:
+            """Call ``forward``; :func:`fxprune.graph.source_lines.calling_lines` knows this frame by its name."""
             self._lines_around = calling_lines(sys._getframe(1), self._lines_around)
-            return inside_module(forward, args, kwargs)
-        finally:
-            self.scope, self._called, self._lines_around = around
+            return forward(*args, **kwargs)
+
+        try:
+            return super().call_module(m, inside_module, args, kwargs)
+        finally:  # also where the code catches an error of the module
+            self.module_stack, self._lines_around = around
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return the symbolic value of a parameter or buffer, found by its ``id``; torch.fx searches all parameters."""
@@ -128,7 +122,7 @@ class Tracer(fx.Tracer):
         # In torch.fx parameters can have constant shapes, buffers cannot.
         constant = self.param_shapes_constant and isinstance(attr_val, nn.Parameter)
         if tensor is not attr_val:  # registered since the trace began, or not at all
-            with unittest.mock.patch.object(self, "param_shapes_constant", constant):
+            with patch.object(self, "param_shapes_constant", constant):
                 return super().getattr(attr, attr_val, parameter_proxy_cache)
         if name not in parameter_proxy_cache:
             make = (lambda node: ParameterProxy(self, node, name, attr_val)) if constant else None
@@ -146,8 +140,6 @@ class Tracer(fx.Tracer):
         if context[1:] != self._context[1:] or (context[0] and not self._context[0]):
             raise CaptureError(_SWITCHES)
         node = super().create_node(*args, **kwargs)
-        if self._called:
-            NN_MODULE_STACK.set(node, self._called)
         if context != self._context and self._may_have_gradient(node):
             raise CaptureError(_SWITCHES)
         MODULE.set(node, self.scope.module_path)
@@ -161,16 +153,6 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Refuse a tensor that was computed from parameters before the call: in the graph it would be a constant."""
-        kind = type(a)
-        # Most arguments are of these types, which torch.fx tests last.
-        if kind is Proxy:
-            return a.node
-        if kind in _GRAPH_CONSTANTS:
-            return a
-        if kind is tuple or kind is list:
-            return kind([self.create_arg(part) for part in a])
-        if kind is dict and all(type(key) is str for key in a):
-            return {key: self.create_arg(part) for key, part in a.items()}
         if isinstance(a, Tensor) and a.grad_fn is not None:
             raise CaptureError(f"the model reads a tensor of shape {tuple(a.shape)} that it computed outside this call")
         return super().create_arg(a)
@@ -224,11 +206,6 @@ class Tracer(fx.Tracer):
         return proxy
 
 
-def inside_module(forward: Any, args: Any, kwargs: Any) -> Any:
-    """Call the ``forward`` of a module; :func:`fxprune.graph.source_lines.calling_lines` knows this frame by its name."""
-    return forward(*args, **kwargs)
-
-
 def _context() -> tuple[bool, ...]:
     """Return the switches that are set around the current code, which a graph cannot keep."""
     return (
@@ -245,7 +222,6 @@ def _leaves(value: Any) -> list[Any]:
     return pytree.tree_leaves(value)
 
 
-_GRAPH_CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype})
 _SWITCHES = "the model switches gradients or autocast within forward, which a traced graph cannot keep"
 # Attributes and methods that depend on the form of a tensor alone, not on its values.
 _OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")

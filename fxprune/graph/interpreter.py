@@ -30,7 +30,6 @@ is a bug of this package, not a property of the graph. A caller that converts er
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -112,18 +111,6 @@ class NodeRunner(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module."""
         return self.call_function(self.fetch_attr(target), args, kwargs)
-
-    def fetch_attr(self, target: str) -> Any:
-        """Return the attribute of the graph's module under a dotted name."""
-        if (module := self.submodules.get(target)) is not None:
-            return module
-        path, _, name = target.rpartition(".")
-        try:
-            if (owner := self.submodules.get(path)) is not None:
-                return getattr(owner, name)
-            return operator.attrgetter(target)(self.module)  # submodules lacks a module under its second name
-        except AttributeError:
-            return super().fetch_attr(target)  # its error names the missing part
 
 
 class NodeByNode(nn.Module):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -104,12 +105,12 @@ def attention_kernels() -> tuple[bool, ...]:
 
 
 @shared
-def masks_unseen() -> AbstractContextManager[None]:
+def masks_unseen() -> AbstractContextManager[Any]:
     """Stop nn.Transformer from reading a mask to see whether it is the causal mask.
 
     The answer only chooses a kernel, but the read cannot be exported. Without this the export of transformers fails.
     """
-    return _replaced(transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: bool(is_causal))
+    return patch.object(transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: bool(is_causal))
 
 
 @shared
@@ -133,20 +134,6 @@ def quiet(category: type[Warning] = Warning) -> Iterator[None]:
 _saved_filters = shared(warnings.catch_warnings)
 
 
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute within the context; an attribute that the owner inherits is inherited again afterwards."""
-    inherits, own = name not in vars(owner), vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if inherits:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
-
-
 class _Watching(threading.local):
     """The functions that this thread calls when a tensor is read, and when a ``training`` flag is."""
 
@@ -160,13 +147,12 @@ _WATCHING = _Watching()
 @contextlib.contextmanager
 def watching_reads(watch: Callable[[Tensor], None]) -> Iterator[None]:
     """Call ``watch`` with each tensor whose ``tolist`` or ``numpy`` this thread's code calls, which no operator shows."""
-    with _reads_replaced(), _replaced(_WATCHING, "read", watch):
+    with _reads_replaced(), patch.object(_WATCHING, "read", watch):
         yield
 
 
 @shared
-@contextlib.contextmanager
-def _reads_replaced() -> Iterator[None]:
+def _reads_replaced() -> AbstractContextManager[Any]:
     def telling(read: Callable[..., Any]) -> Callable[..., Any]:
         def call(tensor: Tensor, **options: Any) -> Any:
             if _WATCHING.read is not None:
@@ -176,8 +162,7 @@ def _reads_replaced() -> Iterator[None]:
         return call
 
     base = torch._C.TensorBase
-    with _replaced(Tensor, "tolist", telling(base.tolist)), _replaced(Tensor, "numpy", telling(base.numpy)):
-        yield
+    return patch.multiple(Tensor, tolist=telling(base.tolist), numpy=telling(base.numpy))
 
 
 class _TellingFlag:
@@ -204,18 +189,18 @@ class _TellingFlag:
 @contextlib.contextmanager
 def watching_modes(watch: Callable[[nn.Module, FrameType], None]) -> Iterator[None]:
     """Call ``watch`` with each module whose ``training`` flag this thread's code reads, and the frame of that code."""
-    with _flag_replaced(), _replaced(_WATCHING, "flag", watch):
+    with _flag_replaced(), patch.object(_WATCHING, "flag", watch):
         yield
 
 
-def modes_unwatched() -> AbstractContextManager[None]:
+def modes_unwatched() -> AbstractContextManager[Any]:
     """Let this thread read ``training`` flags without a call of ``watch``."""
-    return _replaced(_WATCHING, "flag", None)
+    return patch.object(_WATCHING, "flag", None)
 
 
 @shared
-def _flag_replaced() -> AbstractContextManager[None]:
-    return _replaced(nn.Module, "training", _TellingFlag())
+def _flag_replaced() -> AbstractContextManager[Any]:
+    return patch.object(nn.Module, "training", _TellingFlag(), create=True)  # a plain attribute of each module
 
 
 def is_watched() -> bool:
