@@ -29,7 +29,7 @@ from fxprune.graph.masks import (
     unregister_masks,
 )
 from fxprune.graph.metadata import LOWERED, MOVED
-from fxprune.graph.paths import holders, parameters_by_name
+from fxprune.graph.paths import holders
 from fxprune.passes.lower import lower, take_over
 from fxprune.passes.raise_leaves import RaiseLeaves, readers
 from fxprune.torch_internals.graphs import is_erased
@@ -61,7 +61,7 @@ def put_masks(gm: fx.GraphModule, masks: Mapping[str, Mapping[str, Tensor]]) -> 
     The masks stand by name and ending, as in ``{"fc.weight": {"_mask0": mask}}``, and broadcast to the parameter's shape; see
     :class:`fxprune.graph.masks.Masked`. Of several names of one parameter the first counts.
     """
-    held, reads, names = holders(gm), readers(gm), parameters_by_name(gm)
+    held, reads, names = holders(gm), readers(gm), dict(gm.named_parameters(remove_duplicate=False))
     present = {name: masked for masked in all_masked(gm) for name in masked.names}
     modified, seen = False, set[nn.Parameter]()
     for name, given in masks.items():

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.graph.paths import all_modules
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.torch_internals.tensors import memory_of
 
@@ -43,7 +42,7 @@ class OwnBuffers(GraphPass):
         assert not self._foreign(gm), "a buffer is shared"
 
     def _foreign(self, gm: fx.GraphModule) -> list[tuple[nn.Module, str, Tensor]]:
-        modules, foreign = [module for _, module in all_modules(gm)], set(self.shared)
+        modules, foreign = list(gm.modules()), set(self.shared)
         taken = {memory_of(p) for module in modules for p in module._parameters.values() if p is not None}
         held = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and b in foreign]
         return [(module, name, buffer) for module, name, buffer in held if memory_of(buffer) not in taken]

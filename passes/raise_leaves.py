@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import CALL, PATH
 from fxprune.graph.parts import Lowered, Slot
-from fxprune.graph.paths import all_modules, replace_modules, value_at
+from fxprune.graph.paths import replace_modules, value_at
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import emit, take_over
 from fxprune.torch_internals.graphs import is_erased
@@ -33,7 +33,7 @@ class RaiseLeaves(GraphPass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Put the modules back, in place."""
-        every = [(path, module) for path, module in all_modules(gm) if isinstance(module, Lowered)]
+        every = [(path, module) for path, module in gm.named_modules() if isinstance(module, Lowered)]
         tops = [(path, module) for path, module in every if not any(path.startswith(p + ".") for p, _ in every)]
         masked = {entry.orig for entry in all_masked(gm)} if tops else set()
         ready = [(path, module) for path, module in tops if masked.isdisjoint(module.parameters())]

@@ -18,7 +18,6 @@ from fxprune.graph.captured import adopt, compiled_later
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import BAKED
 from fxprune.graph.parts import Graph
-from fxprune.graph.paths import all_modules
 from fxprune.passes.bake import Bake, baked_copy
 from fxprune.passes.fold_constants import FoldConstants, amounts_of
 from fxprune.passes.graph_pass import GraphPass, run_all
@@ -72,7 +71,7 @@ def _with_others(
 ) -> tuple[Flags, list[Fold], list[Tensor]]:
     """Return the units that go when zero slices that need no correction go, too; the folds of biases, and their amounts."""
     try:
-        with in_mode(all_modules(gm), training=True):  # where dropout shows
+        with in_mode(gm.named_modules(), training=True):  # where dropout shows
             training = find_dependencies(gm)
     except AnalysisError:  # it cannot train on its example inputs: a batch norm refuses a single number for each channel
         return removed, [], []

@@ -13,7 +13,7 @@ from fxprune.analysis.remaining import Places, Remaining
 from fxprune.analysis.sources import named_tensors
 from fxprune.functional.leaf_cards import card_of, update_sizes
 from fxprune.graph.metadata import KEPT
-from fxprune.graph.paths import holders, modules_by_path, value_at
+from fxprune.graph.paths import holders, value_at
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower
 
@@ -64,7 +64,7 @@ class SliceTensors(GraphPass):
 
     def _lower_what_cannot_shrink(self, gm: fx.GraphModule) -> bool:
         """Write out the modules that lose positions and have no attributes for it, such as multi-head attention."""
-        modules = modules_by_path(gm)
+        modules = dict(gm.named_modules(remove_duplicate=False))
         called = [(node, modules[str(node.target)]) for node in gm.graph.find_nodes(op="call_module")]
         stiff = [(node, module) for node, module in called if card_of(type(module)).shrinks_written_out]
         if not stiff:

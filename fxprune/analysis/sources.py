@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from fxprune.abstract.form import Form
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
-from fxprune.graph.masks import ORIG, all_masked
-from fxprune.graph.paths import join, modules_by_path
+from fxprune.graph.masks import all_masked
+from fxprune.graph.paths import all_tensors
 from fxprune.rules.labels import Label, Zero
 from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.tensors import memory_of
@@ -132,12 +132,8 @@ def forgotten(label: Label) -> Label:
 
 def named_tensors(gm: fx.GraphModule) -> list[tuple[str, Tensor]]:
     """Return all parameters, then all buffers, under all of their names; a masked ``weight_orig`` first as ``weight``."""
-    parameters, buffers = list[tuple[str, Tensor]](), list[tuple[str, Tensor]]()
-    for path, module in modules_by_path(gm).items():
-        parameters += [(join(path, name), p) for name, p in module._parameters.items() if p is not None]
-        buffers += [(join(path, name), b) for name, b in module._buffers.items() if b is not None]
-    masked = all_masked(gm) if any(name.endswith(ORIG) for name, _ in parameters) else []
-    return [*((name, m.orig) for m in masked for name in m.names), *parameters, *buffers]
+    tensors = all_tensors(list(gm.named_modules(remove_duplicate=False)))
+    return [*((name, masked.orig) for masked in all_masked(gm) for name in masked.names), *tensors.items()]
 
 
 def exact_values(tensor: Tensor) -> Tensor | None:

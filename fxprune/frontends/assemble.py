@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.parts import Container, clone
-from fxprune.graph.paths import join, modules_by_path, split, value_at
+from fxprune.graph.paths import join, split, value_at
 
 
 def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> CapturedModule:
@@ -21,7 +21,7 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     with compiled_later():
         gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
     gm.training = model.training
-    by_path = modules_by_path(model)
+    by_path = dict(model.named_modules(remove_duplicate=False))
     called = {by_path[str(node.target)] for node in graph.find_nodes(op="call_module")}
     _copy_tree(model, gm, called, {})
     for node in graph.find_nodes(op="get_attr"):

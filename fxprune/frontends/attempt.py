@@ -21,7 +21,6 @@ from fxprune.frontends.modes.reads import ModeReads, in_mode, noting_mode_reads
 from fxprune.frontends.torch_export import Exported, batched, export
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.graph.captured import CapturedModule
-from fxprune.graph.paths import all_modules
 from fxprune.torch_internals.tensors import pytree
 
 
@@ -165,7 +164,7 @@ def _follow_mode(attempt: Attempt, example: Example, reads: ModeReads, capture: 
         attempt.follows_mode = False
         return
     for training in (not model.training, model.training):
-        with in_mode(all_modules(gm), training), in_mode(example.kept.modules, training):
+        with in_mode(gm.named_modules(), training), in_mode(example.kept.modules, training):
             # Some layers need two samples to train on.
             _check_if_possible(example.doubled() if training else example, gm)
     if len({module.training for _, module in example.kept.modules}) > 1:
@@ -198,7 +197,7 @@ def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) 
     """Check a new graph in the mode of the capture, on the example, or on two samples if the model takes no other batch."""
     # Some layers need two samples to train on.
     first, second = (example.doubled(), example) if example.training else (example, example.doubled())
-    with in_mode(all_modules(gm), example.training), in_mode(example.kept.modules, example.training):
+    with in_mode(gm.named_modules(), example.training), in_mode(example.kept.modules, example.training):
         try:
             return _check(first, gm, record)
         except ModelError:

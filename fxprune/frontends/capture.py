@@ -18,7 +18,6 @@ from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import bind
 from fxprune.graph.captured import CapturedModule, compiled_later
-from fxprune.graph.paths import all_modules
 from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected
 from fxprune.torch_internals.tensors import pytree
 
@@ -40,7 +39,7 @@ def capture_graph(
     """Capture a model as :func:`fxprune.capture` does, with the same errors, but without masks and warnings."""
     model = _as_written(model)
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
-    modules = all_modules(model)
+    modules = list(model.named_modules())
     check_hooks(modules)
     with alone(), torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
         with without_prune_hooks(modules) as pruned:
@@ -72,7 +71,7 @@ def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[
         raise CaptureError(f'frontend must be "auto", "trace" or "export", not {frontend!r}')
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
-    scripted = [path for path, module in all_modules(model) if isinstance(module, torch.jit.ScriptModule)]
+    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         raise CaptureError(f"module {scripted[0] or '(the model itself)'!r} is TorchScript, which no front end looks into")
     args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
@@ -111,7 +110,7 @@ def _blame_inputs(example: Example) -> None:
     except Exception:  # a model that cannot be copied is not run, as a run could change it
         return
     try:
-        with torch.no_grad(), in_mode(all_modules(model), training=False):
+        with torch.no_grad(), in_mode(model.named_modules(), training=False):
             model(*copy.deepcopy(example.args), **copy.deepcopy(example.kwargs))
     except Exception as error:
         inputs = example.args, example.kwargs

@@ -26,7 +26,7 @@ from fxprune.abstract.form import Form, IncomparableError, frozen
 from fxprune.abstract.propagation import PROPAGATION, UNCHANGING, Effect
 from fxprune.frontends.torch_export import batched
 from fxprune.functional import layers
-from fxprune.graph.paths import all_modules, all_tensors, sources
+from fxprune.graph.paths import all_tensors, sources
 from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.switches import modes_unwatched
 from fxprune.torch_internals.tensors import pytree
@@ -183,7 +183,7 @@ class Decisions:
         return getattr(args[0], what)(*args[1:], **kwargs) if node.op == "call_method" else what(*args, **kwargs)
 
     def _call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        state = {name: self._state(tensor) for name, tensor in all_tensors(all_modules(module)).items()}
+        state = {name: self._state(tensor) for name, tensor in all_tensors(list(module.named_modules())).items()}
         return functional_call(module, state, args, kwargs, tie_weights=False)
 
     def _without_values(self, value: Any, batch: int) -> Any:

@@ -21,7 +21,6 @@ from torch.fx.graph import PythonCode
 from fxprune.errors import PruningTypeError
 from fxprune.graph.masks import MaskLoading
 from fxprune.graph.metadata import ANALYSIS
-from fxprune.graph.paths import all_modules
 from fxprune.graph.pickling import dump, load
 from fxprune.torch_internals.graphs import OF_CODE, codegen_of, forget_code, has_code
 from fxprune.torch_internals.switches import alone, quiet
@@ -107,7 +106,7 @@ def compiled_later() -> Iterator[None]:
 
 def compile_all(gm: fx.GraphModule) -> None:
     """Make the code that was put off, of a graph and of the graphs in it; do nothing within :func:`compiled_later`."""
-    for _, module in all_modules(gm) if not _COMPILES_LATER.get() else ():
+    for module in gm.modules() if not _COMPILES_LATER.get() else ():
         if isinstance(module, CapturedModule):
             module.compile_put_off()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import PruningTypeError, UnknownParameterError
 from fxprune.graph.metadata import MASKED
-from fxprune.graph.paths import parameter_names, parameters_by_name, split
+from fxprune.graph.paths import parameter_names, split
 
 ORIG = "_orig"
 MASK = "_mask"
@@ -114,7 +114,7 @@ def _masks_of(owner: nn.Module, base: str) -> dict[str, Tensor]:
 
 def all_masked(root: nn.Module) -> list[Masked]:
     """Return every masked parameter of the graph once, in the order of ``named_parameters``."""
-    named, names = parameters_by_name(root), dict[nn.Parameter, list[str]]()
+    named, names = dict(root.named_parameters(remove_duplicate=False)), dict[nn.Parameter, list[str]]()
     if not any(name.endswith(ORIG) for name in named):
         return []
     for name, parameter in named.items():

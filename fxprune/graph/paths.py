@@ -10,25 +10,6 @@ from torch import Tensor, fx, nn
 Modules = list[tuple[str, nn.Module]]
 
 
-def all_modules(root: nn.Module, *, again: bool = False) -> Modules:
-    """Return ``root`` and every module below it with its path, parents first: as ``named_modules``, in a fraction of the time.
-
-    A module that is registered twice comes under its first path alone, or with ``again`` under each of its paths.
-    """
-    found: Modules = []
-    seen: set[nn.Module] = set()
-    waiting = [("", root)]
-    while waiting:
-        path, module = waiting.pop()
-        if again or module not in seen:
-            seen.add(module)
-            found.append((path, module))
-            if module._modules:
-                start = path and f"{path}."
-                waiting += [(start + name, child) for name, child in reversed(module._modules.items()) if child is not None]
-    return found
-
-
 def all_tensors(modules: Modules) -> dict[str, Tensor]:
     """Return the parameters of modules, then their buffers, by their names; a tied tensor has several."""
     return {
@@ -59,30 +40,15 @@ def value_at(root: object, target: str) -> Any:
     return value
 
 
-def modules_by_path(root: nn.Module) -> dict[str, nn.Module]:
-    """Return every module by each of its dotted paths, parents first; the path of ``root`` is empty."""
-    return dict(all_modules(root, again=True))
-
-
-def parameters_by_name(root: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every parameter by each of its dotted names, in the order of ``named_parameters``."""
-    return {
-        join(path, name): parameter
-        for path, module in all_modules(root, again=True)
-        for name, parameter in module._parameters.items()
-        if parameter is not None
-    }
-
-
 def parameter_names(root: nn.Module, parameter: nn.Parameter) -> tuple[str, ...]:
     """Return every dotted name under which ``parameter`` is registered."""
-    return tuple(name for name, p in parameters_by_name(root).items() if p is parameter)
+    return tuple(name for name, p in root.named_parameters(remove_duplicate=False) if p is parameter)
 
 
 def holders(root: nn.Module) -> dict[Tensor | None, list[tuple[nn.Module, str]]]:
     """Return by parameter or buffer each (module, attribute) that holds it; empty attributes by None."""
     found: dict[Tensor | None, list[tuple[nn.Module, str]]] = {}
-    for _, module in all_modules(root):
+    for module in root.modules():
         for attribute, value in (*module._parameters.items(), *module._buffers.items()):
             found.setdefault(value, []).append((module, attribute))
     return found
@@ -90,7 +56,7 @@ def holders(root: nn.Module) -> dict[Tensor | None, list[tuple[nn.Module, str]]]
 
 def replace_modules(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Put ``new[module]`` wherever a key of ``new`` is registered."""
-    for _, module in all_modules(root):
+    for module in list(root.modules()):
         for name, child in module._modules.items():
             if child is not None and child in new:
                 module._modules[name] = new[child]

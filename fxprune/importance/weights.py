@@ -12,7 +12,6 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Member
 from fxprune.errors import PlanError
 from fxprune.graph.masks import all_masked, find_parameter
-from fxprune.graph.paths import parameters_by_name
 
 _PIECE = 1 << 17  # elements
 
@@ -26,7 +25,7 @@ class Weights:
             if member.dim not in self.dims.setdefault(member.parameter, []):
                 self.dims[member.parameter].append(member.dim)
         self._gm = deps.gm
-        self._plain = parameters_by_name(deps.gm)
+        self._plain = dict(deps.gm.named_parameters(remove_duplicate=False))
         self._masked = {name: masked for masked in all_masked(deps.gm) for name in masked.names}
 
     def parameter(self, name: str) -> nn.Parameter:

@@ -16,7 +16,6 @@ from fxprune.analysis.costs import Census
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError, PruningTypeError
-from fxprune.graph.paths import parameters_by_name
 
 Choose = Literal["outer", "inner", "all"]
 
@@ -50,7 +49,7 @@ class Names:
         return {index for name in found for index in self._groups.get(name, ())}
 
     def _of_module(self, module: nn.Module, argument: str) -> list[str]:
-        theirs, ours = set(module.parameters()), parameters_by_name(self._gm)
+        theirs, ours = set(module.parameters()), dict(self._gm.named_parameters(remove_duplicate=False))
         found = [t.name for t in self._parameters if any(ours.get(n) in theirs for n in t.names)]
         if not found:
             raise PlanError(

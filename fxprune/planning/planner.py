@@ -18,7 +18,6 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError, PruningTypeError
 from fxprune.graph.masks import all_masked
-from fxprune.graph.paths import parameters_by_name
 from fxprune.importance import Criterion, Importance, Magnitude
 from fxprune.planning.group_choice import Choose, Names, ignored_groups, uncrossed
 from fxprune.planning.plan import Plan
@@ -102,7 +101,7 @@ def plan(
 
 def _check_present(deps: Dependencies) -> None:
     """Raise PlanError if the parameters of the graph have other shapes than at its analysis."""
-    present = parameters_by_name(deps.gm)
+    present = dict(deps.gm.named_parameters(remove_duplicate=False))
     present |= {name: masked.orig for masked in all_masked(deps.gm) for name in masked.names}
     for tracked in deps.tracked:
         then, now = tracked.label.shape, present.get(tracked.name)

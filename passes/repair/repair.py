@@ -25,7 +25,6 @@ from fxprune.errors import ShrinkError
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import card_of, is_standard, update_sizes
 from fxprune.graph.parts import ByMode
-from fxprune.graph.paths import modules_by_path
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.repair.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.repair.picks import pick_unevenly, renumber, rewrite_item
@@ -76,7 +75,7 @@ def shrinking_steps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> 
 
 def _own_code(gm: fx.GraphModule) -> list[tuple[str, fx.Node]]:
     """Return by name the nodes that call functions of the user's own, nodes of branches included."""
-    graphs, modules = [("", gm)], modules_by_path(gm)
+    graphs, modules = [("", gm)], dict(gm.named_modules(remove_duplicate=False))
     for node in gm.graph.find_nodes(op="call_module"):
         if isinstance(module := modules[str(node.target)], ByMode):
             graphs += module.branches(node.name)
@@ -123,7 +122,7 @@ _QUERIES = {
 class _Repair:
     def __init__(self, gm: fx.GraphModule, values: dict[str, Any], steps: Steps, kept: Remaining, inside: str = "") -> None:
         self.gm, self.kept, self.inside = gm, kept, inside
-        self.modules = modules_by_path(gm)
+        self.modules = dict(gm.named_modules(remove_duplicate=False))
         self.numbers = Numbers(gm.graph, values, kept, inside)
         self.rerun = Rerun(gm, self.numbers)
         self.values, self.steps = values, steps

@@ -20,7 +20,7 @@ from fxprune.frontends.equivalence.numbering import NumberingError
 from fxprune.frontends.equivalence.program import Programs, described
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
-from fxprune.graph.paths import all_modules, all_tensors
+from fxprune.graph.paths import all_tensors
 from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import accelerators, fixed_seed
 from fxprune.torch_internals.tensors import pytree
@@ -139,7 +139,7 @@ def _copied(inputs: Any) -> Any:
 
 def _copied_state(module: nn.Module, parameters: bool) -> dict[str, Tensor]:
     """Return copies of the tensors that ``forward`` may change in place; a tied tensor has one copy, under all its names."""
-    named = all_tensors(all_modules(module))
+    named = all_tensors(list(module.named_modules()))
     tensors = {tensor for tensor in named.values() if parameters or not isinstance(tensor, nn.Parameter)}
     copies = {tensor: tensor.detach().clone() for tensor in tensors}
     return {name: copies[tensor] for name, tensor in named.items() if tensor in copies}

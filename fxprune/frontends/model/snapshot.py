@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.graph.captured import CapturedModule
-from fxprune.graph.paths import all_modules, all_tensors, join
+from fxprune.graph.paths import all_tensors, join
 
 _REGISTRIES = frozenset(vars(nn.Module()))
 _IMMUTABLE = frozenset({bool, int, float, str, type(None), tuple})
@@ -84,7 +84,7 @@ class ModelSnapshot:
     """The state of a model, except its mode: the model's code runs within :meth:`untouched`, and nothing else changes it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.modules = model, all_modules(model)
+        self.model, self.modules = model, list(model.named_modules())
         self.tensors = all_tensors(self.modules)  # parameters, then buffers, by name
         self._snapshots: list[Snapshot] | None = None
 

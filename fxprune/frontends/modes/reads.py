@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -82,7 +82,7 @@ def noting_mode_reads(modules: Modules) -> Iterator[ModeReads]:
 
 
 @contextlib.contextmanager
-def in_mode(modules: Modules, training: bool) -> Iterator[None]:
+def in_mode(modules: Iterable[tuple[str, nn.Module]], training: bool) -> Iterator[None]:
     """Put ``modules`` in train or eval mode within the context."""
     attributes = [vars(module) for _, module in modules]
     before = [found["training"] for found in attributes]
