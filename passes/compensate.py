@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import map_aggregate
 
 from fxprune.algebra.contents import Content
 from fxprune.analysis.corrections import Clear, Fill, Place, Rescale, Restrict
@@ -15,7 +14,7 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining
 from fxprune.functional import over_kept
 from fxprune.graph.metadata import KEEPS, ORIGINAL
-from fxprune.graph.parts import Slot
+from fxprune.graph.parts import Slot, fill
 from fxprune.graph.pickling import found, picklable
 from fxprune.passes.lower import take_over
 from fxprune.rules.call import bound_arguments
@@ -147,11 +146,10 @@ def _restore(graph: fx.Graph, node: fx.Node, original: tuple[Any, ...]) -> None:
     op, target, args, kwargs = original
     reads = node.all_input_nodes
 
-    def fill(value: Any) -> Any:
-        if not isinstance(value, Slot):
-            return value
-        return reads[int(value)] if value.isdigit() else next(read for read in graph.nodes if read.name == value)
+    def node_at(slot: Slot) -> fx.Node:
+        return reads[int(slot)] if slot.isdigit() else next(read for read in graph.nodes if read.name == slot)
 
+    args, kwargs = fill((args, kwargs), node_at)
     with graph.inserting_before(node):
-        old = graph.create_node(op, found(target), map_aggregate(args, fill), map_aggregate(kwargs, fill))
+        old = graph.create_node(op, found(target), args, kwargs)
     take_over(node, old)

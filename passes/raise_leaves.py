@@ -11,11 +11,10 @@ import functools
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import CALL, PATH
-from fxprune.graph.parts import Lowered, Slot
+from fxprune.graph.parts import Lowered, fill
 from fxprune.graph.paths import replace_modules, value_at
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import emit, take_over
@@ -82,24 +81,17 @@ def _raise(gm: fx.GraphModule, path: str, lowered: Lowered, module: nn.Module, r
 def _pattern(module: nn.Module, path: str, args: Any, kwargs: Any) -> fx.Node:
     """Return the root of the module's functional form in a graph of its own, with placeholders for the slots."""
     scratch = fx.Graph()
-    placeholder = functools.cache(scratch.placeholder)
-
-    def to_input(value: Any) -> Any:
-        return placeholder(str(value)) if isinstance(value, Slot) else value
-
-    return emit(module, path, scratch, map_aggregate(args, to_input), map_aggregate(kwargs, to_input))
+    args, kwargs = fill((args, kwargs), functools.cache(scratch.placeholder))
+    return emit(module, path, scratch, args, kwargs)
 
 
 def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, matched: dict[fx.Node, fx.Node]) -> None:
     """Put the call of a module in place of the nodes that were matched, inputs before users, the root last."""
-    slots = {str(pattern.target): node for pattern, node in matched.items() if pattern.op == "placeholder"}
+    slots = {pattern.target: node for pattern, node in matched.items() if pattern.op == "placeholder"}
     *inner, root = (node for pattern, node in matched.items() if pattern.op != "placeholder")
-
-    def fill(value: Any) -> Any:
-        return slots[value] if isinstance(value, Slot) else value
-
+    args, kwargs = fill((args, kwargs), slots.__getitem__)
     with graph.inserting_before(root):
-        call = graph.call_module(path, map_aggregate(args, fill), map_aggregate(kwargs, fill))
+        call = graph.call_module(path, args, kwargs)
     take_over(root, call)
     for node in reversed(inner):
         if not is_erased(node) and not node.users:

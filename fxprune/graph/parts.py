@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from fxprune.graph.masks import MaskLoading
 
@@ -97,6 +98,11 @@ class Slot(str):
     """The place of a graph node in stored call arguments, numbered in order of first appearance."""
 
     __slots__ = ()
+
+
+def fill(arguments: Any, find: Callable[[Slot], Any]) -> Any:
+    """Return stored call arguments with ``find(slot)`` in place of each slot."""
+    return map_aggregate(arguments, lambda leaf: find(leaf) if isinstance(leaf, Slot) else leaf)
 
 
 class ByMode(nn.Module):

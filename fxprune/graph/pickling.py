@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import operator
 import sys
 import types
 from collections.abc import Callable
@@ -51,16 +52,13 @@ class _Reference(int):
 class Operator:
     """Pickles an operator of the dispatcher by its name; the operator itself does not pickle."""
 
-    def __init__(self, operator: OpOverload | OpOverloadPacket | HigherOrderOperator) -> None:
-        higher_order = isinstance(operator, HigherOrderOperator)
-        self.path = f"higher_order.{operator.name()}" if higher_order else str(operator)
+    def __init__(self, op: OpOverload | OpOverloadPacket | HigherOrderOperator) -> None:
+        higher_order = isinstance(op, HigherOrderOperator)
+        self.path = f"higher_order.{op.name()}" if higher_order else str(op)
 
     def find(self) -> Any:
         """Return the operator."""
-        found: Any = torch.ops
-        for part in self.path.split("."):
-            found = getattr(found, part)
-        return found
+        return operator.attrgetter(self.path)(torch.ops)
 
 
 class Function:

@@ -68,14 +68,16 @@ def renormalises(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
 
 
-def writes_to_parameters(gm: fx.GraphModule) -> bool:
-    """Tell whether running the graph may change a parameter in place."""
-    parameters = set(dict(gm.named_parameters(remove_duplicate=False)))
-    for node in gm.graph.nodes:
+def writes_to_parameters(model: nn.Module) -> bool:
+    """Tell whether running a model, a graph or any other, may change a parameter in place."""
+    if not isinstance(model, fx.GraphModule):
+        return any(map(renormalises, model.modules()))
+    parameters = set(dict(model.named_parameters(remove_duplicate=False)))
+    for node in model.graph.nodes:
         if node.op == "call_module":
-            if any(map(renormalises, gm.get_submodule(str(node.target)).modules())):
+            if writes_to_parameters(model.get_submodule(str(node.target))):
                 return True
-        elif may_write(node, gm) and any(_starts_from(n, parameters) for n in node.all_input_nodes):
+        elif may_write(node, model) and any(_starts_from(n, parameters) for n in node.all_input_nodes):
             return True
     return False
 

@@ -24,9 +24,9 @@ from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.interpreter import NodeRunner, in_order
 from fxprune.graph.masks import base_names
 from fxprune.graph.paths import split
+from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import attention_as_products, no_fast_path, no_mkldnn, own_random_numbers, quiet
 from fxprune.verification.inputs import Inputs
-from fxprune.verification.subject import may_write_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def compare(before: nn.Module, after: nn.Module, inputs: Inputs | None, *, layer
 @contextlib.contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode within the context, and undo after it every change that a run makes."""
-    tensors: list[Tensor] = [*model.buffers(), *(model.parameters() if may_write_parameters(model) else ())]
+    tensors: list[Tensor] = [*model.buffers(), *(model.parameters() if writes_to_parameters(model) else ())]
     values = [tensor.detach().clone() for tensor in tensors]
     kept = ModelSnapshot(model)
     with in_mode(kept.modules, training=False), own_random_numbers(kept.tensors.values()), kept.untouched():

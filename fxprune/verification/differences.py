@@ -87,20 +87,15 @@ def node_error(reference: Any, candidate: Any, kept: Any) -> float | None:
     Values are tensors within lists, tuples and dicts. ``kept`` has the same structure, with the positions of the reference
     that are left in place of each tensor; None if no positions are recorded.
     """
-    if isinstance(candidate, Tensor) and isinstance(reference, Tensor):
-        part = select(reference, kept)
-        if part is None or (kept is None and part.shape != candidate.shape):
-            return None
-        return relative_error(part, candidate)
-    pairs = _parts(reference, candidate, kept)
-    errors = [error for pair in pairs if (error := node_error(*pair)) is not None]
+    expected, spec = pytree.tree_flatten(reference)
+    found, other = pytree.tree_flatten(candidate)
+    if spec != other:
+        return None
+    positions = [None] * len(found) if kept is None else spec.flatten_up_to(kept)
+    errors: list[float] = []
+    for theirs, ours, left in zip(expected, found, positions, strict=True):
+        if isinstance(theirs, Tensor) and isinstance(ours, Tensor):
+            part = select(theirs, left)
+            if part is not None and (left is not None or part.shape == ours.shape):
+                errors.append(relative_error(part, ours))
     return max(errors, default=None)
-
-
-def _parts(reference: Any, candidate: Any, kept: Any) -> list[tuple[Any, Any, Any]]:
-    if isinstance(candidate, Mapping) and isinstance(reference, Mapping) and reference.keys() == candidate.keys():
-        return [(reference[key], candidate[key], kept[key] if kept is not None else None) for key in candidate]
-    both = isinstance(candidate, list | tuple) and isinstance(reference, list | tuple)
-    if both and len(reference) == len(candidate):
-        return list(zip(reference, candidate, kept if kept is not None else [None] * len(candidate), strict=True))
-    return []

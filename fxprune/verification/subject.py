@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode
-from fxprune.graph.side_effects import renormalises, writes_to_parameters
+from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import own_random_numbers, quiet
 from fxprune.verification.differences import named_leaves
 from fxprune.verification.inputs import Inputs
@@ -41,7 +41,7 @@ class Subject:
 
     def __init__(self, model: nn.Module, *, double: bool, gradients: bool = False) -> None:
         self.model, self.double, self.gradients = model, double, gradients
-        self._parameters = self._copies(model.named_parameters(remove_duplicate=False), copy=may_write_parameters(model))
+        self._parameters = self._copies(model.named_parameters(remove_duplicate=False), copy=writes_to_parameters(model))
         for parameter in self._parameters.values():
             parameter.requires_grad_(gradients and (parameter.is_floating_point() or parameter.is_complex()))
 
@@ -89,10 +89,3 @@ class Subject:
         total = torch.stack([p.to(projections[0]) for p in projections]).sum()
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(parameters, found, strict=True))
-
-
-def may_write_parameters(model: nn.Module) -> bool:
-    """Tell whether running ``model`` may change a parameter in place."""
-    if isinstance(model, fx.GraphModule):
-        return writes_to_parameters(model)
-    return any(map(renormalises, model.modules()))
