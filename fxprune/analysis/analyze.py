@@ -36,6 +36,7 @@ from fxprune.graph.source_lines import code_line
 from fxprune.rules import Call, Label, Rule, find_rule
 from fxprune.rules.call import tensors_in
 from fxprune.rules.card import Work
+from fxprune.rules.pointwise import called_on
 from fxprune.rules.registry import is_by_user, op_card
 from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode, is_composite, is_mutable, no_modes
 from fxprune.torch_internals.switches import alone, no_fast_path, uncollected
@@ -231,7 +232,7 @@ class _Labelling(TorchDispatchMode):
         if not returned and not is_mutable(func):
             return result  # a check or a size
         call = self._call(func, args, kwargs, returned)
-        labels, constants = self._apply(rule, call), self._evaluate(func, args, kwargs, returned)
+        labels, constants = self._apply(rule, call), self._evaluate(call, returned)
         labels = [Label(la.axes, la.zeros, c, len(self.steps)) for la, c in zip(labels, constants, strict=True)]
         self._record(call, labels, result)
         for tensor, label in zip(returned, labels, strict=True):
@@ -296,25 +297,18 @@ class _Labelling(TorchDispatchMode):
             self.work += work_of(call, result)
         self.steps.append(Step(call.at.node, call.at.op, None, call, tuple(labels)))
 
-    def _evaluate(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]
-    ) -> list[Tensor | None]:
+    def _evaluate(self, call: Call, returned: list[Tensor]) -> Sequence[Tensor | None]:
         """Return the values of results of integers or flags that depend on known values alone."""
-        unknown: list[Tensor | None] = [None] * len(returned)
+        unknown = [None] * len(returned)
         if any(r.is_floating_point() or r.is_complex() or r.numel() > MAX_CONSTANT or r.is_meta for r in returned):
             return unknown
-        if is_mutable(func) or torch.Tag.nondeterministic_seeded in func.tags or op_card(func).is_uninitialised:
+        if is_mutable(call.op) or torch.Tag.nondeterministic_seeded in call.op.tags or op_card(call.op).is_uninitialised:
             return unknown
-        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not returned or any(self.label(leaf).constant is None for leaf in leaves):
+        constants = {id(t): label.constant for label, t in call.given() if label.constant is not None}
+        if not returned or any(id(t) not in constants for _, t in call.given()):
             return unknown
-        real_args, real_kwargs = pytree.tree_map(
-            lambda x: self.label(x).constant if isinstance(x, Tensor) else x, (args, kwargs)
-        )
-        if "device" in real_kwargs:
-            real_kwargs["device"] = torch.device("cpu")
         with no_modes():
-            return [r for r in pytree.tree_leaves(func(*real_args, **real_kwargs)) if isinstance(r, Tensor)]
+            return called_on(call, lambda t: constants[id(t)]) or unknown
 
     def _item(self, tensor: Tensor) -> Any:
         constant = self.label(tensor).constant if isinstance(tensor, FakeTensor) else self.counters.now(tensor)

@@ -11,7 +11,7 @@ from fxprune.rules.notation import Pattern
 from fxprune.rules.registry import register_aten
 
 
-def _network(gates: int, states: int) -> Callable[[Call], str]:
+def _network(states: int) -> Callable[[Call], str]:
     """Return the function that gives the pattern of a recurrent network of several layers and directions.
 
     All layers share one initial state tensor, hence one hidden size: unit j of every layer and direction goes together.
@@ -46,15 +46,6 @@ def _all_but_input(call: Call) -> str:
     return "+".join(str(i) for i in range(1, len(call.operands)))
 
 
-def _cell(states: int) -> Callable[[Call], str]:
-    def pattern(call: Call) -> str:
-        state = ["b [h]", "b h"][:states]
-        operands = ["b [i]", *state, "(!g h) [i]", "(!g h) [h]", "(!g h)", "(!g h)"]
-        return f"{', '.join(operands)} -> {', '.join(['b h'] * states)}"
-
-    return pattern
-
-
 def _work(call: Call) -> list[Work]:
     """Return the work: each weight takes part in one matrix product per time step."""
     steps = math.prod(call.shapes[0][:-1])
@@ -64,16 +55,16 @@ def _work(call: Call) -> list[Work]:
 
 for _name, _gates, _states in (("lstm", 4, 2), ("gru", 3, 1), ("rnn_tanh", 1, 1), ("rnn_relu", 1, 1)):
     _rule = Pattern(
-        _network(_gates, _states),
+        _network(_states),
         "b !t [i], !l b h, (!g h) [i], (!g h) [h], (!g h), (!g h) -> b !t h, !l b h",
         zeros=_all_but_input,
         mixes="sum",  # every direction and layer has weights of its own to be corrected
         sizes=_sizes(_gates),
     )
     register_aten(f"{_name}.input", OpCard(_rule, work=_work, as_a_whole=True))
+    _cell = "b h, " if _states == 2 else ""  # the second state
     _rule = Pattern(
-        _cell(_states),
-        "b [i], b [h], (!g h) [i], (!g h) [h], (!g h), (!g h) -> b h",
+        f"b [i], b [h], {_cell}(!g h) [i], (!g h) [h], (!g h), (!g h) -> {_cell}b h",
         zeros=_all_but_input,
         sizes=_sizes(_gates),
     )
