@@ -31,7 +31,7 @@ class _Asking(fx.Proxy):
         tracer: Any = self.tracer
         found = _Attribute(self, name)
         # Functions such as torch.finfo take no symbolic dtype.
-        return tracer.decide(found, lambda value: value) if name == "dtype" and tracer.decides else found
+        return tracer.decide(found, lambda value: value) if name == "dtype" and tracer.decisions is not None else found
 
     def __len__(self) -> int:
         return self.tracer.decide(self, len)  # type: ignore[attr-defined, no-any-return]

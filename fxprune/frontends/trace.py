@@ -49,38 +49,27 @@ class Tracer(fx.Tracer):
     # A buffer read as a constant would go stale when the model's buffer changes.
     proxy_buffer_attributes = True
 
-    def __init__(self, call: inspect.BoundArguments, tensors: Mapping[str, Tensor], decisions: Decisions | None) -> None:
+    def __init__(self, call: inspect.BoundArguments, tensors: dict[str, Tensor], decisions: Decisions | None) -> None:
         super().__init__(autowrap_functions=layers.ALL, param_shapes_constant=decisions is not None)
         self._call = call
         self._context = _context()
-        self._decisions = decisions
+        self.decisions = decisions
         self._deciding, self._thread = False, threading.get_ident()
         self._lines_around = ""
-        self._names: dict[int, tuple[str, Any]] = {}  # the first name of each tensor, with the tensor
-        for name, tensor in tensors.items():
-            self._names.setdefault(id(tensor), (name, tensor))
+        self._names = {tensor: name for name, tensor in reversed(tensors.items())}  # the first name of each tensor
         self._trainable: set[str] = set()  # names of parameters, modules and inputs that may require gradients
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the symbolic value of a node."""
         return Proxy(node, self)
 
-    @property
-    def decides(self) -> bool:
-        """Whether questions about the number behind a symbolic value have answers."""
-        return self._decisions is not None
-
-    def forget_decisions(self) -> None:
-        """Free the decisions: torch.fx leaves the tracer in a reference cycle."""
-        self._decisions = None
-
     def decide(self, proxy: fx.Proxy, ask: Callable[[Any], Any]) -> Any:
         """Return ``ask`` of the number behind a symbolic value."""
-        if self._decisions is None:
+        if self.decisions is None:
             raise TraceError(f"the code needs the value of {proxy.node.format_node()}")
         self._deciding = True
         try:
-            return self._decisions.answer(proxy.node, ask)
+            return self.decisions.answer(proxy.node, ask)
         finally:
             self._deciding = False
 
@@ -115,17 +104,16 @@ class Tracer(fx.Tracer):
             self.module_stack, self._lines_around = around
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return the symbolic value of a parameter or buffer, found by its ``id``; torch.fx searches all parameters."""
+        """Return the symbolic value of a parameter or buffer; torch.fx would search all parameters for it."""
         if self._is_not_traced() or not isinstance(attr_val, Tensor):
             return attr_val
-        name, tensor = self._names.get(id(attr_val), ("", None))
         # In torch.fx parameters can have constant shapes, buffers cannot.
         constant = self.param_shapes_constant and isinstance(attr_val, nn.Parameter)
-        if tensor is not attr_val:  # registered since the trace began, or not at all
+        if (name := self._names.get(attr_val)) is None:  # registered since the trace began, or not at all
             with patch.object(self, "param_shapes_constant", constant):
                 return super().getattr(attr, attr_val, parameter_proxy_cache)
         if name not in parameter_proxy_cache:
-            make = (lambda node: ParameterProxy(self, node, name, attr_val)) if constant else None
+            make = (lambda node: ParameterProxy(self, node, name, attr_val)) if constant else None  # type: ignore[arg-type]
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {}, proxy_factory_fn=make)
         return parameter_proxy_cache[name]
 
@@ -181,16 +169,16 @@ class Tracer(fx.Tracer):
         placeholder = self.create_proxy("placeholder", name, (), {}, type_expr=type_expr)
         if any(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in _leaves(value)):
             self._trainable.add(str(placeholder.node.target))
-        if self._decisions is not None:
-            self._decisions.given[name] = value
+        if self.decisions is not None:
+            self.decisions.given[name] = value
         return self._unpack(placeholder, name, value)
 
     def _unpack(self, proxy: Any, name: str, value: Any) -> Any:
         """Return the input that the model's code gets for ``value``: symbolic tensors inside real containers."""
         kind: Any = type(value)
-        if isinstance(value, Tensor) or (kind in (int, float) and not self.decides):
-            if isinstance(value, Tensor) and self._decisions is not None:
-                self._decisions.inputs[proxy.node] = value
+        if isinstance(value, Tensor) or (kind in (int, float) and self.decisions is None):
+            if isinstance(value, Tensor) and self.decisions is not None:
+                self.decisions.inputs[proxy.node] = value
             return proxy
         if not any(isinstance(leaf, Tensor) for leaf in _leaves(value)):
             check_value(functools.partial(self.create_proxy, "call_function", kwargs={}), proxy, name, value)
@@ -289,7 +277,7 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
         try:
             graph = tracer.trace(model)
         finally:
-            tracer.forget_decisions()
+            tracer.decisions = None  # torch.fx leaves the tracer in a reference cycle
         _check_names(graph)
         if decisions is not None and decisions.taken:
             decisions.write_guards(graph)
