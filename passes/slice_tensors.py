@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.remaining import Places, Remaining
+from fxprune.analysis.remaining import Places, Remaining, at_places
 from fxprune.analysis.sources import named_tensors
 from fxprune.functional.leaf_cards import card_of, update_sizes
 from fxprune.graph.metadata import KEPT
@@ -43,7 +42,7 @@ class SliceTensors(GraphPass):
                 index = self.kept.places_of(tracked.label)
                 left |= dict.fromkeys(tracked.names, index)
                 tensors = list(dict.fromkeys(map(named.__getitem__, tracked.names)))  # which share their memory
-                small = _slice(tensors[0].detach(), index)
+                small = at_places(tensors[0].detach(), index)
                 for old in tensors:
                     is_parameter = isinstance(old, nn.Parameter)
                     new = nn.Parameter(small, requires_grad=old.requires_grad) if is_parameter else small.detach()
@@ -71,14 +70,6 @@ class SliceTensors(GraphPass):
             return False
         smaller = {value_at(gm, name) for t in self.deps.tracked if self.kept.shrinks(t.label) for name in t.names}
         return lower(gm, (), {node.name for node, module in stiff if not smaller.isdisjoint(module.parameters())})
-
-
-def _slice(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
-    """Return the slice of a tensor at the positions left of each dimension; None stands for all."""
-    for dim, index in enumerate(kept):
-        if index is not None:
-            tensor = tensor.index_select(dim, index.to(tensor.device))
-    return tensor
 
 
 def _of_those(before: Places, index: Places) -> Places:

@@ -17,6 +17,15 @@ from fxprune.rules.labels import Label
 from fxprune.torch_internals.tensors import pytree
 
 Places = tuple[Tensor | None, ...]
+"""For each dimension of a tensor the positions that are left; None for all positions."""
+
+
+def at_places(tensor: Tensor, places: Places) -> Tensor:
+    """Return the part of a tensor at the positions left of each dimension."""
+    for dim, positions in enumerate(places):
+        if positions is not None:
+            tensor = tensor.index_select(dim, positions.to(tensor.device))
+    return tensor
 
 
 class _Left(NamedTuple):

@@ -16,7 +16,7 @@ from fxprune.frontends.equivalence.program import Programs
 from fxprune.frontends.model.hooks import Pruned, check_hooks, without_prune_hooks
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode, switching_changes
-from fxprune.frontends.trace import bind
+from fxprune.frontends.trace import as_call, bind
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected
 from fxprune.torch_internals.tensors import pytree
@@ -69,14 +69,12 @@ def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if frontend not in ("auto", "trace", "export"):
         raise CaptureError(f'frontend must be "auto", "trace" or "export", not {frontend!r}')
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
+    args, kwargs = as_call(inputs, kwargs)
     scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         raise CaptureError(f"module {scripted[0] or '(the model itself)'!r} is TorchScript, which no front end looks into")
-    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    bind(model, args, dict(kwargs or {}))
-    return args, dict(kwargs or {})
+    bind(model, args, kwargs)
+    return args, kwargs
 
 
 def _first_that_works(example: Example, frontend: Frontend) -> Attempt:

@@ -94,13 +94,11 @@ def _why_batch_is_fixed(program: ExportedProgram, graph: fx.Graph, inputs: list[
     """Return the reason of ``torch.export`` for which the graph does not fit every batch size; None without one."""
     if not inputs:
         return None
-    values = [n.meta.get("val") for n in graph.find_nodes(op="placeholder")]
-    sizes: list[Any] = [v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() > 0]
-    free = [size for size in sizes if _is_free(size)]
-    if not free:
+    symbols = set(map(_symbol, of_any_batch(graph)))
+    if not symbols:
         return "its code needs the number itself"
     for symbol, bounds in program.range_constraints.items():
-        if symbol in {s.node.expr for s in free} and (bounds.lower > 2 or bounds.upper.is_Integer):
+        if symbol in symbols and (bounds.lower > 2 or bounds.upper.is_Integer):
             return f"its code depends on the batch size being in [{bounds.lower}, {bounds.upper}]"
     broken = [guard for guard in guards_of(program) if not _holds_for_all_batches(guard)]
     return f"its code depends on {broken[0]}" if broken else None
@@ -132,6 +130,12 @@ def batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     return [t for t in tensors if t.shape[0] == tensors[0].shape[0]]
 
 
+def of_any_batch(graph: fx.Graph) -> list[fx.Node]:
+    """Return the inputs of an exported graph whose first size is a symbol."""
+    values = [(node, node.meta.get("val")) for node in graph.find_nodes(op="placeholder")]
+    return [node for node, value in values if isinstance(value, Tensor) and value.dim() > 0 and _is_free(value.shape[0])]
+
+
 def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     shapes = torch.export.ShapesCollection()
     for tensor in batched(args, kwargs):
@@ -144,8 +148,7 @@ def _write_guards(graph: fx.Graph) -> None:
     placeholders = graph.find_nodes(op="placeholder")
     if not placeholders:
         return
-    tensors = [n for n in placeholders if isinstance(n.meta.get("val"), Tensor)]
-    batch = [n for n in tensors if n.meta["val"].dim() > 0 and _is_free(n.meta["val"].shape[0])]
+    batch = of_any_batch(graph)
     with graph.inserting_before(placeholders[-1].next):
         size = graph.call_method("size", (batch[0], 0)) if len(batch) > 1 else None
         for node in placeholders:

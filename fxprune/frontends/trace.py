@@ -210,6 +210,7 @@ def _leaves(value: Any) -> list[Any]:
     return pytree.tree_leaves(value)
 
 
+_ADVICE = "pass the positional inputs as a tuple in example_inputs and the keyword inputs as a dict in example_kwargs"
 _SWITCHES = "the model switches gradients or autocast within forward, which a traced graph cannot keep"
 # Attributes and methods that depend on the form of a tensor alone, not on its values.
 _OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")
@@ -229,15 +230,21 @@ class _NoRandomness(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+def as_call(inputs: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a user's example inputs as the positional and the keyword inputs of a call."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), dict(kwargs or {})
+
+
+def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], advice: str = _ADVICE) -> inspect.BoundArguments:
     """Return the inputs bound to the signature of the model's ``forward``; raise InputError if they do not fit."""
     signature = inspect.signature(model.forward)
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(
-            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; pass the positional "
-            "inputs as a tuple in example_inputs and the keyword inputs as a dict in example_kwargs"
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; {advice}"
         ) from error
 
 

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxprune.analysis.remaining import Places, at_places
 from fxprune.torch_internals.tensors import pytree
-
-Positions = tuple["Tensor | None", ...]
-"""For each dimension of a tensor the positions that are left; None for all positions."""
 
 
 def named_leaves(value: Any, name: str = "output") -> Iterator[tuple[str, Any]]:
@@ -34,19 +32,15 @@ def named_leaves(value: Any, name: str = "output") -> Iterator[tuple[str, Any]]:
             yield f"{name} part {index}" if several else name, leaf
 
 
-def select(tensor: Tensor, kept: Positions | None) -> Tensor | None:
+def select(tensor: Tensor, kept: Places | None) -> Tensor | None:
     """Return the part of ``tensor`` at the kept positions; None if the tensor lacks one of them."""
     if kept is None:
         return tensor
     if len(kept) != tensor.dim():
         return None
-    for dim, positions in enumerate(kept):
-        if positions is None:
-            continue
-        if positions.numel() and int(positions.max()) >= tensor.shape[dim]:
-            return None
-        tensor = tensor.index_select(dim, positions.to(tensor.device))
-    return tensor
+    pairs = zip(kept, tensor.shape, strict=True)
+    lacks = any(at is not None and at.numel() and int(at.max()) >= size for at, size in pairs)
+    return None if lacks else at_places(tensor, kept)
 
 
 def relative_error(reference: Tensor, candidate: Tensor, floor: float | None = None) -> float:

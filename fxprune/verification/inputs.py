@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import InputError
+from fxprune.frontends.torch_export import of_any_batch
+from fxprune.frontends.trace import as_call, bind
 from fxprune.torch_internals.graphs import is_flattened
-from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.tensors import hint, pytree
 from fxprune.verification.without_chance import WIDER
 
 Mode = Literal["eval", "train"]
@@ -59,16 +59,8 @@ def cases(model: nn.Module, inputs: Inputs, modes: Iterable[Mode], *, other_batc
 
 def given(model: nn.Module, inputs: Any, kwargs: Any) -> Inputs:
     """Return the example inputs of a user; raise InputError if they do not fit the signature of ``model``."""
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise InputError(f"example_kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}")
-    found = Inputs(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), dict(kwargs or {}))
-    signature = inspect.signature(model.forward)
-    try:
-        signature.bind(*found.args, **found.kwargs)
-    except TypeError as error:
-        raise InputError(
-            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; give them as a tuple"
-        ) from error
+    found = Inputs(*as_call(inputs, kwargs))
+    bind(model, *found, advice="give them as a tuple")
     return found
 
 
@@ -79,19 +71,10 @@ def batch_size(model: nn.Module, inputs: Inputs) -> int | None:
     they agree.
     """
     if isinstance(model, fx.GraphModule) and is_flattened(model):
-        free = [size for node in model.graph.find_nodes(op="placeholder") if (size := _free_size(node)) is not None]
-        return free[0] if free else None
+        free = of_any_batch(model.graph)
+        return hint(free[0].meta["val"].shape[0]) if free else None
     sizes = {t.shape[0] for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and t.dim() > 0}
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def _free_size(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    size: Any = value.shape[0] if isinstance(value, Tensor) and value.dim() > 0 else 0
-    if isinstance(size, int) or size.node.expr.is_number:
-        return None
-    hint: int = size.node.hint
-    return hint
 
 
 def resized(inputs: Inputs, batch: int, samples: int) -> Inputs:

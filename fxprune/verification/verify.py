@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.analysis.remaining import Places
 from fxprune.errors import InputError, PruningTypeError, PruningValueError, VerificationError, in_short
 from fxprune.graph.masks import ORIG, find_masked
 from fxprune.graph.metadata import KEPT
 from fxprune.torch_internals.tensors import pytree
-from fxprune.verification.differences import Positions, relative_error, select
+from fxprune.verification.differences import relative_error, select
 from fxprune.verification.first_difference import first_difference, shapes
 from fxprune.verification.inputs import Case, Inputs, Mode, cases, given
 from fxprune.verification.subject import Result, Subject
@@ -175,7 +176,7 @@ class _Verification:
             yield f"the gradient of {name!r}", self._gradient_error(name, gradient, expected.gradients, kept.get(name), floor)
 
     def _gradient_error(
-        self, name: str, gradient: Tensor, expected: Mapping[str, Tensor], kept: Positions | None, floor: float
+        self, name: str, gradient: Tensor, expected: Mapping[str, Tensor], kept: Places | None, floor: float
     ) -> float:
         """Compare with the kept part of the reference's gradient; a mask of the reference alone multiplies the candidate's."""
         theirs = expected.get(name)
@@ -232,10 +233,10 @@ def _form(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def _kept(reference: nn.Module, candidate: nn.Module) -> Mapping[str, Positions]:
+def _kept(reference: nn.Module, candidate: nn.Module) -> Mapping[str, Places]:
     """Return the positions of the reference's tensors that the candidate holds; both may be shrunk from a larger graph."""
     theirs, ours = ((isinstance(gm, fx.GraphModule) and KEPT.get(gm)) or {} for gm in (reference, candidate))
-    found: dict[str, Positions] = {}
+    found: dict[str, Places] = {}
     for name, kept in ours.items():
         relative = [_within(a, b) for a, b in zip(theirs.get(name, [None] * len(kept)), kept, strict=True)]
         if all(among for among, _ in relative):
@@ -259,7 +260,7 @@ def _leaf_error(expected: Any, found: Any) -> float:
     return 0.0 if same else math.inf
 
 
-def _kept_error(expected: Tensor, found: Tensor, kept: Positions | None, floor: float | None = None) -> float:
+def _kept_error(expected: Tensor, found: Tensor, kept: Places | None, floor: float | None = None) -> float:
     part = select(expected, kept)
     if kept is None and expected.shape != found.shape:
         return 0.0  # no record says which positions are left
