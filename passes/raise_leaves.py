@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import CALL, PATH
 from fxprune.graph.parts import Lowered, fill
-from fxprune.graph.paths import replace_modules, value_at
+from fxprune.graph.paths import erase_unused, replace_modules, value_at
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import emit, take_over
 from fxprune.torch_internals.graphs import is_erased
@@ -93,9 +93,7 @@ def _put_call(graph: fx.Graph, path: str, args: Any, kwargs: Any, matched: dict[
     with graph.inserting_before(root):
         call = graph.call_module(path, args, kwargs)
     take_over(root, call)
-    for node in reversed(inner):
-        if not is_erased(node) and not node.users:
-            graph.erase_node(node)
+    erase_unused(inner)
 
 
 class _Matcher:

@@ -26,7 +26,7 @@ from fxprune.abstract.form import Form, IncomparableError, frozen
 from fxprune.abstract.propagation import PROPAGATION, UNCHANGING, Effect
 from fxprune.frontends.torch_export import batched
 from fxprune.functional import layers
-from fxprune.graph.paths import all_tensors, sources
+from fxprune.graph.paths import all_tensors, erase_unused, sources
 from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.switches import modes_unwatched
 from fxprune.torch_internals.tensors import pytree
@@ -272,10 +272,8 @@ class Decisions:
 
         Nodes that only decisions used are erased.
         """
-        for node in reversed(graph.nodes):
-            asked = node in self._runs[0] and node.op != "placeholder" and not _is_of_tensors(self._runs[0][node])
-            if not node.users and (asked or node.op == "get_attr"):
-                graph.erase_node(node)
+        asked = [n for n, value in self._runs[0].items() if n.op != "placeholder" and not _is_of_tensors(value)]
+        erase_unused(sorted({*asked, *graph.find_nodes(op="get_attr")}))
         batches = [node for node, value in self.inputs.items() if id(value) in self._batched]
         with graph.inserting_after(max([*self.inputs, *graph.find_nodes(op="placeholder")])):
             size = graph.call_method("size", (batches[0], 0)) if len(batches) > 1 else None

@@ -20,7 +20,7 @@ from fxprune.errors import CaptureError, in_short
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.functional import layers
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK
-from fxprune.graph.paths import value_at
+from fxprune.graph.paths import erase_unused, value_at
 from fxprune.torch_internals.graphs import graph_assert, guards_of
 from fxprune.torch_internals.switches import masks_unseen, no_fast_path, quiet, unlogged
 from fxprune.torch_internals.tensors import pytree
@@ -53,9 +53,8 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
     graph.owning_module = None
     for node in graph.nodes:
         MODULE.set(node, _module_path(node))
-    for node in graph.find_nodes(op="get_attr"):
-        if not node.users:  # the second name of a tied parameter, or a parameter that the code does not use
-            graph.erase_node(node)
+    # Such as the second name of a tied parameter, or a parameter that the code does not use.
+    erase_unused(graph.find_nodes(op="get_attr"))
     _reshape_what_attention_gives(graph)
     fixed_batch = _why_batch_is_fixed(program, graph, batched(args, kwargs)) if free_batch else None
     _write_guards(graph)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
+
+from fxprune.torch_internals.graphs import is_erased
 
 Modules = list[tuple[str, nn.Module]]
 
@@ -71,3 +73,10 @@ def sources(node: fx.Node, is_end: Callable[[fx.Node], bool]) -> Iterator[fx.Nod
             seen.add(source)
             yield source
             waiting += source.all_input_nodes
+
+
+def erase_unused(nodes: Sequence[fx.Node]) -> None:
+    """Erase the nodes among ``nodes`` that have no users, from the last to the first; some may be erased already."""
+    for node in reversed(nodes):
+        if not node.users and not is_erased(node):
+            node.graph.erase_node(node)

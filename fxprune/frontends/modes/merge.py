@@ -25,7 +25,7 @@ from fxprune.functional import layers
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.metadata import MODULE
 from fxprune.graph.parts import ByMode, clone
-from fxprune.graph.paths import join, value_at
+from fxprune.graph.paths import erase_unused, join, value_at
 from fxprune.graph.side_effects import body_of, may_write
 from fxprune.torch_internals.tensors import pytree
 
@@ -101,7 +101,7 @@ class _Merge:
                 self._lose(difference.user)
         for choice in choices.values():
             if not choice.failed:
-                _erase_unused(choice.hunk.base)
+                erase_unused(choice.hunk.base)
         return list(self.lost)
 
     def _choice(self, difference: Difference, choices: dict[Hunk, _Choice]) -> _Choice:
@@ -325,15 +325,9 @@ class _Merge:
                 copies[node].target = name = str(node.target).replace(".", "_")
                 branch.add_module(name, clone(module))
         graph.output([copies[node] for node in results])
-        _erase_unused(list(places.values()))
+        erase_unused(list(places.values()))
         branch.graph = graph
         return branch
-
-
-def _erase_unused(nodes: list[fx.Node]) -> None:
-    for node in reversed(nodes):
-        if not node.users:
-            node.graph.erase_node(node)
 
 
 def _is_tensor(node: fx.Node) -> bool:
