@@ -60,13 +60,14 @@ class LeafCard:
 
     def sizes(self, layer: nn.Module) -> dict[str, Any]:
         """Return the attributes that follow from the shapes of the layer's tensors."""
-        tensors = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
         found: dict[str, Any] = {}
         for name, words in self.shapes.items():
-            if name in tensors and words.startswith("*"):
-                found[words[1:]] = tuple(tensors[name].shape)
-            elif name in tensors:
-                for size, (times, attribute, parts) in zip(tensors[name].shape, _SIZE.findall(words), strict=False):
+            if (tensor := layer._parameters.get(name, layer._buffers.get(name))) is None:
+                continue
+            if words.startswith("*"):
+                found[words[1:]] = tuple(tensor.shape)
+            else:
+                for size, (times, attribute, parts) in zip(tensor.shape, _SIZE.findall(words), strict=False):
                     found[attribute] = size // int(times or 1) * (getattr(layer, parts) if parts else 1)
         return found
 

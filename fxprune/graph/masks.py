@@ -114,10 +114,10 @@ def _masks_of(owner: nn.Module, base: str) -> dict[str, Tensor]:
 
 def all_masked(root: nn.Module) -> list[Masked]:
     """Return every masked parameter of the graph once, in the order of ``named_parameters``."""
-    named, names = dict(root.named_parameters(remove_duplicate=False)), dict[nn.Parameter, list[str]]()
-    if not any(name.endswith(ORIG) for name in named):
+    if not any(name.endswith(ORIG) for module in root.modules() for name in module._parameters):
         return []
-    for name, parameter in named.items():
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in root.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     found = []
     for parameter, every in names.items():

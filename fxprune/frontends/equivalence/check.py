@@ -31,9 +31,11 @@ def _noting(fake: Callable[[FakeMode, Tensor, fx.Node], Tensor]) -> Callable[[fx
     mode = FakeMode()
 
     def note(node: fx.Node, value: Any) -> None:
-        node.meta["val"] = pytree.tree_map(
-            lambda leaf: fake(mode, leaf, node) if type(leaf) in (Tensor, nn.Parameter) else leaf, value
-        )
+        def noted(leaf: Any) -> Any:
+            return fake(mode, leaf, node) if type(leaf) in (Tensor, nn.Parameter) else leaf
+
+        is_tensor = isinstance(value, Tensor)  # nearly always, and pytree is slow
+        node.meta["val"] = noted(value) if is_tensor else pytree.tree_map(noted, value)
 
     return note
 

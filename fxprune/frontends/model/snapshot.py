@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,8 +58,25 @@ class Snapshot:
         """Give the module its attributes back, and note which of them the code changed."""
         plain = self.module.__dict__
         for registry in ("_buffers", "_parameters"):
-            before, now = self.contents.get(registry, {}), plain.get(registry, {})  # the code may delete a registry
+            before, now = self.contents.get(registry), plain.get(registry, {})  # the code may delete a registry
+            if before is None or _same_items(now, before):
+                continue
             changes.rebound_tensors += [join(self.path, n) for n, t in before.items() if t is not None and now.get(n) is not t]
+        if not _same_items(plain, self.attributes):
+            self._restore_attributes(plain, changes)
+        for name, content in self.contents.items():
+            held = self.attributes[name]
+            if isinstance(held, dict) and _same_items(held, content):
+                continue
+            held.clear()
+            held.extend(content) if isinstance(held, list) else held.update(content)
+        for held in filter(None, self.empty):
+            held.clear()
+        for tensor, value in self.tensors:
+            if not torch.equal(tensor, value):
+                tensor.detach().copy_(value)
+
+    def _restore_attributes(self, plain: dict[str, Any], changes: Changes) -> None:
         for name, value in self.attributes.items():
             now = plain.get(name)
             if now is value:
@@ -69,15 +87,12 @@ class Snapshot:
                 changes.rebound_numbers.append(join(self.path, name))
         plain.clear()
         plain.update(self.attributes)
-        for name, content in self.contents.items():
-            held = self.attributes[name]
-            held.clear()
-            held.extend(content) if isinstance(held, list) else held.update(content)
-        for held in self.empty:
-            held.clear()
-        for tensor, value in self.tensors:
-            if not torch.equal(tensor, value):
-                tensor.detach().copy_(value)
+
+
+def _same_items(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Tell whether two dicts hold the same objects under the same names in the same order: as after nearly every run."""
+    alike = len(one) == len(other) and all(map(operator.is_, one, other))
+    return alike and all(map(operator.is_, one.values(), other.values()))
 
 
 class ModelSnapshot:
