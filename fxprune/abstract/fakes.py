@@ -94,8 +94,6 @@ class _Mode(FakeMode):
         if base is None:
             return self.make(form)
         offset += int(base.storage_offset()) * base.element_size() // form.dtype.itemsize
-        if base.is_inference() is torch.is_inference_mode_enabled():
-            return self.make(form, base, offset)
         with torch.inference_mode(base.is_inference()):
             return self.make(form, base, offset)
 

@@ -135,17 +135,7 @@ def frozen(value: Any, tensors: list[Any]) -> Any:
         tensors.append(value)
         return Tensor
     if kind in _SEQUENCES:
-        found: list[Any] = [kind]
-        for part in value:  # as above, without a call for each
-            of = type(part)
-            if of in _AS_THEY_ARE:
-                found.append(part)
-            elif of in _TENSORS:
-                tensors.append(part)
-                found.append(Tensor)
-            else:
-                found.append(frozen(part, tensors))
-        return tuple(found)
+        return (kind, *[frozen(part, tensors) for part in value])
     if kind is bool:
         return kind, value
     if kind in (float, complex):

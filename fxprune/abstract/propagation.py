@@ -91,14 +91,7 @@ class Effect:
                 found.append(make(form, None if output.shares is None else operand(output.shares), output.offset))
             else:
                 found.append(output.plain if output.argument is None else operand(output.argument))
-        if self.spec.is_leaf():
-            return found[0]
-        return tuple(found) if self.is_tuple else pytree.tree_unflatten(found, self.spec)
-
-    @functools.cached_property
-    def is_tuple(self) -> bool:
-        """Whether the result is a tuple of the outputs, as of most operators with several."""
-        return self.spec == pytree.tree_structure((None,) * len(self.outputs))
+        return found[0] if self.spec.is_leaf() else pytree.tree_unflatten(found, self.spec)
 
 
 def _output(leaf: Any, operands: Sequence[Tensor]) -> Output:

@@ -5,7 +5,6 @@ An axis never changes. :mod:`fxprune.algebra.units` has what is learnt of the un
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,7 +55,7 @@ class Axis:
     @staticmethod
     def whole(size: int, why: Reason | None = None) -> Axis:
         """Return an axis of ``size`` positions that can never go."""
-        return Axis(_no_units(size), why)
+        return Axis(np.empty((size, 0), np.int32), why)
 
     @property
     def size(self) -> int:
@@ -84,11 +83,6 @@ class Axis:
                 return one if one.why is why else Axis(one.rows, why, one.block)
         rows = np.concatenate([np.repeat(self.rows, inner.size, 0), np.tile(inner.rows, (self.size, 1))], 1)
         return Axis(rows, self.why or inner.why)
-
-
-@functools.lru_cache(1 << 12)
-def _no_units(size: int) -> Rows:
-    return np.empty((size, 0), np.int32)
 
 
 def concatenate(axes: Sequence[Axis]) -> Axis:
