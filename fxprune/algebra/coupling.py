@@ -24,8 +24,11 @@ def couple_once(equations: Equations, a: Rows, b: Rows, why: Reason) -> bool:
        is held, or becomes the same as a unit that it always stands beside.
     5. *Anything else.* ``[[0, 1]]`` and ``[[2, 3]]``: all units of a position become the same.
     """
-    if a.shape == b.shape and a.shape[1] <= 1:
-        _couple_columns(equations, a, b, why)
+    if a.shape[1] == b.shape[1] == 1:
+        lone = (a == NONE) != (b == NONE)
+        equations.hold(a[lone], why)
+        equations.hold(b[lone], why)
+        equations.unite(a[:, 0], b[:, 0])
         return True
     rest_a, rest_b = without_common(a, b)
     if not rest_a.shape[1] and not rest_b.shape[1]:
@@ -47,16 +50,6 @@ def couple_once(equations: Equations, a: Rows, b: Rows, why: Reason) -> bool:
     for column in both.T:
         equations.unite(column, first)
     return False
-
-
-def _couple_columns(equations: Equations, a: Rows, b: Rows, why: Reason) -> None:
-    """Couple rows of at most one unit each."""
-    if a.shape[1]:
-        lone = (a == NONE) != (b == NONE)
-        if np.count_nonzero(lone):
-            equations.hold(a[lone], why)
-            equations.hold(b[lone], why)
-        equations.unite(a[:, 0], b[:, 0])
 
 
 def _settle_rest(equations: Equations, rest: Rows, full: Rows, why: Reason) -> None:

@@ -42,11 +42,10 @@ def of_states(states: ArrayLike, values: ArrayLike = 0.0) -> Slices:
     return slices
 
 
-def of_numbers(values: NDArray[np.float64], known: ArrayLike = True) -> Slices:
-    """Return slices that are CONSTANT or ZERO where ``known``, FINITE elsewhere; UNKNOWN for a number that is not finite."""
+def of_numbers(values: NDArray[np.float64]) -> Slices:
+    """Return slices of one number each: CONSTANT or ZERO, but UNKNOWN where the number is not finite."""
     states = np.where(values == 0, SliceState.ZERO, SliceState.CONSTANT)
-    states = np.where(np.isfinite(values), states, SliceState.UNKNOWN)
-    return of_states(np.where(known, states, SliceState.FINITE), values)
+    return of_states(np.where(np.isfinite(values), states, SliceState.UNKNOWN), values)
 
 
 def finite(shape: Sequence[int]) -> Slices:

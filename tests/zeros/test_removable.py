@@ -21,7 +21,7 @@ from fxprune.passes.shrink import shrunk_copy
 from fxprune.zeros.by_operator import results_of
 from fxprune.zeros.by_pattern import Known, nothing_of
 from fxprune.zeros.removable import masked_slices, removable, zero_slices
-from fxprune.zeros.slice_states import SliceState, added, is_constant, met, multiplied, of_numbers
+from fxprune.zeros.slice_states import SliceState, added, finite, is_constant, met, multiplied, of_numbers
 from tests.compare import relative_error, run, tensors_of
 from tests.nets import randomised
 from tests.properties.laws import captured
@@ -334,7 +334,7 @@ def test_removable_leaves_out_what_goes_anyhow() -> None:
 
 
 def test_slices_meet_add_and_multiply() -> None:
-    numbers = of_numbers(np.array([0.0, 2.0, 2.0, np.inf]), np.array([True, True, False, True]))
+    numbers = np.where([True, True, False, True], of_numbers(np.array([0.0, 2.0, 2.0, np.inf])), finite([4]))
     assert numbers["state"].tolist() == [SliceState.ZERO, SliceState.CONSTANT, SliceState.FINITE, SliceState.UNKNOWN]
     other = of_numbers(np.array([3.0, 2.0, 2.0, 1.0]))
     assert met([numbers, other])["state"].tolist() == [
@@ -422,7 +422,7 @@ def test_what_is_said_of_slices_is_true(text: str) -> None:
     gm = fxprune.capture(Everything(text), inputs[0])
     deps = fxprune.analyze(gm)
     # One of several calls at a time: what goes in is known of the input alone.
-    found = _said_of_output(deps, (None, of_numbers(numbers.numpy(), known), None, None))
+    found = _said_of_output(deps, (None, np.where(known, of_numbers(numbers.numpy()), finite([8])), None, None))
     results = [tensors_of(gm(x))[0] for x in inputs]
     for d, slices in enumerate(found):
         for p in np.flatnonzero(is_constant(slices)) if slices is not None else ():
@@ -448,7 +448,7 @@ def _said_of_output(deps: Dependencies, given: Known) -> Known:
 
 
 def test_most_operators_say_something() -> None:
-    numbers = of_numbers(np.array([0.0, 0.5, 1.0, 0, 0, 0, 0, 0]), np.arange(8) < 2)
+    numbers = np.where(np.arange(8) < 2, of_numbers(np.array([0.0, 0.5, 1.0, 0, 0, 0, 0, 0])), finite([8]))
     for text in ("x.view(2, 8, 24)", "F.max_pool2d(x, 2)", "x.relu() + 1", "x.permute(1, 0, 2, 3)", "x.mean((2, 3))"):
         deps = fxprune.analyze(fxprune.capture(Everything(text), torch.rand(2, 8, 4, 6).double()))
         found = _said_of_output(deps, (None, numbers, None, None))
