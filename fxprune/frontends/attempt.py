@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ from fxprune.frontends.modes.reads import ModeReads, in_mode, noting_mode_reads
 from fxprune.frontends.torch_export import Exported, batched, export
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.graph.captured import CapturedModule
+from fxprune.graph.parts import shared_copy
 from fxprune.torch_internals.tensors import pytree
 
 
@@ -93,9 +93,8 @@ def by_copy(example: Example) -> Attempt:
     Raises:
         CaptureError: the graph fails on the example inputs.
     """
-    tensors = [*example.model.parameters(), *example.model.buffers()]
-    copied = copy.deepcopy(example.model, {id(tensor): tensor for tensor in tensors})
-    assert isinstance(copied, CapturedModule)
+    assert isinstance(example.model, CapturedModule)
+    copied = shared_copy(example.model)
     _check(example, copied)
     return Attempt(copied)
 
