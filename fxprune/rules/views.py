@@ -21,7 +21,7 @@ def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
     """Return the label of a tensor after a view, by merging and splitting its axes."""
     axes: list[Axis] = []
     states: list[Zero] = []
-    for old, new in same_elements(label.shape, shape):
+    for old, new in _blocks(label.shape, shape):
         if old == new and [label.shape[d] for d in old] == [shape[d] for d in new]:
             axes += [label.axes[d] for d in old]
             states += [label.zeros[d] for d in old]
@@ -39,7 +39,7 @@ def reshape(call: Call, label: Label, shape: Sequence[int]) -> Label:
     return Label(tuple(axes), tuple(states))
 
 
-def same_elements(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
+def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
     """Yield the smallest runs of dimensions that hold the same elements in both shapes.
 
     Example: for (6, 5) and (2, 3, 5) they are (0) and (0, 1), then (1) and (2).

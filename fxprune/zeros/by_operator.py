@@ -29,7 +29,7 @@ from fxprune.rules.movement import positions_taken, select, take
 from fxprune.rules.notation import Pattern
 from fxprune.rules.pointwise import called_on, element_wise
 from fxprune.rules.registry import op_card
-from fxprune.rules.views import same_elements, view
+from fxprune.rules.views import view
 from fxprune.torch_internals.operators import no_modes
 from fxprune.zeros.by_pattern import Known, Reading, nothing_of
 from fxprune.zeros.slice_states import Slices, SliceState, join, meet, met, of_numbers, of_states, or_finite, unless_finite
@@ -119,7 +119,7 @@ def _viewed(call: Call, operands: Sequence[Known]) -> list[Known] | None:
     if 0 in old:
         return None
     found: list[Slices | None] = [None] * len(new)
-    for before, after in same_elements(old, new):
+    for before, after in _runs(old, new):
         known = [(k, slices) for k, d in enumerate(before) if (slices := operands[0][d]) is not None]
         if not known or math.prod(old[d] for d in before) > MAX_GRID:
             continue
@@ -128,6 +128,20 @@ def _viewed(call: Call, operands: Sequence[Known]) -> list[Known] | None:
         for k, d in enumerate(after):
             found[d] = meet(grid, [i for i in range(len(after)) if i != k])
     return [tuple(found)]
+
+
+def _runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Yield runs of dimensions that hold the same elements in both shapes, sizes of one together with their neighbours.
+
+    So a new dimension of size one takes over what is known along its neighbour. Example: for (6, 5) and (2, 3, 5, 1) the runs
+    are (0) and (0, 1), then (1) and (2, 3).
+    """
+    left, right = np.cumprod(np.array(old, np.int64)), np.cumprod(np.array(new, np.int64))
+    i = j = 0
+    for count in np.intersect1d(left, right):
+        ends = int(np.searchsorted(left, count, "right")), int(np.searchsorted(right, count, "right"))
+        yield range(i, ends[0]), range(j, ends[1])
+        i, j = ends
 
 
 def _taken(call: Call, operands: Sequence[Known]) -> list[Known]:
