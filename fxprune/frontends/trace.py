@@ -29,7 +29,7 @@ from fxprune.frontends.proxies import Proxy
 from fxprune.frontends.torch_export import check_value
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
-from fxprune.graph.metadata import MODULE, STACK_TRACE
+from fxprune.graph.metadata import MODULE, NN_MODULE_STACK, STACK_TRACE
 from fxprune.graph.paths import sources, value_at
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.operators import TorchDispatchMode
@@ -127,7 +127,13 @@ class Tracer(fx.Tracer):
         context = _context()
         if context[1:] != self._context[1:] or (context[0] and not self._context[0]):
             raise CaptureError(_SWITCHES)
-        node = super().create_node(*args, **kwargs)
+        stack, self.module_stack = self.module_stack, collections.OrderedDict()  # torch.fx would copy it for each node
+        try:
+            node = super().create_node(*args, **kwargs)
+        finally:
+            self.module_stack = stack
+        if stack:
+            NN_MODULE_STACK.set(node, stack)
         if context != self._context and self._may_have_gradient(node):
             raise CaptureError(_SWITCHES)
         MODULE.set(node, self.scope.module_path)
@@ -141,6 +147,10 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Refuse a tensor that was computed from parameters before the call: in the graph it would be a constant."""
+        if type(a) is Proxy:  # as most arguments are, for which torch.fx tests last
+            return a.node
+        if type(a) in _GRAPH_CONSTANTS:
+            return a
         if isinstance(a, Tensor) and a.grad_fn is not None:
             raise CaptureError(f"the model reads a tensor of shape {tuple(a.shape)} that it computed outside this call")
         return super().create_arg(a)
@@ -211,6 +221,7 @@ def _leaves(value: Any) -> list[Any]:
 
 
 _ADVICE = "pass the positional inputs as a tuple in example_inputs and the keyword inputs as a dict in example_kwargs"
+_GRAPH_CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype})
 _SWITCHES = "the model switches gradients or autocast within forward, which a traced graph cannot keep"
 # Attributes and methods that depend on the form of a tensor alone, not on its values.
 _OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")

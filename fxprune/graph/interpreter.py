@@ -30,6 +30,7 @@ is a bug of this package, not a property of the graph. A caller that converts er
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +111,14 @@ class NodeRunner(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module."""
-        return self.call_function(self.fetch_attr(target), args, kwargs)
+        return self.call_function(self.submodules.get(target) or self.fetch_attr(target), args, kwargs)
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an attribute of the graph's module; torch.fx looks for each part of the name twice."""
+        try:
+            return operator.attrgetter(target)(self.module)
+        except AttributeError:
+            return super().get_attr(target, args, kwargs)  # its error names the missing part
 
 
 class NodeByNode(nn.Module):
