@@ -6,6 +6,9 @@ at import.
 
 from __future__ import annotations
 
+import functools
+from contextlib import AbstractContextManager
+
 import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,6 +42,12 @@ def overload_name(op: OpOverload) -> str:
     return op._overloadname
 
 
+@functools.cache
 def is_composite(op: OpOverload) -> bool:
     """Tell whether ``op.decompose`` calls other operators instead; autograd and inference mode see only those."""
     return op._can_decompose()
+
+
+def below_autograd() -> AbstractContextManager[object]:
+    """Let operators pass by autograd, so that a dispatch mode sees composite operators before they fall into others."""
+    return torch._C._AutoDispatchBelowAutograd()

@@ -22,10 +22,21 @@ from torch import Tensor, nn
 from fxprune.abstract.form import FakeMode, Form, IncomparableError, frozen, operator_errors, storage
 from fxprune.abstract.propagation import Effect, Propagation, Traits, written
 from fxprune.frontends.equivalence.values import Memory, OfTensors, OperatorCall, Value
-from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of
+from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of, below_autograd, is_composite
 from fxprune.torch_internals.switches import watching_reads
 from fxprune.torch_internals.tensors import memory_of, pytree, read_numpy
 
+_aten = torch.ops.aten
+# Composite operators that get one number each. Any other gets the numbers of the operators that it consists of: some of those
+# draw random numbers.
+_LINEAR = frozenset(
+    [_aten.linear.default, _aten.matmul.default, _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default]
+)
+# Those whose last argument chooses a kernel, with all of their arguments by default; the first ones always stand in a call.
+_NORMS = {
+    op: tuple(argument.default_value if argument.has_default_value() else True for argument in arguments_of(op))
+    for op in (_aten.batch_norm.default, _aten.layer_norm.default, _aten.group_norm.default)
+}
 # A constant of more bytes gets its number by its address, not by its values.
 _LARGE = 1 << 26
 
@@ -105,7 +116,11 @@ class Execution(TorchDispatchMode):
             IncomparableError: the code fails; or an operator cannot be noted, even if the code catches that error.
             NumberingError: the numbering fails, even if the code catches that error.
         """
-        with torch.no_grad(), watching_reads(lambda tensor: self._noting_failures(self._check_is_known, tensor)):
+        with (
+            torch.no_grad(),
+            below_autograd(),
+            watching_reads(lambda tensor: self._noting_failures(self._check_is_known, tensor)),
+        ):
             for device in {torch.device("cpu"): None, **self._devices}:
                 torch.rand((), device=device)  # after a draw, a call of manual_seed changes the state, whatever the seed
             self._generators = self._random_states()
@@ -141,6 +156,15 @@ class Execution(TorchDispatchMode):
 
     def _follow(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of an operator; on stand-ins and leaves it is a stand-in."""
+        if (defaults := _NORMS.get(func)) is not None:
+            args = (*args[: len(defaults) - 1], *defaults[min(len(args), len(defaults) - 1) :])
+        elif func is _aten.detach_.default:
+            return args[0]  # a matter of autograd alone; torch.tensor calls it
+        elif func not in _LINEAR and is_composite(func):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         tensors: list[Tensor] = []
         others = frozen((args, kwargs), tensors)
         values: list[Any] = [*map(self._known, tensors)]
