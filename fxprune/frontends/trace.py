@@ -29,7 +29,7 @@ from fxprune.frontends.proxies import Proxy
 from fxprune.frontends.torch_export import check_value
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
-from fxprune.graph.metadata import MODULE, NN_MODULE_STACK, STACK_TRACE
+from fxprune.graph.metadata import MODULE, STACK_TRACE
 from fxprune.graph.paths import sources, value_at
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.operators import TorchDispatchMode
@@ -127,13 +127,7 @@ class Tracer(fx.Tracer):
         context = _context()
         if context[1:] != self._context[1:] or (context[0] and not self._context[0]):
             raise CaptureError(_SWITCHES)
-        stack, self.module_stack = self.module_stack, collections.OrderedDict()  # torch.fx would copy it for each node
-        try:
-            node = super().create_node(*args, **kwargs)
-        finally:
-            self.module_stack = stack
-        if stack:
-            NN_MODULE_STACK.set(node, stack)
+        node = super().create_node(*args, **kwargs)
         if context != self._context and self._may_have_gradient(node):
             raise CaptureError(_SWITCHES)
         MODULE.set(node, self.scope.module_path)

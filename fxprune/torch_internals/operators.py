@@ -7,7 +7,9 @@ at import.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -46,6 +48,18 @@ def overload_name(op: OpOverload) -> str:
 def is_composite(op: OpOverload) -> bool:
     """Tell whether ``op.decompose`` calls other operators instead; autograd and inference mode see only those."""
     return op._can_decompose()
+
+
+@functools.cache
+def composite_kernel(op: OpOverload) -> Callable[..., Any] | None:
+    """Return the kernel of a composite operator, which calls other operators; None of any other operator.
+
+    For some ``op.decompose`` takes a function in Python, whose results may lie in other memory: that of dropout in eval mode
+    copies its argument, the kernel returns it.
+    """
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    has_one = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)
+    return functools.partial(op._op_dk, key) if has_one else None
 
 
 def below_autograd() -> AbstractContextManager[object]:

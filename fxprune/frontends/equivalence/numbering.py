@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fxprune.abstract.form import FakeMode, Form, IncomparableError, frozen, operator_errors, storage
 from fxprune.abstract.propagation import Effect, Propagation, Traits, written
 from fxprune.frontends.equivalence.values import Memory, OfTensors, OperatorCall, Value
-from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of, below_autograd, is_composite
+from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of, below_autograd, composite_kernel
 from fxprune.torch_internals.switches import watching_reads
 from fxprune.torch_internals.tensors import memory_of, pytree, read_numpy
 
@@ -152,7 +152,12 @@ class Execution(TorchDispatchMode):
         return self._now(self._value(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._noting_failures(self._follow, func, args, kwargs or {})
+        kwargs = kwargs or {}
+        kernel = None if func in _LINEAR or func in _NORMS else composite_kernel(func)
+        if kernel is not None:
+            with self:  # its own errors are errors of the code, which may catch them
+                return kernel(*args, **kwargs)
+        return self._noting_failures(self._follow, func, args, kwargs)
 
     def _follow(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of an operator; on stand-ins and leaves it is a stand-in."""
@@ -160,11 +165,6 @@ class Execution(TorchDispatchMode):
             args = (*args[: len(defaults) - 1], *defaults[min(len(args), len(defaults) - 1) :])
         elif func is _aten.detach_.default:
             return args[0]  # a matter of autograd alone; torch.tensor calls it
-        elif func not in _LINEAR and is_composite(func):
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
         tensors: list[Tensor] = []
         others = frozen((args, kwargs), tensors)
         values: list[Any] = [*map(self._known, tensors)]

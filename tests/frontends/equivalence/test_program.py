@@ -266,6 +266,23 @@ def test_writes_to_different_parts_of_a_constant_are_different() -> None:
         check_against_model(gm, other, (y,), {})
 
 
+@pytest.mark.usefixtures("no_numbers")
+def test_dropout_in_eval_mode_gives_its_argument_not_a_copy() -> None:
+    class Drops(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.l(x)
+            F.dropout(y, 0.5, False).add_(1)
+            return y * 2
+
+    model = Drops()
+    gm = fxprune.capture(model, y := x(), frontend="trace")
+    check_against_model(gm, model, (y,), {})
+    drop = only(gm, F.dropout)
+    drop.target, drop.args, drop.kwargs = torch.clone, drop.args[:1], {}
+    with pytest.raises(NumbersError):
+        check_against_model(gm, model, (y,), {})
+
+
 class AsksForAValue(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.l(x) * (2 if x.sum().item() > -1e9 else 3)
@@ -637,7 +654,7 @@ def test_a_failure_inside_the_numbering_is_seen(kind: type[Net], monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("of", "error"), [("leaf", KeyError), (torch.ops.aten.linear.default, NumberingError), ("after", KeyError)]
+    ("of", "error"), [("leaf", KeyError), (torch.ops.aten.linear.default, NumberingError), ("after", NumberingError)]
 )
 def test_after_a_failure_inside_the_numbering_nothing_else_is_tried(
     of: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch
@@ -663,6 +680,34 @@ def test_a_failure_to_note_what_a_node_gives_is_seen(as_programs: bool, frontend
         fxprune.capture(model, y, frontend=frontend)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class CatchesAComposite(Net):
+    """Calls an operator that consists of others, and itself refuses its arguments."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.l(x)
+        if type(y) is Tensor:
+            try:
+                return y.chunk(0)[0]
+            except RuntimeError:
+                pass
+        return y * 2
+
+
+@pytest.mark.usefixtures("no_numbers")
+def test_errors_of_composite_operators_are_errors_of_the_code() -> None:
+    fxprune.capture(CatchesAComposite(), x(), frontend="trace")
+
+
+def test_a_model_that_fails_in_a_composite_operator_is_compared_by_numbers() -> None:
+    class OneSample(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.cross_entropy(self.l(x), torch.tensor([1]), reduction="none")
+
+    gm = fxprune.capture(OneSample(), torch.randn(1, 4), frontend="trace")
+    with pytest.raises(CaptureError, match=r"the model itself fails.* to match target batch_size"):
+        check_against_model(gm, OneSample(), (x(),), {})
 
 
 class CatchesMissingValues(Net):
