@@ -8,5 +8,20 @@ softmax over the kept positions alone) and ``leaf_cards.py`` (the card of each s
 Tests: ``tests/functional``.
 """
 
-# Graphs pickled by version 0.1.0 look the functions up here.
-from fxprune.functional.layers import *  # noqa: F403
+# Graphs pickled by version 0.1.0 look these up here.
+from fxprune.functional.layers import (  # noqa: F401
+    add_if_,
+    batch_norm_momentum,
+    check_none,
+    check_shape,
+    gru,
+    instance_norm,
+    invert,
+    lstm,
+    lstm_cell,
+    multi_head_attention,
+    output_padding,
+    rnn_cell,
+    select_float,
+    select_int,
+)

@@ -7,5 +7,14 @@ and ``smallest.py``.
 Tests: ``tests/methods``.
 """
 
-# The records of graphs pickled by version 0.1.0 look the classes up here.
-from fxprune.methods.methods import *  # noqa: F403
+# The records of graphs pickled by version 0.1.0 look these up here.
+from fxprune.methods.methods import (  # noqa: F401
+    BasePruningMethod,
+    CustomFromMask,
+    Identity,
+    L1Unstructured,
+    LnStructured,
+    PruningContainer,
+    RandomStructured,
+    RandomUnstructured,
+)
