@@ -283,7 +283,7 @@ def trace(kept: ModelSnapshot, call: inspect.BoundArguments, *, decides: bool = 
 
 def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) -> Traced:
     model = kept.model
-    with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness():
+    with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness(), _no_limits_of_proxies():
         decisions = Decisions(call, model) if decides else None
         tracer = Tracer(call, kept.tensors, decisions)
         try:
@@ -310,6 +310,26 @@ def _check_names(graph: fx.Graph) -> None:
             raise CaptureError(
                 f"the function at {where} goes by the name of torch's {'.'.join(names)}, as functools.wraps lets it"
             )
+
+
+@contextlib.contextmanager
+def _no_limits_of_proxies() -> Iterator[None]:
+    """Let torch.finfo and torch.iinfo refuse a symbolic dtype.
+
+    They take every object that defines ``__torch_function__`` and read its memory as that of a dtype, so they may give the
+    limits of any other dtype: on Python 3.13 those of float8.
+    """
+
+    def refusing(limits: Any) -> Any:
+        def of(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
+                raise TypeError(f"torch.{limits.__name__} takes a dtype, not a symbolic value")
+            return limits(*args, **kwargs)
+
+        return of
+
+    with patch.multiple(torch, finfo=refusing(torch.finfo), iinfo=refusing(torch.iinfo)):
+        yield
 
 
 @contextlib.contextmanager

@@ -144,6 +144,21 @@ def test_what_only_decisions_were_for_is_not_in_the_graph() -> None:
     assert len(gm.graph.find_nodes(op="get_attr")) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_limits_are_those_of_the_dtype_whatever_lies_in_memory(dtype: torch.dtype) -> None:
+    class Limits(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.clamp(torch.finfo(x.dtype).min / 2) + (x > 0).byte().clamp(max=torch.iinfo((x > 0).byte().dtype).max // 2)
+
+    for _ in range(3):
+        gm = fxprune.capture(Limits(), torch.randn(2, 3, dtype=dtype), frontend="trace")
+        limits = [
+            value for node in gm.graph.nodes if node.target == "clamp" for value in (*node.args[1:], *node.kwargs.values())
+        ]
+        assert limits == [torch.finfo(dtype).min / 2, 127]
+    assert isinstance(torch.finfo(dtype), torch.finfo)  # the names are torch's again
+
+
 def few(net: Any, x: Tensor) -> Tensor:
     return x if x.shape[0] < 100 else -x
 
