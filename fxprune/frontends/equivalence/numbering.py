@@ -32,8 +32,8 @@ _aten = torch.ops.aten
 _LINEAR = frozenset(
     [_aten.linear.default, _aten.matmul.default, _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default]
 )
-# Norms, whose last argument chooses a kernel, with the defaults of all arguments. True stands for an argument without a default:
-# each call gives it, and the choice of a kernel is replaced by it.
+# Norms, whose last argument chooses a kernel, with the defaults of all arguments. True stands for an argument without a
+# default: each call gives it, and the choice of a kernel is replaced by it.
 _NORMS = {
     op: tuple(argument.default_value if argument.has_default_value() else True for argument in arguments_of(op))
     for op in (_aten.batch_norm.default, _aten.layer_norm.default, _aten.group_norm.default)
