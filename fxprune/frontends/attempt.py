@@ -21,7 +21,7 @@ from fxprune.frontends.torch_export import Exported, batched, export
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.parts import shared_copy
-from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.tensors import pytree, with_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Example:
 
     def _with_batch(self, change: Callable[[Tensor], Tensor]) -> Example:
         ids = {id(t) for t in batched(self.args, self.kwargs)}
-        args, kwargs = pytree.tree_map(lambda leaf: change(leaf) if id(leaf) in ids else leaf, (self.args, self.kwargs))
+        args, kwargs = with_tensors((self.args, self.kwargs), lambda tensor: change(tensor) if id(tensor) in ids else tensor)
         return dataclasses.replace(self, args=args, kwargs=kwargs)
 
 

@@ -19,7 +19,7 @@ from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import as_call, bind
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected
-from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.tensors import pytree, with_tensors
 
 Frontend = Literal["auto", "trace", "export"]
 
@@ -109,7 +109,8 @@ def _blame_inputs(example: Example) -> None:
         return
     try:
         with torch.no_grad(), in_mode(model.named_modules(), training=False):
-            model(*copy.deepcopy(example.args), **copy.deepcopy(example.kwargs))
+            args, kwargs = with_tensors((example.args, example.kwargs), Tensor.clone)
+            model(*args, **kwargs)
     except Exception as error:
         inputs = example.args, example.kwargs
         shapes, keywords = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, inputs)

@@ -21,7 +21,7 @@ from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.functional import layers
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK
 from fxprune.graph.paths import erase_unused, value_at
-from fxprune.torch_internals.graphs import graph_assert, guards_of
+from fxprune.torch_internals.graphs import graph_assert, guards_of, transforms
 from fxprune.torch_internals.switches import masks_unseen, no_fast_path, quiet, unlogged
 from fxprune.torch_internals.tensors import pytree
 
@@ -45,11 +45,15 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
         with ModelSnapshot(model).untouched(), quiet(), unlogged(), no_fast_path(), masks_unseen():
             shapes = _dynamic(model, args, kwargs) if free_batch else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            if transforms(program.graph):  # the nodes between would run only while a level of torch.func is open
+                program = program.run_decompositions({})
             # The guards are written into the graph below, as nodes that script and pickle.
             unlifted = program.module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds of errors, and the model may raise any
         raise CaptureError(in_short(error, 2)) from error
     graph = unlifted.graph
+    if left := transforms(graph):
+        raise CaptureError(f"node {left[0].name!r} opens a level of torch.func, which torch.export does not write out")
     graph.owning_module = None
     for node in graph.nodes:
         MODULE.set(node, _module_path(node))

@@ -33,7 +33,7 @@ from fxprune.graph.metadata import MODULE, STACK_TRACE
 from fxprune.graph.paths import sources, value_at
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.operators import TorchDispatchMode
-from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.tensors import tensors_in
 
 
 class Tracer(fx.Tracer):
@@ -171,7 +171,7 @@ class Tracer(fx.Tracer):
     def _input(self, name: str, value: Any) -> Any:
         type_expr = type(value) if isinstance(value, bool | int | float | str) else None
         placeholder = self.create_proxy("placeholder", name, (), {}, type_expr=type_expr)
-        if any(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in _leaves(value)):
+        if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors_in(value)):
             self._trainable.add(str(placeholder.node.target))
         if self.decisions is not None:
             self.decisions.given[name] = value
@@ -184,7 +184,7 @@ class Tracer(fx.Tracer):
             if isinstance(value, Tensor) and self.decisions is not None:
                 self.decisions.inputs[proxy.node] = value
             return proxy
-        if not any(isinstance(leaf, Tensor) for leaf in _leaves(value)):
+        if not tensors_in(value):
             check_value(functools.partial(self.create_proxy, "call_function", kwargs={}), proxy, name, value)
             return value
         if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
@@ -206,12 +206,6 @@ def _context() -> tuple[bool, ...]:
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
     )
-
-
-def _leaves(value: Any) -> list[Any]:
-    if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
-        return [leaf for field in dataclasses.fields(value) for leaf in _leaves(getattr(value, field.name))]
-    return pytree.tree_leaves(value)
 
 
 _ADVICE = "pass the positional inputs as a tuple in example_inputs and the keyword inputs as a dict in example_kwargs"

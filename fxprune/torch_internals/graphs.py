@@ -57,3 +57,12 @@ def guards_of(program: ExportedProgram) -> list[str]:
     """Return the conditions of an exported program on its inputs, as Python code over ``L``: ``L['x'].size()[0] >= 2``."""
     guards: Any = program._guards_code
     return list(guards)
+
+
+def transforms(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that open or close a level of ``torch.func`` or lay tensors into it, as ``torch.export`` records them.
+
+    A graph that fails between two of them leaves the level open for the process.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    return [node for node in calls if str(getattr(node.target, "__module__", "")).startswith("torch._functorch")]

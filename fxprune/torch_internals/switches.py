@@ -123,6 +123,17 @@ def unlogged() -> Iterator[None]:
     logging.disable(before)
 
 
+@shared
+def uncompiled() -> AbstractContextManager[Any]:
+    """Let code that ``torch.compile`` wraps run as it is written.
+
+    ``torch.cond``, ``while_loop`` and ``scan`` compile themselves. Where that fails under a mode, torch remembers the failure,
+    and they fail in the process from then on. As long as nothing has loaded the compiler, there is nothing to switch.
+    """
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def quiet(category: type[Warning] = Warning) -> Iterator[None]:
     """Hide warnings of a category, and those that another thread hides at the same time."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._prims_common import make_contiguous_strides_for as contiguous_strides
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 # The pytree of torch.fx and torch.export, which has no public name up to torch 2.14.
 from torch.utils import _pytree as pytree
@@ -54,3 +57,45 @@ def fake_like(state: dict[str, Any], meta: Tensor, device: torch.device) -> Fake
     lock_memory(fake)
     vars(fake).update(state)
     return fake
+
+
+class _OfCopies(TorchFunctionMode):
+    """Gives ``change(tensor)`` in place of a copy of each tensor that ``copy.deepcopy`` finds."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._change = change
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._change(args[0]) if func is Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a nested value with ``change`` of each tensor in place of the tensor, also in objects of any class.
+
+    An object that cannot be copied stays, with the tensors in it.
+    """
+    known: dict[int, Any] = {}
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return known[id(leaf)] if id(leaf) in known else known.setdefault(id(leaf), change(leaf))
+        if type(leaf) in _WITHOUT_TENSORS:
+            return leaf
+        try:
+            with _OfCopies(change):
+                return copy.deepcopy(leaf, known)
+        except Exception:  # such as a lock or a generator in it
+            return leaf
+
+    return pytree.tree_map(changed, value)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a nested value, each once, also those in objects of any class."""
+    found: list[Tensor] = []
+    with_tensors(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+_WITHOUT_TENSORS = frozenset({bool, int, float, complex, str, bytes, type(None), object, torch.dtype, torch.device})

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune.frontends.torch_export import of_any_batch
 from fxprune.frontends.trace import as_call, bind
 from fxprune.torch_internals.graphs import is_flattened
-from fxprune.torch_internals.tensors import hint, pytree
+from fxprune.torch_internals.tensors import hint, pytree, with_tensors
 from fxprune.verification.without_chance import WIDER
 
 Mode = Literal["eval", "train"]
@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """Return inputs with every tensor changed."""
-        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, self.kwargs))
+        args, kwargs = with_tensors((self.args, self.kwargs), change)
         return Inputs(args, kwargs)
 
     def copied(self, double: bool) -> Inputs:

@@ -23,7 +23,7 @@ from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.paths import all_tensors
 from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import accelerators, fixed_seed
-from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.tensors import pytree, with_tensors
 
 
 def _noting(fake: Callable[[FakeMode, Tensor, fx.Node], Tensor]) -> Callable[[fx.Node, Any], None]:
@@ -136,7 +136,7 @@ class ModelError(CaptureError):
 
 
 def _copied(inputs: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    return with_tensors(inputs, Tensor.clone)
 
 
 def _copied_state(module: nn.Module, parameters: bool) -> dict[str, Tensor]:

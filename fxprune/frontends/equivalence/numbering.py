@@ -23,7 +23,7 @@ from fxprune.abstract.form import FakeMode, Form, IncomparableError, frozen, ope
 from fxprune.abstract.propagation import Effect, Propagation, Traits, written
 from fxprune.frontends.equivalence.values import Memory, OfTensors, OperatorCall, Value
 from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of, below_autograd, composite_kernel
-from fxprune.torch_internals.switches import watching_reads
+from fxprune.torch_internals.switches import uncompiled, watching_reads
 from fxprune.torch_internals.tensors import memory_of, pytree, read_numpy
 
 _aten = torch.ops.aten
@@ -120,6 +120,7 @@ class Execution(TorchDispatchMode):
         with (
             torch.no_grad(),
             below_autograd(),
+            uncompiled(),
             watching_reads(lambda tensor: self._noting_failures(self._check_is_known, tensor)),
         ):
             for device in {torch.device("cpu"): None, **self._devices}:

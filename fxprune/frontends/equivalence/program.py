@@ -16,9 +16,12 @@ are locked.
 
 from __future__ import annotations
 
+import collections
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.func import functional_call
 
@@ -27,7 +30,7 @@ from fxprune.abstract.propagation import PROPAGATION
 from fxprune.frontends.equivalence.numbering import Execution, Numbering
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.torch_internals.switches import accelerators, fixed_seed
-from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.tensors import with_tensors
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
@@ -37,7 +40,9 @@ def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, Mapping):
         kind = dict if isinstance(value, dict) else type(value)
         return kind, {key: described(part, leaf) for key, part in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, np.ndarray):
+        return np.ndarray, value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, list | tuple | collections.deque):
         return list if isinstance(value, list) else type(value), [described(part, leaf) for part in value]
     if hasattr(value, "__dict__") and not isinstance(value, type):
         return type(value), described(vars(value), leaf)
@@ -118,6 +123,5 @@ class Programs:
 
 
 def _inputs(execution: Execution, inputs: Any) -> Any:
-    leaves, spec = pytree.tree_flatten(inputs)
-    leaves = [execution.stand_in(v, "input", i) if isinstance(v, Tensor) else v for i, v in enumerate(leaves)]
-    return pytree.tree_unflatten(leaves, spec)
+    places = itertools.count()
+    return with_tensors(inputs, lambda tensor: execution.stand_in(tensor, "input", next(places)))
