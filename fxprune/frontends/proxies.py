@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import dis
+import math
 import operator
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from torch import fx
+import numpy as np
+from torch import Tensor, fx
 from torch.fx.proxy import TraceError
 
 from fxprune.graph.metadata import IN_PLACE
+
+# Attributes and methods that depend on the form of a tensor alone, not on its values.
+_OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")
+
+
+def is_form(node: fx.Node) -> bool:
+    """Tell whether a node asks for the form of a tensor."""
+    name = node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None
+    return name in _OF_FORM
 
 
 def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
@@ -24,20 +35,38 @@ def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any]
     return record
 
 
+def _asking(question: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that asks the tracer of a symbolic value for the answer of ``question`` on the number behind it."""
+
+    def ask(self: fx.Proxy, *args: Any, **kwargs: Any) -> Any:
+        return cast(Any, self.tracer).decide(self, lambda value: question(value, *args, **kwargs))
+
+    return ask
+
+
 class _Asking(fx.Proxy):
     """A symbolic value that asks its tracer when the code needs a number: a length, an index, a dtype."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and not hasattr(Tensor, name):
+            raise AttributeError(name)  # a protocol, such as of numpy, which asks a tensor by another
         tracer: Any = self.tracer
         found = _Attribute(self, name)
         # Functions such as torch.finfo take no symbolic dtype.
         return tracer.decide(found, lambda value: value) if name == "dtype" and tracer.decisions is not None else found
 
-    def __len__(self) -> int:
-        return self.tracer.decide(self, len)  # type: ignore[attr-defined, no-any-return]
+    # Python calls these where it needs the number itself, and raises TypeError where one is missing.
+    __len__, __index__, __float__, __complex__ = _asking(len), _asking(operator.index), _asking(float), _asking(complex)
+    __round__, __trunc__, __floor__, __ceil__ = _asking(round), _asking(math.trunc), _asking(math.floor), _asking(math.ceil)
+    __array__ = _asking(np.asarray)
 
-    def __index__(self) -> int:
-        return self.tracer.decide(self, operator.index)  # type: ignore[attr-defined, no-any-return]
+    def __format__(self, spec: str) -> str:
+        return _asking(format)(self, spec) if spec else str(self)
+
+    def __hash__(self) -> int:
+        """Return the hash of a size or a dtype, by which code looks up in dicts and sets; that of a tensor is its identity."""
+        of: Any = self.node.args[0] if self.node.target is operator.getitem else self.node
+        return _asking(hash)(self) if is_form(of) else id(self)
 
     def __iter__(self) -> Iterator[fx.Proxy]:
         """Return the elements, as many as the code has names for; torch.fx would disassemble all of the code each time."""
@@ -71,6 +100,7 @@ class Proxy(_Asking):
         """Write into the view that an index gives; an index with tensors or masks gives a copy, and is refused."""
         parts = index if isinstance(index, tuple) else (index,)
         if not all(part is None or part is ... or (isinstance(part, int | slice) and type(part) is not bool) for part in parts):
-            raise TraceError(f"the code assigns to {self.node.format_node()} by an index of tensors")
+            message = f"the code assigns to {self.node.format_node()} by an index of tensors"
+            raise cast(Any, self.tracer).note(TraceError(message))
         part: Any = operator.getitem(self, index)
         part.fill_(value) if isinstance(value, int | float) else part.copy_(value)

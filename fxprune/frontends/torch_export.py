@@ -22,8 +22,14 @@ from fxprune.functional import layers
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK
 from fxprune.graph.paths import erase_unused, value_at
 from fxprune.torch_internals.graphs import graph_assert, guards_of, transforms
+from fxprune.torch_internals.refusals import noting_refusals
 from fxprune.torch_internals.switches import masks_unseen, no_fast_path, quiet, unlogged
 from fxprune.torch_internals.tensors import pytree
+
+
+def swallowed(refusal: str) -> CaptureError:
+    """Return the error for a refusal that the model's code has caught, after which it went another way than in a real run."""
+    return CaptureError(f"the model's code catches an error that only the capture raises, and goes on: {refusal}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +47,13 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
     Raises:
         CaptureError: ``torch.export`` refuses the model; the cause is chained.
     """
+    refusals: list[str] = []
+
+    def note(error: Exception) -> None:
+        refusals.append(in_short(error, 2))  # the error itself would keep tensors alive
+
     try:
-        with ModelSnapshot(model).untouched(), quiet(), unlogged(), no_fast_path(), masks_unseen():
+        with ModelSnapshot(model).untouched(), quiet(), unlogged(), no_fast_path(), masks_unseen(), noting_refusals(note):
             shapes = _dynamic(model, args, kwargs) if free_batch else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             if transforms(program.graph):  # the nodes between would run only while a level of torch.func is open
@@ -51,6 +62,8 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, f
             unlifted = program.module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds of errors, and the model may raise any
         raise CaptureError(in_short(error, 2)) from error
+    if refusals:
+        raise swallowed(refusals[0])
     graph = unlifted.graph
     if left := transforms(graph):
         raise CaptureError(f"node {left[0].name!r} opens a level of torch.func, which torch.export does not write out")

@@ -25,8 +25,8 @@ from torch.fx.proxy import ParameterProxy, TraceError
 from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.model.snapshot import ModelSnapshot
-from fxprune.frontends.proxies import Proxy
-from fxprune.frontends.torch_export import check_value
+from fxprune.frontends.proxies import Proxy, is_form
+from fxprune.frontends.torch_export import check_value, swallowed
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.metadata import MODULE, STACK_TRACE
@@ -55,6 +55,7 @@ class Tracer(fx.Tracer):
         self._context = _context()
         self.decisions = decisions
         self._deciding, self._thread = False, threading.get_ident()
+        self.refusals: list[str] = []  # also those that the model's code catches
         self._lines_around = ""
         self._names = {tensor: name for name, tensor in reversed(tensors.items())}  # the first name of each tensor
         self._trainable: set[str] = set()  # names of parameters, modules and inputs that may require gradients
@@ -66,12 +67,20 @@ class Tracer(fx.Tracer):
     def decide(self, proxy: fx.Proxy, ask: Callable[[Any], Any]) -> Any:
         """Return ``ask`` of the number behind a symbolic value."""
         if self.decisions is None:
-            raise TraceError(f"the code needs the value of {proxy.node.format_node()}")
+            raise self.note(TraceError(f"the code needs the value of {proxy.node.format_node()}"))
         self._deciding = True
         try:
             return self.decisions.answer(proxy.node, ask)
+        except TraceError as error:
+            self.note(error)
+            raise
         finally:
             self._deciding = False
+
+    def note(self, error: Exception) -> Exception:
+        """Return an error that only the trace raises, and note it: whoever catches it, the trace is spoilt."""
+        self.refusals.append(in_short(error))  # the error itself would keep the trace alive
+        return error
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return the truth of a symbolic value."""
@@ -122,6 +131,22 @@ class Tracer(fx.Tracer):
         is_torchs = super().is_leaf_module(m, module_qualified_name)
         return is_torchs and not (nn.utils.parametrize.is_parametrized(m) or is_opaque(m))
 
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """Create a node and its symbolic value."""
+        try:
+            return super().create_proxy(*args, **kwargs)
+        except Exception as error:  # torch.fx and create_arg refuse in many ways
+            self.note(error)
+            raise
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return the name of a module."""
+        try:
+            return super().path_of_module(mod)
+        except NameError as error:
+            self.note(error)
+            raise
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node that names the module whose ``forward`` makes it, and the source line."""
         context = _context()
@@ -137,7 +162,7 @@ class Tracer(fx.Tracer):
     def _may_have_gradient(self, node: fx.Node) -> bool:
         """Tell whether a node is computed from anything that may require gradients, other than by the form of a tensor."""
         leaves = ("call_module", "get_attr", "placeholder")
-        return any(source.op in leaves and source.target in self._trainable for source in sources(node, _is_form))
+        return any(source.op in leaves and source.target in self._trainable for source in sources(node, is_form))
 
     def create_arg(self, a: Any) -> Any:
         """Refuse a tensor that was computed from parameters before the call: in the graph it would be a constant."""
@@ -211,21 +236,19 @@ def _context() -> tuple[bool, ...]:
 _ADVICE = "pass the positional inputs as a tuple in example_inputs and the keyword inputs as a dict in example_kwargs"
 _GRAPH_CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype})
 _SWITCHES = "the model switches gradients or autocast within forward, which a traced graph cannot keep"
-# Attributes and methods that depend on the form of a tensor alone, not on its values.
-_OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")
-
-
-def _is_form(node: fx.Node) -> bool:
-    name = node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None
-    return name in _OF_FORM
 
 
 class _NoRandomness(TorchDispatchMode):
     """Refuses random draws on real tensors while tracing: the numbers would become constants of the graph."""
 
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise CaptureError(f"the model draws random numbers ({func}) that do not depend on its inputs")
+            message = f"the model draws random numbers ({func}) that do not depend on its inputs"
+            raise self._tracer.note(CaptureError(message))
         return func(*args, **(kwargs or {}))
 
 
@@ -277,13 +300,15 @@ def trace(kept: ModelSnapshot, call: inspect.BoundArguments, *, decides: bool = 
 
 def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) -> Traced:
     model = kept.model
-    with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness(), _no_limits_of_proxies():
-        decisions = Decisions(call, model) if decides else None
-        tracer = Tracer(call, kept.tensors, decisions)
+    decisions = Decisions(call, model) if decides else None
+    tracer = Tracer(call, kept.tensors, decisions)
+    with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness(tracer), _no_limits_of_proxies():
         try:
             graph = tracer.trace(model)
         finally:
             tracer.decisions = None  # torch.fx leaves the tracer in a reference cycle
+        if tracer.refusals:
+            raise swallowed(tracer.refusals[0])
         _check_names(graph)
         if decisions is not None and decisions.taken:
             decisions.write_guards(graph)
@@ -316,8 +341,10 @@ def _no_limits_of_proxies() -> Iterator[None]:
 
     def refusing(limits: Any) -> Any:
         def of(*args: Any, **kwargs: Any) -> Any:
-            if any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
-                raise TypeError(f"torch.{limits.__name__} takes a dtype, not a symbolic value")
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, fx.Proxy):
+                    tracer: Any = value.tracer
+                    raise tracer.note(TypeError(f"torch.{limits.__name__} takes a dtype, not a symbolic value"))
             return limits(*args, **kwargs)
 
         return of
