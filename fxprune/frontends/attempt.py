@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import CaptureError
 from fxprune.frontends.assemble import assemble
-from fxprune.frontends.equivalence.check import ModelError, check_against_model
+from fxprune.frontends.equivalence.check import ModelError, check_against_model, remembers
 from fxprune.frontends.equivalence.program import Programs
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.frontends.modes.align import flatten
@@ -79,7 +79,7 @@ def by_trace(example: Example) -> Attempt:
     with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
         traced = trace(example.kept, call)
     attempt = Attempt(assemble(example.model, traced.graph, traced.constants))
-    attempt.notes += _state_notes(_check_first(example, attempt.gm, record=True))
+    attempt.notes += _state_notes(example, _check_first(example, attempt.gm, record=True))
     if reads:
         _follow_mode(attempt, example, reads, lambda: trace(example.kept, call, decides=traced.decides))
     if traced.for_several:
@@ -121,7 +121,7 @@ def by_export(example: Example) -> Attempt:
         attempt, _ = _export(example, free_batch=False)
         changes = _check(example, attempt.gm)
         attempt.notes.append(f"the graph takes only batches of the example's size, as the model fixes its batch size: {reason}")
-    attempt.notes += _state_notes(changes)
+    attempt.notes += _state_notes(example, changes)
     return attempt
 
 
@@ -129,11 +129,11 @@ def _export(example: Example, free_batch: bool) -> tuple[Attempt, str | None]:
     """Export in both modes; return the attempt and, where the model fixes its batch size, the reason."""
     model, args, kwargs = example.model, example.args, example.kwargs
     with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
-        exported = export(model, args, kwargs, free_batch=free_batch)
+        exported = export(example.kept, args, kwargs, free_batch=free_batch)
     attempt = Attempt(assemble(model, exported.graph, exported.constants))
     if reads and exported.fixed_batch is None:
         try:
-            _follow_mode(attempt, example, reads, lambda: export(model, args, kwargs, free_batch=free_batch))
+            _follow_mode(attempt, example, reads, lambda: export(example.kept, args, kwargs, free_batch=free_batch))
         except CaptureError as error:
             attempt.notes.append(f"in {_name(not model.training)} mode {error}")
             attempt.follows_mode = False
@@ -226,8 +226,13 @@ def _results_note(training: bool) -> str:
     )
 
 
-def _state_notes(changes: Changes) -> list[str]:
+def _state_notes(example: Example, changes: Changes) -> list[str]:
     names = list(dict.fromkeys(changes.rebound_numbers))
+    if changes.others:
+        several = example.doubled() if example.training else example
+        with in_mode(example.kept.modules, example.training):
+            if remembers(example.model, several.args, several.kwargs, example.programs):
+                names = list(dict.fromkeys([*names, *changes.others]))
     if not names:
         return []
     return [

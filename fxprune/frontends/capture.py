@@ -83,9 +83,13 @@ def _first_that_works(example: Example, frontend: Frontend) -> Attempt:
         attempts, frontend = {"copy": by_copy}, "auto"
     reasons: dict[str, CaptureError] = {}
     found: list[Attempt] = []
-    for name in attempts if frontend == "auto" else [frontend]:
+    tries = [(name, example) for name in (attempts if frontend == "auto" else [frontend])]
+    if example.kept.caches():  # what a cache holds would be a constant of the graph; what is no cache is one
+        computing = dataclasses.replace(example, kept=example.kept.without_caches())
+        tries = [(name, each) for name, _ in tries for each in (computing, example)]
+    for name, each in tries:
         try:
-            attempt = attempts[name](example)
+            attempt = attempts[name](each)
         except CaptureError as error:
             reasons[name] = error
             continue

@@ -41,19 +41,19 @@ class Exported:
     fixed_batch: str | None  # why the model fixes the batch size; None if every batch size fits
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, free_batch: bool) -> Exported:
-    """Export ``model`` in its current mode; ``free_batch`` leaves the batch size free where the model allows it.
+def export(kept: ModelSnapshot, args: tuple[Any, ...], kwargs: dict[str, Any], *, free_batch: bool) -> Exported:
+    """Export a model in its current mode; ``free_batch`` leaves the batch size free where the model allows it.
 
     Raises:
         CaptureError: ``torch.export`` refuses the model; the cause is chained.
     """
-    refusals: list[str] = []
+    model, refusals = kept.model, list[str]()
 
     def note(error: Exception) -> None:
         refusals.append(in_short(error, 2))  # the error itself would keep tensors alive
 
     try:
-        with ModelSnapshot(model).untouched(), quiet(), unlogged(), no_fast_path(), masks_unseen(), noting_refusals(note):
+        with kept.untouched(), quiet(), unlogged(), no_fast_path(), masks_unseen(), noting_refusals(note):
             shapes = _dynamic(model, args, kwargs) if free_batch else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             if transforms(program.graph):  # the nodes between would run only while a level of torch.func is open

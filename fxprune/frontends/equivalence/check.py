@@ -131,6 +131,31 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
     return changes
 
 
+def remembers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], programs: Programs) -> bool:
+    """Tell whether what the model's code keeps in attributes from one call changes what the next call computes."""
+    known = programs.remembers(args, kwargs)
+    if known is not None:
+        return known
+    inputs = args, kwargs
+    others = with_tensors(inputs, lambda t: t.detach() / 2 if t.is_floating_point() or t.is_complex() else t.clone())
+    try:
+        return bool(_computed(model, [others]) != _computed(model, [inputs, others]))
+    except Exception:  # the model's code may refuse the other values
+        return True
+
+
+def _computed(model: nn.Module, calls: list[Any]) -> Any:
+    """Return what the last of several calls of a model gives and writes; tensors are as before at each call."""
+    kinds = accelerators((*model.parameters(), *model.buffers()))
+    found: Any = None
+    with torch.no_grad(), ModelSnapshot(model).untouched():
+        for inputs in calls:
+            state = _copied_state(model, True)
+            with fixed_seed(kinds):
+                found = functional_call(model, state, *_copied(inputs), tie_weights=False), state
+    return described(found, _Numbers)
+
+
 class ModelError(CaptureError):
     """The model itself fails, so there is no result to compare the graph's with."""
 

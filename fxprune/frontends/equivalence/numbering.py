@@ -81,6 +81,7 @@ class Execution(TorchDispatchMode):
         self._effects = numbering.propagation
         self._values = OfTensors()  # of stand-ins
         self._leaves: dict[int, Value] = {}  # of the real tensors of leaves, by id
+        self._all_leaves: list[Value] = []  # a real tensor has another value in each call of the code
         self._constants = OfTensors()
         self._memories: dict[int, Memory] = {}  # of leaves and constants, by storage
         self._fresh: dict[int, torch.UntypedStorage] = {}  # made by computed calls
@@ -96,6 +97,7 @@ class Execution(TorchDispatchMode):
         form, memory = _form_in_memory(real), self._memory_of(real)
         value = Value(self._numbering.of("leaf", name, form, real.storage_offset()), form, memory, 0, real)
         self._leaves[id(real)] = value
+        self._all_leaves.append(value)
         self._devices.setdefault(real.device)
         return value
 
@@ -108,6 +110,10 @@ class Execution(TorchDispatchMode):
         value.address = storage(tensor)
         self._values[tensor] = value
         return tensor
+
+    def begin_again(self) -> None:
+        """Prepare for another call of the code: leaves that are made now have the values from before the last call."""
+        self._draws, self._memories = 0, {}
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -321,7 +327,7 @@ class Execution(TorchDispatchMode):
         gc.collect()
         if not self.leaks():
             return
-        env: dict[Value, Tensor] = {v: v.real.detach().clone() for v in self._leaves.values() if v.real is not None}
+        env: dict[Value, Tensor] = {v: v.real.detach().clone() for v in self._all_leaves if v.real is not None}
         with torch.no_grad():
             for entry in self._tape:
                 entry.run(env)

@@ -75,6 +75,27 @@ class Programs:
         theirs, changes = known
         return changes if self._run(lambda execution: self._of_graph(execution, run, (args, kwargs))) == theirs else None
 
+    def remembers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+        """Tell whether what the model's code keeps in attributes from one call changes what the next call computes.
+
+        The next call gets other inputs of these forms. None if that cannot be told from the operators.
+        """
+        first = self._run(lambda execution: self._of_calls(execution, [(args, kwargs)]))
+        later = self._run(lambda execution: self._of_calls(execution, [(args, kwargs)] * 2))
+        if first is None or later is None:
+            return None
+        return bool(first[0] != later[0] or _grows(later[1]))
+
+    def _of_calls(self, execution: Execution, calls: list[Any]) -> Any:
+        """Run the model's code in several calls; return what the last computes, and the lengths of plain state after each."""
+        lengths = [self._kept.plain.lengths()]
+        with self._kept.untouched():
+            for place, inputs in enumerate(calls, start=-len(calls)):
+                execution.begin_again()
+                result = self._call(execution, _inputs(execution, inputs, place))
+                lengths.append(self._kept.plain.lengths())
+            return described(result, execution.number), lengths
+
     def _of_model(self, inputs: Any) -> tuple[Any, Changes] | None:
         try:
             forms = described(inputs, lambda tensor: (Form.of(tensor), tensor.storage_offset()))
@@ -102,15 +123,20 @@ class Programs:
                     execution.mend_leaks()
 
     def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> Any:
-        """Run the model's code with stand-ins as its parameters and buffers, which the code may write to or replace."""
+        """Run the model's code, and return the numbers of results, inputs and tensors."""
+        stood_for = _inputs(execution, inputs)
+        with self._kept.untouched(changes):
+            return described(self._call(execution, stood_for), execution.number)
+
+    def _call(self, execution: Execution, stood_for: Any) -> Any:
+        """Call the model with stand-ins as its parameters and buffers, which the code may write to or replace."""
         stand_ins = {tensor: execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)}
         state = {name: stand_ins[tensor] for name, tensor in self._kept.tensors.items()}
-        stood_for = _inputs(execution, inputs)
-        with fixed_seed(self._kinds), self._kept.untouched(changes), execution.running():
+        with fixed_seed(self._kinds), execution.running():
             # All names are there: left to itself, the call does not put back the tensors of a module with two names.
             result = functional_call(self._kept.model, state, *stood_for, tie_weights=False)
         left = {tensor: state[name] for name, tensor in reversed(self._kept.tensors.items())}  # under its first name
-        return described((result, stood_for, [left[tensor] for tensor in self._tensors]), execution.number)
+        return result, stood_for, [left[tensor] for tensor in self._tensors]
 
     def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> Any:
         """Run a graph on the model's tensors, which get numbers without stand-ins: only the nodes of the graph use them."""
@@ -122,6 +148,12 @@ class Programs:
         return described((result, stood_for, self._tensors), execution.number)
 
 
-def _inputs(execution: Execution, inputs: Any) -> Any:
+def _inputs(execution: Execution, inputs: Any, *name: Any) -> Any:
     places = itertools.count()
-    return with_tensors(inputs, lambda tensor: execution.stand_in(tensor, "input", next(places)))
+    return with_tensors(inputs, lambda tensor: execution.stand_in(tensor, "input", next(places), *name))
+
+
+def _grows(lengths: list[dict[str, int]]) -> bool:
+    """Tell whether a list or dict has grown in each of two calls."""
+    before, between, after = lengths
+    return any(before[name] < between[name] < after[name] for name in before)

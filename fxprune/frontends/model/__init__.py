@@ -3,6 +3,6 @@
 In: a model. Out: the parameters that hooks of ``torch.nn.utils.prune`` mask, an error for any other hook, and a snapshot that
 undoes every change that the model's code makes to the model.
 
-Read ``snapshot.py`` first, then ``hooks.py``.
+Read ``snapshot.py`` first, then ``plain.py`` (what attributes hold) and ``hooks.py``.
 Tests: ``tests/frontends/model``.
 """

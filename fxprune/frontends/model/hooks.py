@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import prune as torch_prune
 
 from fxprune.errors import HookError
+from fxprune.frontends.model.plain import PlainState
 from fxprune.frontends.model.snapshot import Changes, Snapshot
 from fxprune.graph.masks import MASK, ORIG, rename
 from fxprune.graph.paths import Modules, join
@@ -52,13 +53,13 @@ def without_prune_hooks(modules: Modules) -> Iterator[list[Pruned]]:
     Yields the pruned parameters.
     """
     found: list[Pruned] = []
-    snapshots: list[Snapshot] = []
+    snapshots, plain = list[Snapshot](), PlainState()
     try:
         for path, module in modules:
             hooks = {k: h for k, h in module._forward_pre_hooks.items() if isinstance(h, torch_prune.BasePruningMethod)}
             if not hooks:
                 continue
-            snapshots.append(Snapshot(path, module))
+            snapshots.append(Snapshot(path, module, plain))
             for key, hook in hooks.items():
                 name = parameter_of(hook)
                 found.append(Pruned(join(path, name), module.get_buffer(name + MASK), hook))
@@ -71,3 +72,4 @@ def without_prune_hooks(modules: Modules) -> Iterator[list[Pruned]]:
     finally:
         for snapshot in snapshots:
             snapshot.restore(Changes())
+        plain.restore([], [])

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import operator
+import copy
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fxprune.frontends.model.plain import NUMBERS, PlainState, is_same_number, same_items
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.paths import all_tensors, join
 
 _REGISTRIES = frozenset(vars(nn.Module()))
-_IMMUTABLE = frozenset({bool, int, float, str, type(None), tuple})
-_NUMBERS = (int, float, bool, str)
+_IMMUTABLE = frozenset({bool, int, float, str, type(None)})
 _CONTAINERS = (dict, list, set)  # isinstance is faster with a tuple than with a union
+_DICTS = (dict, collections.OrderedDict)
 
 
 class Changes:
@@ -24,75 +25,71 @@ class Changes:
 
     def __init__(self) -> None:
         self.rebound_tensors: list[str] = []
-        self.rebound_numbers: list[str] = []
+        self.rebound_numbers: list[str] = []  # from one number to another, also within dicts and lists
+        self.others: list[str] = []  # such as from None to a tensor, or a list that has grown
 
 
 class Snapshot:
-    """The attributes of one module, with the contents of its dicts, lists and sets and the values of its plain tensors."""
+    """The attributes and registries of one module; ``plain`` keeps what its other attributes hold."""
 
-    def __init__(self, path: str, module: nn.Module) -> None:
+    def __init__(self, path: str, module: nn.Module, plain: PlainState) -> None:
         self.path, self.module = path, module
         self.attributes = dict(module.__dict__)
-        self.contents: dict[str, Any] = {}
-        self.empty: list[Any] = []  # the empty dicts, lists and sets: most registries
-        self.tensors: list[tuple[Tensor, Tensor]] = []  # each with a copy
+        self.contents: dict[str, Any] = {}  # of registries
+        self.empty: list[Any] = []  # the empty ones: most registries
         for name, value in self.attributes.items():
             if type(value) in _IMMUTABLE:
                 continue
-            if isinstance(value, _CONTAINERS):
+            if name not in _REGISTRIES:
+                if not isinstance(module, fx.GraphModule):  # whose generated code changes no attributes
+                    plain.add(join(path, name), value)
+            elif isinstance(value, _CONTAINERS):
                 if value:
                     self.contents[name] = value.copy()
                 else:
                     self.empty.append(value)
-            elif isinstance(value, Tensor) and not value.is_meta:
-                self.tensors.append((value, value.clone()))
 
-    def begin(self) -> None:
-        """Note the current mode of the module, and empty its dicts of tensors."""
+    def begin(self, caches: dict[int, Any] | None) -> None:
+        """Note the current mode of the module; put an empty dict in place of each of its ``caches``."""
         self.attributes["training"] = self.module.__dict__["training"]
-        for name, content in self.contents.items():
-            if name not in _REGISTRIES and isinstance(content, dict) and all(isinstance(v, Tensor) for v in content.values()):
-                self.attributes[name].clear()
+        if caches:
+            self.module.__dict__.update({name: caches[id(v)] for name, v in self.attributes.items() if id(v) in caches})
 
     def restore(self, changes: Changes) -> None:
         """Give the module its attributes back, and note which of them the code changed."""
         plain = self.module.__dict__
         for registry in ("_buffers", "_parameters"):
             before, now = self.contents.get(registry), plain.get(registry, {})  # the code may delete a registry
-            if before is None or _same_items(now, before):
+            if before is None or same_items(now, before):
                 continue
-            changes.rebound_tensors += [join(self.path, n) for n, t in before.items() if t is not None and now.get(n) is not t]
-        if not _same_items(plain, self.attributes):
+            changed = [name for name, tensor in before.items() if now.get(name) is not tensor]
+            for name in changed:
+                (changes.others if before[name] is None else changes.rebound_tensors).append(join(self.path, name))
+        if not same_items(plain, self.attributes):
             self._restore_attributes(plain, changes)
         for name, content in self.contents.items():
             held = self.attributes[name]
-            if isinstance(held, dict) and _same_items(held, content):
+            if isinstance(held, dict) and same_items(held, content):
                 continue
             held.clear()
-            held.extend(content) if isinstance(held, list) else held.update(content)
+            held.update(content)
         for held in filter(None, self.empty):
             held.clear()
-        for tensor, value in self.tensors:
-            if not torch.equal(tensor, value):
-                tensor.detach().copy_(value)
 
     def _restore_attributes(self, plain: dict[str, Any], changes: Changes) -> None:
+        changes.others += [join(self.path, name) for name in plain if name not in self.attributes]
         for name, value in self.attributes.items():
             now = plain.get(name)
-            if now is value:
+            if now is value or name == "training" or is_same_number(now, value):
                 continue
             if isinstance(value, Tensor):
                 changes.rebound_tensors.append(join(self.path, name))
-            elif name != "training" and type(value) in _NUMBERS and (type(now) is not type(value) or now != value):
+            elif isinstance(value, NUMBERS):
                 changes.rebound_numbers.append(join(self.path, name))
+            else:
+                changes.others.append(join(self.path, name))
         plain.clear()
         plain.update(self.attributes)
-
-
-def _same_items(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether two dicts hold the same objects under the same names in the same order: as after nearly every run."""
-    alike = len(one) == len(other) and all(map(operator.is_, one, other))
-    return alike and all(map(operator.is_, one.values(), other.values()))
 
 
 class ModelSnapshot:
@@ -101,25 +98,39 @@ class ModelSnapshot:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.modules = model, list(model.named_modules())
         self.tensors = all_tensors(self.modules)  # parameters, then buffers, by name
-        self._snapshots: list[Snapshot] | None = None
+        self.plain = PlainState(self.tensors.values())
+        self._snapshots: list[Snapshot] = []
+        self._hides_caches = False
+
+    def caches(self) -> list[dict[Any, Any]]:
+        """Return the plain dicts of tensors that modules have: caches of what ``forward`` computed before, or constants."""
+        dicts = [v for _, m in self.modules for k, v in vars(m).items() if type(v) in _DICTS and v and k not in _REGISTRIES]
+        return [found for found in dicts if all(isinstance(v, Tensor) for v in found.values())]
+
+    def without_caches(self) -> ModelSnapshot:
+        """Return the snapshot with an empty dict in place of each of :meth:`caches` while the model's code runs."""
+        hiding = copy.copy(self)
+        hiding._hides_caches = True
+        return hiding
 
     @contextlib.contextmanager
     def untouched(self, changes: Changes | None = None) -> Iterator[Changes]:
         """Give every module its attributes back after the context, and note in ``changes`` which of them the code changed.
 
-        Within the context, plain dicts of tensors start empty: they are caches of what ``forward`` computed before, and a
-        cached tensor would enter the graph as a constant. The values of parameters and buffers are not restored.
+        The values of parameters and buffers are not restored.
         """
         changes = Changes() if changes is None else changes
-        if self._snapshots is None:
+        if not self._snapshots:
             for _, module in self.modules:
                 if isinstance(module, CapturedModule):
                     module.compile_put_off()  # compiled within the context, its code would be undone with the attributes
-            self._snapshots = [Snapshot(path, module) for path, module in self.modules]
-        for snapshot in self._snapshots:
-            snapshot.begin()
+            self._snapshots += [Snapshot(path, module, self.plain) for path, module in self.modules]
+        empty = {id(found): type(found)() for found in self.caches()} if self._hides_caches else None
         try:
+            for snapshot in self._snapshots:
+                snapshot.begin(empty)
             yield changes
         finally:
             for snapshot in self._snapshots:
                 snapshot.restore(changes)
+            self.plain.restore(changes.rebound_numbers, changes.others)

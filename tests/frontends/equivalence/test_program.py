@@ -406,8 +406,8 @@ class Keeps(Net):
         self.last = self.l.weight + 1
         made = torch.zeros(2, 4)
         made[1] = y[1]
-        self.nested["a"].update(y=y, made=made, weight=self.l.weight)
-        _seen["view"] = y[:, :2]
+        self.nested["a"].update(y=y)
+        _seen.update(y=y, made=made, weight=self.l.weight, view=y[:, :2])
         return y
 
 
@@ -422,8 +422,9 @@ def test_what_the_model_keeps_elsewhere_is_as_after_a_real_run() -> None:
     expected = like(y).detach()
     gm = fxprune.capture(like, y, frontend="trace")
     check_against_model(gm, model, (y,), {})
-    kept = model.nested["a"]
+    kept = _seen
     assert "last" not in vars(model)
+    assert model.nested == {"a": {}}
     assert torch.equal(positions(4), torch.arange(4) * 2.0)
     assert torch.equal(kept["y"], expected)
     assert torch.equal(kept["made"], torch.stack([torch.zeros(4), expected[1]]))
