@@ -4,7 +4,6 @@ Captures a model as a ``torch.fx`` graph, puts masks on its parameters as graph 
 """
 
 from fxprune._version import __version__
-from fxprune.analysis.analyze import analyze
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.capture import capture
 from fxprune.errors import (
@@ -48,7 +47,7 @@ from fxprune.methods.methods import (
     remove,
 )
 from fxprune.passes import finalize, mask
-from fxprune.pipeline import prune, shrink
+from fxprune.pipeline import analyze, prune, shrink
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import plan
 from fxprune.reports.summary import summary

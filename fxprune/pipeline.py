@@ -1,4 +1,4 @@
-"""shrink and prune: the passes one after the other, with a check at the end."""
+"""analyze, shrink and prune: analysis and passes one after the other, with a check at the end."""
 
 from __future__ import annotations
 
@@ -13,26 +13,56 @@ from torch import fx, nn
 from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.fingerprint import remember
 from fxprune.capture import capture
 from fxprune.errors import PruneWarning, PruningValueError
 from fxprune.frontends.capture import Frontend
 from fxprune.graph.captured import CapturedModule, adopt, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
 from fxprune.graph.masks import all_masked
+from fxprune.graph.metadata import BAKED, KEEPS
 from fxprune.graph.parts import Graph, shared_copy
 from fxprune.importance import Importance
-from fxprune.passes.bake import Bake, baked_copy
+from fxprune.passes.bake import Bake
 from fxprune.passes.graph_pass import run_all
 from fxprune.passes.mask_units import MaskUnits
 from fxprune.passes.own_buffers import OwnBuffers
 from fxprune.passes.shrink import shrunk_copy
 from fxprune.passes.shrink_units import ShrinkUnits
+from fxprune.passes.unmask import unmasked
 from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
 from fxprune.torch_internals.switches import alone, uncollected
 from fxprune.verification.inputs import given
 from fxprune.verification.verify import verify as check
+
+
+def analyze(gm: fx.GraphModule) -> Dependencies:
+    """Find out which positions of which parameters and buffers have to be removed together.
+
+    The graph runs once on fake tensors: no weight is read, and models on the meta device do as well.
+
+    A masked graph is analysed without the masks of a plan and their corrections: a new plan may keep what they remove.
+
+    Args:
+        gm: a graph of :func:`fxprune.capture`, masked or not; only read. Its inputs carry example values
+            (``node.meta["val"]``), whose sizes are those that FLOPs are counted at.
+
+    Returns:
+        The groups, the reasons of what has to stay whole, and the mixing points.
+
+    Raises:
+        AnalysisError: an input node carries no example value, or a node cannot run on fake tensors; names the node.
+        RuleError: a rule does not fit an operator's shapes; names node, operator, rule and shapes.
+
+    Example:
+        >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
+        >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
+    """
+    found = unmasked(as_graph_module(gm))
+    remember(gm, found.gm, found.deps)
+    return found.deps.about(gm)
 
 
 def shrink(
@@ -148,9 +178,11 @@ def prune(
     """
     with uncollected(), compiled_later():  # most graphs are never called as they were captured
         gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
-        if all_masked(gm):
-            gm = baked_copy(gm)
         inputs = _inputs(gm, None, None) if verify else None
+        if all_masked(gm) or KEEPS.get(gm) or BAKED.get(gm):
+            given, (gm, _) = gm, shrunk_copy(gm)
+            if inputs is not None:
+                check(given, gm, *inputs)
         # In a function of its own, so that the analysis is gone when the collector is on again.
         masked, small, why = _pruned(
             gm,

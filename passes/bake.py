@@ -8,8 +8,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.graph.masks import all_masked
-from fxprune.graph.metadata import KEEPS, METHODS, ORIGINAL
-from fxprune.graph.parts import Graph, shared_copy
+from fxprune.graph.metadata import BAKED, KEEPS, METHODS, ORIGINAL
 from fxprune.graph.paths import holders
 from fxprune.passes.compensate import erase_corrections
 from fxprune.passes.graph_pass import GraphPass
@@ -19,11 +18,13 @@ from fxprune.torch_internals.graphs import free_names
 
 @dataclasses.dataclass(frozen=True)
 class Bake(GraphPass):
-    """Pass: bake all masks into new parameters, and erase the corrections.
+    """Pass: bake all masks into new parameters, and erase the corrections but for those that read keep vectors ``settled``.
 
     Requires: the modules of the graph are its own, as in a :func:`shared_copy`; parameters may be shared. Ensures: no parameter
     is masked, no correction is left, and the graph's text is the one before masking.
     """
+
+    settled: frozenset[str] = frozenset()
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Bake the masks, in place."""
@@ -34,9 +35,10 @@ class Bake(GraphPass):
                 fresh = nn.Parameter(old.clone() if old.is_inference() else old, requires_grad=masked.orig.requires_grad)
             for owner, attribute in held[masked.orig]:
                 owner._parameters[attribute] = fresh
-        modified = erase_corrections(gm)
+        modified = erase_corrections(gm, self.settled)
         modified |= remove_masks(gm, all_masked(gm))
         METHODS.pop(gm)
+        BAKED.pop(gm)
         free_names(gm.graph)
         return modified
 
@@ -45,10 +47,3 @@ class Bake(GraphPass):
         assert not all_masked(gm), "a parameter is masked"
         assert not any(map(ORIGINAL.get, gm.graph.nodes)), "a correction is left"
         assert KEEPS.get(gm) is None, "a correction is left"
-
-
-def baked_copy(gm: Graph) -> Graph:
-    """Return a copy with all masks baked into parameters of its own; parameters without a mask are shared."""
-    baked = shared_copy(gm)
-    Bake()(baked)
-    return baked

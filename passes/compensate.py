@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from fxprune.algebra.contents import Content
-from fxprune.analysis.corrections import Clear, Fill, Place, Rescale, Restrict
+from fxprune.analysis.corrections import Clear, Correction, Fill, Impossible, Place, Rescale, Restrict
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining
 from fxprune.functional import over_kept
@@ -81,7 +83,8 @@ class Compensation:
         flags = torch.from_numpy(self.kept(place.axis))
         content = self.deps.units.content(place.axis)
         if content not in self.known:
-            name = self.known[content] = f"fxprune_keep_{len(self.known)}"
+            free = (name for name in map("fxprune_keep_{}".format, itertools.count()) if not hasattr(self.gm, name))
+            name = self.known[content] = next(free)
             device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), torch.device("cpu"))
             self.gm.register_buffer(name, flags.to(device))
         record = KEEPS.setdefault(self.gm, {}).setdefault(self.known[content], [])
@@ -95,7 +98,7 @@ def _last(node: fx.Node, read: fx.Node) -> fx.Node:
     last = read
     for argument in node.all_input_nodes:
         origin = argument
-        while origin.target is over_kept.keep_only:
+        while origin is not read and origin.target is over_kept.keep_only:
             origin = origin.all_input_nodes[0]
         if origin is read:
             last = argument
@@ -110,12 +113,18 @@ def _stored(node: fx.Node, new: fx.Node) -> tuple[Any, ...]:
     return node.op, picklable(node.target), fx.map_arg(node.args, to_slot), fx.map_arg(node.kwargs, to_slot)
 
 
+def places_of(correction: Correction) -> tuple[Place, ...]:
+    """Return the places whose keep vectors a correction reads; none if it is impossible."""
+    if isinstance(correction, Impossible):
+        return ()
+    return correction.places if isinstance(correction, Restrict) else (correction.place,)
+
+
 def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, wanted: Iterable[Possible]) -> bool:
     """Bring the flags of a graph's corrections up to date, in place, if it has all of the wanted ones; tell whether it has."""
     record = KEEPS.get(gm) or {}
     present = {place for places in record.values() for place in places}
-    places = [place for c in wanted for place in (c.places if isinstance(c, Restrict) else (c.place,))]
-    if any((place.node, place.input, place.dim) not in present for place in places):
+    if any((place.node, place.input, place.dim) not in present for c in wanted for place in places_of(c)):
         return False
     for name, read_at in record.items():
         _, node, dim = read_at[0]
@@ -125,17 +134,49 @@ def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, wanted
     return True
 
 
-def erase_corrections(gm: fx.GraphModule) -> bool:
-    """Take all corrections out of a graph, in place, and tell whether there were any."""
+def corrected_otherwise(gm: fx.GraphModule, deps: Dependencies, kept: Remaining) -> set[str]:
+    """Return the keep vectors of corrections that leave out other positions than the ones that go.
+
+    Args:
+        gm: the graph.
+        deps: its analysis without masks.
+        kept: the positions that the masks leave.
+    """
+    found = set[str]()
+    for name, places in (KEEPS.get(gm) or {}).items():
+        flags = gm.get_buffer(name)
+        axes = [label.axes[dim] for _, value, dim in places if isinstance(label := deps.values.get(value), Label)]
+        if not flags.is_meta and any(not np.array_equal(flags.cpu().numpy(), kept(axis)) for axis in axes):
+            found.add(name)
+    return found
+
+
+def _keeps_of(node: fx.Node) -> set[str]:
+    """Return the keep vectors that a node reads."""
+    corrects = node.target in (over_kept.keep_only, over_kept.mean_of_kept) or ORIGINAL.get(node) is not None
+    return {str(read.target) for read in node.all_input_nodes if corrects and read.op == "get_attr"}
+
+
+def erase_corrections(gm: fx.GraphModule, settled: frozenset[str] = frozenset()) -> bool:
+    """Take corrections out of a graph, in place, and tell whether there were any.
+
+    Those that read one of the keep vectors ``settled`` stay, from now on as a part of the graph.
+    """
     record = KEEPS.pop(gm) or {}
     graph = gm.graph
-    for node in list(graph.nodes):
-        if node.target in (over_kept.keep_only, over_kept.mean_of_kept):
+    reads = {node: _keeps_of(node) & record.keys() for node in graph.nodes}
+    while more := [keeps for keeps in reads.values() if not keeps.isdisjoint(settled) and not keeps <= settled]:
+        settled = settled.union(*more)  # a correction over several axes stays as a whole
+    for node in [node for node, keeps in reads.items() if keeps]:
+        original = ORIGINAL.pop(node)
+        if not reads[node].isdisjoint(settled):
+            continue
+        if original is not None:
+            _restore(graph, node, original)
+        else:
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
-        elif (original := ORIGINAL.pop(node)) is not None:
-            _restore(graph, node, original)
-    for name in record:
+    for name in record.keys() - settled:
         for read in graph.find_nodes(op="get_attr", target=name):
             graph.erase_node(read)
         delattr(gm, name)

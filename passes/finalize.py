@@ -7,11 +7,10 @@ import dataclasses
 from torch import fx
 
 from fxprune.graph.masks import all_masked
-from fxprune.graph.metadata import BAKED, METHODS
+from fxprune.graph.metadata import METHODS
 from fxprune.graph.parts import Graph
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.mask_parameters import remove_masks
-from fxprune.passes.mask_units import dead_axes, is_structured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +23,6 @@ class Finalize(GraphPass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Bake the masks, in place."""
-        if is_structured(gm):
-            BAKED.set(gm, dead_axes(gm))
         modified = remove_masks(gm, all_masked(gm))
         if modified:
             METHODS.pop(gm)

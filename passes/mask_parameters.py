@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.algebra.axes import Flags
 from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValueError
 from fxprune.graph.captured import as_graph_module
 from fxprune.graph.masks import (
@@ -28,7 +29,7 @@ from fxprune.graph.masks import (
     replace_mask,
     unregister_masks,
 )
-from fxprune.graph.metadata import LOWERED, MOVED
+from fxprune.graph.metadata import BAKED, LOWERED, MOVED, REMOVED
 from fxprune.graph.paths import holders
 from fxprune.passes.lower import lower, take_over
 from fxprune.passes.raise_leaves import RaiseLeaves, readers
@@ -159,6 +160,11 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
 
     The Parameter objects stay. The graph is not recompiled. Returns whether there was a mask.
     """
+    if removed := removed_positions(gm, masked):
+        before = BAKED.get(gm) or {}
+        BAKED.set(gm, {**before, **{at: flags | before.get(at, False) for at, flags in removed.items()}})
+        if left := {at: flags for at, flags in (REMOVED.pop(gm) or {}).items() if at not in removed}:
+            REMOVED.set(gm, left)
     for entry in masked:
         with torch.inference_mode(False), torch.no_grad():
             # As in torch: the Parameter stays, its values become a new tensor. A parameter in the same memory stays as it is.
@@ -170,9 +176,22 @@ def remove_masks(gm: fx.GraphModule, masked: list[Masked]) -> bool:
     return bool(masked)
 
 
+def removed_positions(gm: fx.GraphModule, masked: Iterable[Masked]) -> dict[tuple[str, int], Flags]:
+    """Return for every axis that a structured mask of these parameters is on a flag for each position that it removes."""
+    found, on_meta = dict[tuple[str, int], Flags](), REMOVED.get(gm) or {}
+    for entry in masked:
+        for dim, mask in entry.by_axis.items():
+            if not mask.is_meta:
+                found[entry.name, dim] = (mask == 0).reshape(-1).cpu().numpy()
+            elif (entry.name, dim) in on_meta:
+                found[entry.name, dim] = on_meta[entry.name, dim]
+    return found
+
+
 def drop_structured_masks(gm: fx.GraphModule) -> None:
     """Take the masks of axes out of a graph, in place, without baking them; it is not recompiled, and nothing is raised."""
-    structured = [entry for entry in all_masked(gm) if entry.masks.keys() != {MASK}]
+    structured = [entry for entry in all_masked(gm) if entry.by_axis]
+    REMOVED.pop(gm)
     _put_back(_take_out(gm, structured))
     put_masks(gm, {entry.name: {MASK: entry.masks[MASK]} for entry in structured if MASK in entry.masks})
 

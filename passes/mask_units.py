@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.algebra.axes import Flags
-from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.corrections import Impossible, Restrict, corrections
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.fingerprint import recall, remember
+from fxprune.analysis.fingerprint import remember
 from fxprune.analysis.remaining import Remaining, dead_places
 from fxprune.errors import PlanError
 from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
-from fxprune.graph.metadata import BAKED
-from fxprune.graph.parts import shared_copy
-from fxprune.passes.compensate import Compensation, Possible, erase_corrections, update_keeps
+from fxprune.graph.metadata import REMOVED
+from fxprune.passes.compensate import Compensation, Possible, update_keeps
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower
-from fxprune.passes.mask_parameters import drop_structured_masks, put_masks
-from fxprune.passes.raise_leaves import RaiseLeaves
+from fxprune.passes.mask_parameters import put_masks
+from fxprune.passes.unmask import is_structured, strip, unmasked
 from fxprune.planning.plan import Plan
 from fxprune.torch_internals.switches import uncollected
 
@@ -32,7 +32,8 @@ class MaskUnits(GraphPass):
 
     Structured masks from before are replaced. Where they are on the same axes, they are updated and the graph stays as it is.
 
-    The analysis is of the graph without structured masks. The flags ``removed`` say for every unit whether it goes.
+    The analysis is of the graph without structured masks. The flags ``removed`` say for every unit whether it goes. Corrections
+    that read the keep vectors ``settled`` are a part of the graph.
 
     Raises:
         PlanError: a correction is impossible. Nothing has changed.
@@ -41,6 +42,7 @@ class MaskUnits(GraphPass):
 
     deps: Dependencies
     removed: Flags
+    settled: frozenset[str] = frozenset()
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Mask the units, in place."""
@@ -52,13 +54,12 @@ class MaskUnits(GraphPass):
             wanted.append(correction)
         masks = self._masks(gm, kept)
         if self._update(gm, kept, masks, wanted):
-            return True
-        strip(gm)
+            return False
+        strip(gm, self.settled)
         parameters = [find_parameter(gm, name) for name in masks]
         lower(gm, parameters, {place.node for c in wanted if isinstance(c, Restrict) for place in c.places})
-        if any(parameter.is_meta for parameter in parameters):  # a mask there has no values that could say
-            BAKED.set(gm, {at: flags for at, flags in dead_places(deps, kept).items() if at[0] in masks})
         put_masks(gm, masks)
+        self._note_on_meta(gm, kept, masks)
         compensation = Compensation(gm, deps, kept)
         for correction in wanted:
             compensation.write(correction)
@@ -81,12 +82,18 @@ class MaskUnits(GraphPass):
                 masks[tracked.name] = {f"{MASK}{dim}": _vector(parameter, dim, kept(axis)) for dim, axis in axes}
         return masks
 
+    def _note_on_meta(self, gm: fx.GraphModule, kept: Remaining, masks: Mapping[str, Any]) -> None:
+        """Note the positions that go on the graph if masks are on the meta device, where they have no values."""
+        if any(find_parameter(gm, name).is_meta for name in masks):
+            REMOVED.set(gm, {at: flags for at, flags in dead_places(self.deps, kept).items() if at[0] in masks})
+
     def _update(self, gm: fx.GraphModule, kept: Remaining, masks: dict[str, dict[str, Tensor]], wanted: list[Possible]) -> bool:
         """Update the masks where they stand, if they are on all axes that need one; tell whether they were."""
         present = {name: masked.masks for masked in all_masked(gm) for name in masked.names}
         on_all = all(given.keys() <= present.get(name, {}).keys() for name, given in masks.items())
-        if not masks or not on_all or not update_keeps(gm, self.deps, kept, wanted):
+        if not masks or not on_all or self.settled or not update_keeps(gm, self.deps, kept, wanted):
             return False
+        self._note_on_meta(gm, kept, masks)
         for mask in (mask for every in present.values() for ending, mask in every.items() if ending != MASK):
             mask.fill_(1)
         for name, given in masks.items():
@@ -97,53 +104,16 @@ class MaskUnits(GraphPass):
 
 @uncollected()
 def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
-    """Mask the units that a plan removes, in place, and tell whether anything changed; the graph is not recompiled."""
-    base = gm
-    if is_structured(base):
-        base = shared_copy(gm)
-        strip(base)
-        base.recompile()
-    deps = recall(gm, base)
-    if deps is None:
-        deps = find_dependencies(base)
-        remember(gm, base, deps)
-    removed = plan.removed(deps)
+    """Mask the units that a plan removes, in place, and tell whether the graph changed, which is not recompiled."""
+    found = unmasked(gm)
+    remember(gm, found.gm, found.deps)
+    removed = plan.removed(found.deps) | found.baked
     if not removed.any() and not is_structured(gm):
         return False
-    return MaskUnits(deps, removed).rewrite(gm)
+    return MaskUnits(found.deps, removed, found.settled).rewrite(gm)
 
 
 def _vector(parameter: nn.Parameter, dim: int, flags: Flags) -> Tensor:
     """Return flags in a shape that broadcasts to the parameter's, and in its dtype, which multiplies fastest."""
     vector = torch.from_numpy(flags.copy()).to(device=parameter.device, dtype=parameter.dtype)
     return vector.view([-1 if d == dim else 1 for d in range(parameter.dim())])
-
-
-def is_structured(gm: fx.GraphModule) -> bool:
-    """Tell whether a graph has structured masks."""
-    return any(ending != MASK for masked in all_masked(gm) for ending in masked.masks)
-
-
-def strip(gm: fx.GraphModule) -> None:
-    """Take structured masks and their corrections out of a graph, in place, without baking them; it is not recompiled."""
-    erase_corrections(gm)
-    drop_structured_masks(gm)
-    RaiseLeaves().rewrite(gm)
-
-
-def dead_axes(gm: fx.GraphModule) -> dict[tuple[str, int], Flags]:
-    """Return for every axis of a parameter that a structured mask is on, or was, which positions it removes.
-
-    Of baked masks only positions count that are zero still.
-    """
-    found: dict[tuple[str, int], Flags] = {}
-    for (name, dim), flags in (BAKED.get(gm) or {}).items():
-        weights = find_parameter(gm, name).detach().movedim(dim, 0)
-        if not weights.is_meta:
-            flags = flags & (weights.reshape(len(weights), -1).count_nonzero(1) == 0).cpu().numpy()
-        found[name, dim] = flags
-    for masked in all_masked(gm):
-        for ending, mask in masked.masks.items():
-            if ending != MASK and not mask.is_meta:
-                found[masked.name, int(ending.removeprefix(MASK))] = (mask == 0).reshape(-1).cpu().numpy()
-    return found

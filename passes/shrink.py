@@ -10,20 +10,18 @@ from torch import Tensor, fx
 from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.fingerprint import recall
 from fxprune.analysis.remaining import Remaining, dead_places, removed_units
 from fxprune.errors import AnalysisError
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.captured import adopt, compiled_later
 from fxprune.graph.masks import all_masked
-from fxprune.graph.metadata import BAKED
 from fxprune.graph.parts import Graph
-from fxprune.passes.bake import Bake, baked_copy
+from fxprune.passes.bake import Bake
 from fxprune.passes.fold_constants import FoldConstants, amounts_of
 from fxprune.passes.graph_pass import GraphPass, run_all
-from fxprune.passes.mask_units import dead_axes
 from fxprune.passes.own_buffers import OwnBuffers
 from fxprune.passes.shrink_units import ShrinkUnits
+from fxprune.passes.unmask import unmasked
 from fxprune.torch_internals.switches import alone, uncollected
 from fxprune.zeros.folds import Fold
 from fxprune.zeros.removable import ZeroSlices, masked_slices, removable, zero_slices
@@ -54,10 +52,8 @@ class Shrink(GraphPass):
 @uncollected()
 def shrunk_copy(gm: Graph, *, from_zeros: bool = False) -> tuple[Graph, bool]:
     """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`."""
-    copy, dead = baked_copy(gm), dead_axes(gm)
-    deps = recall(gm, copy) or find_dependencies(copy)
-    removed = removed_units(deps, dead)
-    BAKED.pop(copy)
+    found = unmasked(gm, bake=True)
+    copy, deps, removed = found.gm, found.deps, found.removed
     folds, amounts = list[Fold](), list[Tensor]()
     if zeros := zero_slices(copy) if from_zeros else masked_slices(gm):
         removed, folds, amounts = _with_others(copy, deps, removed, zeros)

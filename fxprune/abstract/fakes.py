@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.abstract.form import FakeMode, Form, IncomparableError, frozen
 from fxprune.abstract.propagation import PROPAGATION, Effect, Traits
+from fxprune.graph.metadata import EXAMPLE
+from fxprune.graph.pickling import Description
 from fxprune.torch_internals.operators import OpOverload
-from fxprune.torch_internals.tensors import FakeTensor, contiguous_strides, hint, memory_of
+from fxprune.torch_internals.tensors import FakeTensor, contiguous_strides, hint, memory_of, pytree
+
+
+def give_examples(gm: fx.GraphModule) -> None:
+    """Let the inputs of a graph that was pickled have example values again."""
+    nodes = [node for node in gm.graph.find_nodes(op="placeholder") if EXAMPLE.name in node.meta and "val" not in node.meta]
+    if not nodes:  # making a mode takes long
+        return
+    mode = FakeMode()
+    for node in nodes:
+        node.meta["val"] = pytree.tree_map_only(Description, lambda d: mode.make(Form(*dataclasses.astuple(d))), EXAMPLE[node])
 
 
 class Fakes:

@@ -16,19 +16,17 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.abstract.counters import READS_VALUE, Counters, number
-from fxprune.abstract.fakes import Fakes, has_hints
+from fxprune.abstract.fakes import Fakes, give_examples, has_hints
 from fxprune.abstract.propagation import written
 from fxprune.algebra.axes import Axis, Reason
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.fingerprint import remember
 from fxprune.analysis.flops import work_of
 from fxprune.analysis.operators import parameters_of
 from fxprune.analysis.sources import MAX_CONSTANT, Sources, forgotten, named_tensors
 from fxprune.analysis.steps import MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError
 from fxprune.functional import layers
-from fxprune.graph.captured import as_graph_module
 from fxprune.graph.interpreter import NodeRunner
 from fxprune.graph.metadata import LABEL
 from fxprune.graph.parts import ByMode
@@ -43,35 +41,11 @@ from fxprune.torch_internals.switches import alone, no_fast_path, uncollected
 from fxprune.torch_internals.tensors import DynamicOutputShapeException, FakeTensor, memory_of, pytree
 
 
-def analyze(gm: fx.GraphModule) -> Dependencies:
-    """Find out which positions of which parameters and buffers have to be removed together.
-
-    The graph runs once on fake tensors: no weight is read, and models on the meta device do as well.
-
-    Args:
-        gm: a graph of :func:`fxprune.capture`, masked or not; only read. Its inputs carry example values
-            (``node.meta["val"]``), whose sizes are those that FLOPs are counted at.
-
-    Returns:
-        The groups, the reasons of what has to stay whole, and the mixing points.
-
-    Raises:
-        AnalysisError: an input node carries no example value, or a node cannot run on fake tensors; names the node.
-        RuleError: a rule does not fit an operator's shapes; names node, operator, rule and shapes.
-
-    Example:
-        >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
-        >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
-    """
-    deps = find_dependencies(as_graph_module(gm))
-    remember(gm, gm, deps)
-    return deps
-
-
 @alone()
 @uncollected()
 def find_dependencies(gm: fx.GraphModule) -> Dependencies:
-    """Analyze a graph; see :func:`analyze`."""
+    """Analyze a graph as it is, its masks included; see :func:`fxprune.analyze`."""
+    give_examples(gm)
     labelling = _Labelling(gm)
     inputs = _example_inputs(gm, labelling.fakes)
     # Below autograd and above decomposition: composite operators arrive as they were called.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import math
@@ -97,6 +98,12 @@ class Dependencies:
         for rows in map(self.units.resolve, axes.values()):
             if not combined[rows].all():
                 self.units.keep_units_whole(rows[~combined[rows]], Reason("is not used with inputs like the examples"))
+
+    def about(self, gm: fx.GraphModule | None) -> Dependencies:
+        """Return the same result about another graph with the same nodes, such as a masked one."""
+        found = copy.copy(self)
+        vars(found)["gm"] = gm
+        return found
 
     @cached_property
     def costs(self) -> Costs:

@@ -8,7 +8,6 @@ fingerprint cannot describe, such as a user's own function, has no fingerprint a
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from typing import Any
 
@@ -33,19 +32,13 @@ def remember(gm: fx.GraphModule, base: fx.GraphModule, deps: Dependencies) -> No
     mark = fingerprint(base) if isinstance(gm, CapturedModule) else None
     ANALYSIS.pop(gm)
     if mark is not None:
-        ANALYSIS.set(gm, (mark, _about(None, deps)))  # without the graph, which would hold itself
+        ANALYSIS.set(gm, (mark, deps.about(None)))  # without the graph, which would hold itself
 
 
 def recall(gm: fx.GraphModule, base: fx.GraphModule) -> Dependencies | None:
     """Return the analysis kept on a graph, about ``base``; None if there is none, or if it may not hold for ``base``."""
     kept = ANALYSIS.get(gm)
-    return None if kept is None or kept[0] != fingerprint(base) else _about(base, kept[1])
-
-
-def _about(gm: fx.GraphModule | None, deps: Dependencies) -> Dependencies:
-    found = copy.copy(deps)
-    vars(found)["gm"] = gm
-    return found
+    return None if kept is None or kept[0] != fingerprint(base) else kept[1].about(base)
 
 
 def fingerprint(gm: fx.GraphModule) -> Any:

@@ -73,6 +73,11 @@ class Masked:
         return self.names[0]
 
     @property
+    def by_axis(self) -> dict[int, Tensor]:
+        """The masks of a single dimension each, by dimension; those of a plan."""
+        return {int(ending.removeprefix(MASK)): mask for ending, mask in self.masks.items() if ending != MASK}
+
+    @property
     def mask(self) -> Tensor:
         """The product of the masks, in a shape that broadcasts to the parameter's."""
         return functools.reduce(torch.mul, self.masks.values())

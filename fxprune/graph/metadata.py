@@ -65,8 +65,12 @@ KEPT = Key[Mapping[str, tuple[Tensor | None, ...]]]("fxprune.kept")
 Written by ``passes/slice_tensors.py``; read by ``verification/verify.py``."""
 
 BAKED = Key[Mapping[tuple[str, int], Any]]("fxprune.baked", shrunk=False)
-"""By parameter and dimension a flag for each position that a structured mask removed, where the mask itself no longer tells: it
-was baked, or is on the meta device. Written and read by ``passes/mask_units.py``; dropped by shrink."""
+"""By parameter and dimension a flag for each position that a baked structured mask removed. Written by
+``passes/mask_parameters.py``, read by ``passes/unmask.py``; dropped by shrink."""
+
+REMOVED = Key[Mapping[tuple[str, int], Any]]("fxprune.removed", shrunk=False)
+"""By parameter and dimension a flag for each position that a structured mask on the meta device removes, where the mask has no
+values. Written by ``passes/mask_units.py``, read by ``passes/mask_parameters.py``; dropped with the masks."""
 
 KEEPS = Key[dict[str, list[tuple[str, Any, int]]]]("fxprune.keeps", shrunk=False)
 """By keep vector, a buffer ``fxprune_keep_0``, ..., the places (node, input, dimension) whose corrections read it. Written,
@@ -104,6 +108,10 @@ KEPT_OF_VALUE = Key[Any]("fxprune_kept", pickled=False)
 VAL = Key[Any]("val", pickled=False)
 """torch's: example value, as fake tensors. Written by capture and, on inputs, by shrink, which drops it from shrunk nodes."""
 
+EXAMPLE = Key[Any]("fxprune_example")
+"""On the inputs of a graph that was pickled: the example value, with a ``Description`` in place of each tensor. Written by
+``graph/pickling.py``; read by ``abstract/fakes.py``, which makes ``val`` of it."""
+
 STACK_TRACE = Key[str]("stack_trace")
 """torch's: the lines of the model's code behind the node. Written by the front ends; read by ``graph/source_lines.py``."""
 
@@ -114,7 +122,8 @@ IS_WRAPPED = Key[bool]("is_wrapped")
 """torch's: the node calls a function given to ``fx.wrap``; the code of the graph repeats that. Written and read by torch.fx."""
 
 NODE_KEYS: tuple[Key[Any], ...] = (
-    MODULE, IN_PLACE, LOWERED, CALL, PATH, MOVED, ORIGINAL, KEPT_OF_VALUE, VAL, STACK_TRACE, NN_MODULE_STACK, IS_WRAPPED,
+    MODULE, IN_PLACE, LOWERED, CALL, PATH, MOVED, ORIGINAL, KEPT_OF_VALUE, VAL, EXAMPLE, STACK_TRACE, NN_MODULE_STACK,
+    IS_WRAPPED,
 )  # fmt: skip
 
 # -- attributes ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import operator
 import sys
@@ -10,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.node import Node, map_aggregate
 
-from fxprune.graph.metadata import NODE_KEYS
+from fxprune.graph.metadata import EXAMPLE, NODE_KEYS
 from fxprune.torch_internals.operators import HigherOrderOperator, OpOverload, OpOverloadPacket
+from fxprune.torch_internals.tensors import hint, pytree
 
 _PICKLED = {key.name for key in NODE_KEYS if key.pickled}
 
@@ -47,6 +49,26 @@ def take_moved_names() -> None:
 
 class _Reference(int):
     """The index of a node in a dumped graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A tensor without its values."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(tensor: Tensor) -> Description:
+        """Describe a tensor in ordinary memory."""
+        sizes, strides = ([int(hint(n)) for n in numbers] for numbers in (tensor.shape, tensor.stride()))
+        return Description(tuple(sizes), tuple(strides), tensor.dtype, tensor.device)
+
+
+def _described(leaf: Any) -> Any:
+    return Description.of(leaf) if isinstance(leaf, Tensor) and leaf.layout is torch.strided else hint(leaf)
 
 
 class Operator:
@@ -101,10 +123,19 @@ def dump(graph: fx.Graph) -> list[tuple[Any, ...]]:
             fx.map_arg(node.kwargs, to_index),
             node.name,
             node.type,
-            {key: value for key, value in node.meta.items() if key in _PICKLED},
+            {key: value for key, value in node.meta.items() if key in _PICKLED} | _example(node),
         )
         for node in graph.nodes
     ]
+
+
+def _example(node: Node) -> dict[str, Any]:
+    """Return the example value of an input as values that pickle."""
+    if node.op != "placeholder" or "val" not in node.meta:
+        return {}
+    found = pytree.tree_map(_described, node.meta["val"])
+    plain = all(isinstance(leaf, Description | int | float | complex | str | None) for leaf in pytree.tree_leaves(found))
+    return {EXAMPLE.name: found} if plain else {}
 
 
 def load(dumped: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:

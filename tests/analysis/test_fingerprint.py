@@ -18,7 +18,7 @@ import fxprune
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import fingerprint, recall
-from fxprune.passes.bake import baked_copy
+from fxprune.passes.unmask import unmasked
 from fxprune.rules import registry
 from fxprune.testing import check_graph
 
@@ -177,7 +177,7 @@ def test_the_analysis_of_a_masked_graph_is_that_from_before() -> None:
     gm = _captured()
     deps = fxprune.analyze(gm)
     fxprune.mask(gm, fxprune.plan(deps, 0.5))
-    baked = baked_copy(gm)
+    baked = unmasked(gm, bake=True).gm
     known = _carried(gm, baked)
     assert known.units is deps.units
     assert known.gm is baked
@@ -211,7 +211,7 @@ def test_the_analysis_goes_with_the_graph() -> None:
     gm = _captured()
     plan = fxprune.plan(fxprune.analyze(gm), 0.5)
     fxprune.mask(gm, plan)
-    units = weakref.ref(_carried(gm, baked_copy(gm)).units)
+    units = weakref.ref(_carried(gm, unmasked(gm, bake=True).gm).units)
     assert "_fxprune_analysis" not in vars(copy.deepcopy(gm))
     assert "_fxprune_analysis" not in vars(pickle.loads(pickle.dumps(gm)))
     gc.collect()

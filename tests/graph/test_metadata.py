@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.graph.metadata import BAKED, IS_WRAPPED, KEEPS, KEPT, METHODS, NODE_KEYS, Key
+from fxprune.graph.metadata import BAKED, EXAMPLE, IS_WRAPPED, KEEPS, KEPT, METHODS, NODE_KEYS, REMOVED, Key
 from fxprune.passes.lower import Lower
 
 X = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(2, 5)
-KEYS: list[Key[Any]] = [METHODS, KEPT, BAKED, KEEPS, *NODE_KEYS]
+KEYS: list[Key[Any]] = [METHODS, KEPT, BAKED, REMOVED, KEEPS, *NODE_KEYS]
 
 
 class Net(nn.Module):
@@ -50,7 +50,10 @@ def with_all_keys() -> fx.GraphModule:
     fxprune.shrink(masked(gm, "stem"))
     fxprune.finalize(masked(gm, "stem"))
     fxprune.l1_unstructured(masked(gm, "head"), "one.weight", 1)
-    IS_WRAPPED.set(next(iter(gm.graph.nodes)), True)  # torch's alone
+    first = next(iter(gm.graph.nodes))
+    IS_WRAPPED.set(first, True)  # torch's alone
+    EXAMPLE.set(first, None)  # of graphs from a pickle
+    REMOVED.set(gm, {})  # of graphs on the meta device
     return gm
 
 

@@ -6,9 +6,9 @@ import copy
 import datetime
 import functools
 import io
+import os
 import pickle
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,32 +156,31 @@ def test_compiled_without_a_graph_break(net: Any, inputs: Any, frontend: Any, tr
 X = torch.randn(4, 3, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(7))
 
 
-def _train_in_parallel(rank: int, port: int, file: Path | None = None) -> Any:
-    """Take one step on two of the four samples; return the output and the gradients, or save them."""
+def _train_in_parallel(rank: int, port: int, file: Path) -> None:
+    """Take one step on two of the four samples; save the output and the gradients."""
     timeout = datetime.timedelta(seconds=120)  # for the other process to come
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timeout)
-    try:
-        gm = masked_graph(ConvNet, conv_inputs, "trace").eval()
-        parallel = DistributedDataParallel(gm)
-        output = parallel(X[rank * 2 : rank * 2 + 2])
-        output.square().mean().backward()
-    finally:
-        dist.destroy_process_group()
-    found = output.detach(), {n: p.grad for n, p in gm.named_parameters()}
-    return found if file is None else torch.save(found, file)
+    gm = masked_graph(ConvNet, conv_inputs, "trace").eval()
+    parallel = DistributedDataParallel(gm)
+    output = parallel(X[rank * 2 : rank * 2 + 2])
+    output.square().mean().backward()
+    torch.save((output.detach(), {n: p.grad for n, p in gm.named_parameters()}), file)
+    dist.barrier()
+    os._exit(0)  # the group's destructor may wait for a thread that waits for the interpreter
 
 
-def test_distributed_data_parallel_with_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # torch puts one of its own there
+def test_distributed_data_parallel_with_two_processes(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    other = torch.multiprocessing.get_context("spawn").Process(target=_train_in_parallel, args=(1, port, tmp_path / "other"))
-    other.start()
-    ours = _train_in_parallel(0, port)
-    other.join()
-    assert other.exitcode == 0
-    outputs, grads = zip(ours, torch.load(tmp_path / "other"), strict=True)
+    spawned = torch.multiprocessing.get_context("spawn")
+    processes = [spawned.Process(target=_train_in_parallel, args=(rank, port, tmp_path / f"{rank}")) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    outputs, grads = zip(*(torch.load(tmp_path / f"{rank}") for rank in range(2)), strict=True)
     gm = masked_graph(ConvNet, conv_inputs, "trace").eval()
     expected = gm(X)
     assert relative_error(torch.cat(outputs), expected) <= 1e-9

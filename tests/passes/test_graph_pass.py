@@ -12,8 +12,9 @@ from torch.fx.passes.infra.pass_manager import PassManager
 
 import fxprune
 from fxprune.errors import ShrinkError
+from fxprune.graph.parts import shared_copy
 from fxprune.passes import Finalize, Lower, Mask, RaiseLeaves, Shrink
-from fxprune.passes.bake import Bake, baked_copy
+from fxprune.passes.bake import Bake
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.testing import check_graph
@@ -52,8 +53,8 @@ def _every_way(model: nn.Module, inputs: tuple[Tensor, ...], frontend: str = "tr
     for verify in (False, True):
         fxprune.prune(model, doubled(inputs), 0.5, frontend="trace" if frontend == "trace" else "export", verify=verify)
     plan = fxprune.plan(fxprune.analyze(gm), 0.5)
-    fxprune.shrink(fxprune.mask(baked_copy(gm), plan), verify=False)
-    PassManager([Mask(plan), Finalize(), Shrink()])(baked_copy(gm))
+    fxprune.shrink(fxprune.mask(shared_copy(gm), plan), verify=False)
+    PassManager([Mask(plan), Finalize(), Shrink()])(shared_copy(gm))
     text = gm.code
     PassManager([Lower([next(iter(gm.named_parameters()))[0]]), RaiseLeaves()])(gm)
     assert gm.code == text
