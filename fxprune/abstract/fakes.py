@@ -20,7 +20,7 @@ from fxprune.torch_internals.tensors import FakeTensor, contiguous_strides, hint
 
 def give_examples(gm: fx.GraphModule) -> None:
     """Let the inputs of a graph that was pickled have example values again."""
-    nodes = [node for node in gm.graph.find_nodes(op="placeholder") if EXAMPLE.name in node.meta and "val" not in node.meta]
+    nodes = [node for node in gm.graph.find_nodes(op="placeholder") if EXAMPLE.get(node) is not None and "val" not in node.meta]
     if not nodes:  # making a mode takes long
         return
     mode = FakeMode()
