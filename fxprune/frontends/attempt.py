@@ -227,6 +227,10 @@ def _results_note(training: bool) -> str:
 
 
 def _state_notes(example: Example, changes: Changes) -> list[str]:
+    written = [
+        f"forward changes its input {name!r}, as it adds, removes or assigns items or attributes; the graph leaves it as it is"
+        for name in dict.fromkeys(changes.inputs)
+    ]
     names = list(dict.fromkeys(changes.rebound_numbers))
     if changes.others:
         several = example.doubled() if example.training else example
@@ -234,8 +238,9 @@ def _state_notes(example: Example, changes: Changes) -> list[str]:
             if remembers(example.model, several.args, several.kwargs, example.programs):
                 names = list(dict.fromkeys([*names, *changes.others]))
     if not names:
-        return []
+        return written
     return [
+        *written,
         f"forward changes the Python value{'s' if len(names) > 1 else ''} {', '.join(names)}, which a graph has as a "
-        "constant; use a buffer for state that changes from call to call"
+        "constant; use a buffer for state that changes from call to call",
     ]

@@ -25,8 +25,13 @@ def is_form(node: fx.Node) -> bool:
     return name in _OF_FORM
 
 
-def _augmented(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
+def _augmented(operation: Callable[[Any, Any], Any], in_place: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
     def record(self: fx.Proxy, other: Any) -> Any:
+        tracer: Any = self.tracer
+        if self.node in tracer.written:
+            result = tracer.create_proxy("call_function", in_place, (self, other), {})
+            tracer.written.add(result.node)
+            return result
         result = operation(self, other)
         if isinstance(result, fx.Proxy):
             IN_PLACE.set(result.node, True)
@@ -88,13 +93,13 @@ class Proxy(_Asking):
     """A symbolic value whose ``x += y`` becomes ``x = x + y`` in the graph, on a node marked as in-place.
 
     Both give the same result, or the graph would fail its check. In place needs less memory, so the mark lets
-    :mod:`fxprune.passes.in_place` bring it back.
+    :mod:`fxprune.passes.in_place` bring it back. An input is written to in place, as the caller sees that.
     """
 
-    __iadd__ = _augmented(operator.add)
-    __isub__ = _augmented(operator.sub)
-    __imul__ = _augmented(operator.mul)
-    __itruediv__ = _augmented(operator.truediv)
+    __iadd__ = _augmented(operator.add, operator.iadd)
+    __isub__ = _augmented(operator.sub, operator.isub)
+    __imul__ = _augmented(operator.mul, operator.imul)
+    __itruediv__ = _augmented(operator.truediv, operator.itruediv)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write into the view that an index gives; an index with tensors or masks gives a copy, and is refused."""

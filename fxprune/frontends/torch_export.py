@@ -21,7 +21,7 @@ from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.functional import layers
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK
 from fxprune.graph.paths import erase_unused, value_at
-from fxprune.torch_internals.graphs import graph_assert, guards_of, transforms
+from fxprune.torch_internals.graphs import graph_assert, guards_of, refuse_other_items, transforms
 from fxprune.torch_internals.refusals import noting_refusals
 from fxprune.torch_internals.switches import masks_unseen, no_fast_path, quiet, unlogged
 from fxprune.torch_internals.tensors import pytree
@@ -68,6 +68,7 @@ def export(kept: ModelSnapshot, args: tuple[Any, ...], kwargs: dict[str, Any], *
     if left := transforms(graph):
         raise CaptureError(f"node {left[0].name!r} opens a level of torch.func, which torch.export does not write out")
     graph.owning_module = None
+    refuse_other_items(graph)
     for node in graph.nodes:
         MODULE.set(node, _module_path(node))
     # Such as the second name of a tied parameter, or a parameter that the code does not use.
@@ -197,3 +198,12 @@ def check_value(call: Callable[[Any, tuple[Any, ...]], Any], given: Any, name: s
         call(layers.check_none, (given, message))
     else:
         call(graph_assert, (call(operator.eq, (given, value)), message))
+
+
+def check_items(call: Callable[[Any, tuple[Any, ...]], Any], given: Any, name: str, value: Any) -> None:
+    """Check in a graph, as :func:`check_value` does, that a list has as many items as ``value``, or a dict the same keys."""
+    is_keyed = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    items, found = (sorted(value), call(sorted, (given,))) if is_keyed else (len(value), call(len, (given,)))
+    what = f"had the keys {', '.join(sorted(value))}" if is_keyed else f"had {len(value)} items"
+    message = f"input {name!r} {what} when the graph was captured; capture the model again for other items"
+    call(graph_assert, (call(operator.eq, (found, items)), message))

@@ -26,14 +26,14 @@ from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.proxies import Proxy, is_form
-from fxprune.frontends.torch_export import check_value, swallowed
+from fxprune.frontends.torch_export import check_items, check_value, swallowed
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.metadata import MODULE, STACK_TRACE
 from fxprune.graph.paths import sources, value_at
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.operators import TorchDispatchMode
-from fxprune.torch_internals.tensors import tensors_in
+from fxprune.torch_internals.tensors import tensors_in, with_tensors
 
 
 class Tracer(fx.Tracer):
@@ -55,6 +55,7 @@ class Tracer(fx.Tracer):
         self._context = _context()
         self.decisions = decisions
         self._deciding, self._thread = False, threading.get_ident()
+        self.written: set[fx.Node] = set()  # inputs, to which the caller sees what the code writes by ``x += y``
         self.refusals: list[str] = []  # also those that the model's code catches
         self._lines_around = ""
         self._names = {tensor: name for name, tensor in reversed(tensors.items())}  # the first name of each tensor
@@ -206,12 +207,17 @@ class Tracer(fx.Tracer):
         """Return the input that the model's code gets for ``value``: symbolic tensors inside real containers."""
         kind: Any = type(value)
         if isinstance(value, Tensor) or (kind in (int, float) and self.decisions is None):
-            if isinstance(value, Tensor) and self.decisions is not None:
-                self.decisions.inputs[proxy.node] = value
+            if isinstance(value, Tensor):
+                self.written.add(proxy.node)
+                if self.decisions is not None:
+                    self.decisions.inputs[proxy.node] = value
             return proxy
+        call = functools.partial(self.create_proxy, "call_function", kwargs={})
         if not tensors_in(value):
-            check_value(functools.partial(self.create_proxy, "call_function", kwargs={}), proxy, name, value)
-            return value
+            check_value(call, proxy, name, value)
+            return with_tensors(value, lambda tensor: tensor)  # the code may write into it
+        if kind in (list, tuple, dict, collections.OrderedDict):
+            check_items(call, proxy, name, value)
         if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
             parts = [self._unpack(proxy[i], f"{name}[{i}]", part) for i, part in enumerate(value)]
             return kind(parts) if kind in (list, tuple) else kind(*parts)

@@ -22,7 +22,7 @@ from fxprune.errors import PruningTypeError
 from fxprune.graph.masks import MaskLoading
 from fxprune.graph.metadata import ANALYSIS
 from fxprune.graph.pickling import dump, load
-from fxprune.torch_internals.graphs import OF_CODE, codegen_of, forget_code, has_code
+from fxprune.torch_internals.graphs import OF_CODE, codegen_of, flattened, forget_code, has_code
 from fxprune.torch_internals.switches import alone, quiet
 
 
@@ -51,6 +51,8 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         if not has_code(self):
             with alone():
                 super().recompile()
+
+    flattened = staticmethod(flattened)  # which the code of a graph of torch.export calls
 
     @property
     def code(self) -> str:

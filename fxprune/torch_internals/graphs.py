@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen
 
 TRACER_FILE = inspect.getfile(fx.Tracer)
@@ -38,6 +39,58 @@ def codegen_of(graph: fx.Graph) -> fx.graph.CodeGen:
 def is_flattened(gm: fx.GraphModule) -> bool:
     """Tell whether the graph's inputs are the leaves of the inputs of its forward, as in a graph of ``torch.export``."""
     return isinstance(codegen_of(gm.graph), _PyTreeCodeGen)
+
+
+class ExactInputs(_PyTreeCodeGen):
+    """Generates code that refuses dicts and lists among the inputs with other keys or more items than the graph has inputs for.
+
+    The code that torch.export generates ignores them.
+    """
+
+    def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
+        """Return the head of ``forward``, in which the method ``flattened`` of the graph takes the inputs apart."""
+        return super().gen_fn_def(*args, **kwargs).replace("fx_pytree.tree_flatten_spec(", "self.flattened(")
+
+
+def refuse_other_items(graph: fx.Graph) -> None:
+    """Let the code of a graph of torch.export refuse containers with other items, if it has containers among its inputs."""
+    codegen = graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen) and any(
+        not leaf.is_leaf() for spec in _children(codegen.pytree_info.in_spec) for leaf in _children(spec)
+    ):
+        graph.set_codegen(ExactInputs(codegen.pytree_info))
+
+
+def flattened(inputs: Any, spec: Any) -> list[Any]:
+    """Return the leaves of ``inputs``, which must have the structure ``spec``; raise AssertionError otherwise."""
+    _check_items(inputs, spec)
+    return tree_flatten_spec(inputs, spec)
+
+
+def _check_items(value: Any, spec: Any) -> None:
+    children = _children(spec)
+    if spec.type is dict and isinstance(value, dict):
+        if value.keys() != set(spec.context):
+            raise AssertionError(
+                f"an input has the keys {sorted(map(str, value))}, and had {spec.context} at the capture; {_AGAIN}"
+            )
+        parts = [value[key] for key in spec.context]
+    elif spec.type in (list, tuple) and isinstance(value, list | tuple):
+        if len(value) != len(children):
+            raise AssertionError(f"an input has {len(value)} items, and had {len(children)} at the capture; {_AGAIN}")
+        parts = list(value)
+    else:
+        return
+    for part, child in zip(parts, children, strict=True):
+        _check_items(part, child)
+
+
+def _children(spec: Any) -> list[Any]:
+    children: list[Any] = spec.children() if hasattr(spec, "children") else spec.children_specs  # the latter in older torch
+    return children
+
+
+_AGAIN = "capture the model again for other items"
 
 
 def is_erased(node: fx.Node) -> bool:

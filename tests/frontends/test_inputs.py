@@ -94,6 +94,7 @@ class Rebinds(nn.Module):
         return batch.x * 2
 
 
+@pytest.mark.filterwarnings("ignore:forward changes its input 'batch'")
 @pytest.mark.parametrize("make", [Batch, Plain, lambda t: types.SimpleNamespace(x=t)])
 def test_an_attribute_that_forward_rebinds_on_the_example_is_as_before(make: Callable[[Tensor], Any]) -> None:
     example = make(torch.zeros(2, 4))

@@ -17,13 +17,13 @@ from torch.func import functional_call
 from fxprune.abstract.form import FakeMode, Form, IncomparableError
 from fxprune.errors import CaptureError
 from fxprune.frontends.equivalence.numbering import NumberingError
-from fxprune.frontends.equivalence.program import Programs, described
+from fxprune.frontends.equivalence.program import Programs, described, noting_writes
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.paths import all_tensors
 from fxprune.graph.side_effects import writes_to_parameters
 from fxprune.torch_internals.switches import accelerators, fixed_seed
-from fxprune.torch_internals.tensors import pytree, with_tensors
+from fxprune.torch_internals.tensors import pytree, tensors_in, with_tensors
 
 
 def _noting(fake: Callable[[FakeMode, Tensor, fx.Node], Tensor]) -> Callable[[fx.Node, Any], None]:
@@ -104,7 +104,8 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
     failure: CaptureError | None = None
     writes, kinds = writes_to_parameters(gm), accelerators((*model.parameters(), *model.buffers()))
     run = NodeByNode(runner)
-    ours_state, values = _copied_state(run, writes), in_order(gm, _copied(inputs))
+    ours_state, ours_inputs, theirs_inputs = _copied_state(run, writes), _copied(inputs), _copied(inputs)
+    values, ours_read, theirs_read = in_order(gm, ours_inputs), tensors_in(ours_inputs), tensors_in(theirs_inputs)
     try:
         with torch.no_grad(), fixed_seed(kinds):
             ours = gm.graph.process_outputs(functional_call(run, ours_state, tuple(values), tie_weights=False))
@@ -118,7 +119,8 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
     theirs_state = _copied_state(model, writes)
     try:
         with torch.no_grad(), fixed_seed(kinds), ModelSnapshot(model).untouched() as changes:
-            theirs = functional_call(model, theirs_state, *_copied(inputs), tie_weights=False)
+            with noting_writes(model, theirs_inputs, changes):
+                theirs = functional_call(model, theirs_state, *theirs_inputs, tie_weights=False)
     except Exception as error:
         raise ModelError(f"the model itself fails on the example inputs: {error}") from error
     if failure is not None:
@@ -128,6 +130,8 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
     changed = [name for name, t in theirs_state.items() if not _close(ours_state[f"gm.{name}"], t)]
     if changed:
         raise CaptureError(f"the graph does not change {', '.join(changed)} as the model does")
+    if not all(map(_close, ours_read, theirs_read)):
+        raise CaptureError("the graph does not write to its inputs as the model does")
     return changes
 
 

@@ -17,20 +17,23 @@ are locked.
 from __future__ import annotations
 
 import collections
+import contextlib
+import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from fxprune.abstract.form import Form, IncomparableError
 from fxprune.abstract.propagation import PROPAGATION
 from fxprune.frontends.equivalence.numbering import Execution, Numbering
+from fxprune.frontends.model.plain import PlainState
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.torch_internals.switches import accelerators, fixed_seed
-from fxprune.torch_internals.tensors import with_tensors
+from fxprune.torch_internals.tensors import tensors_in, with_tensors
 
 
 def described(value: Any, leaf: Callable[[Tensor], Any]) -> Any:
@@ -125,27 +128,39 @@ class Programs:
     def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> Any:
         """Run the model's code, and return the numbers of results, inputs and tensors."""
         stood_for = _inputs(execution, inputs)
-        with self._kept.untouched(changes):
+        with self._kept.untouched(changes), noting_writes(self._kept.model, stood_for, changes):
             return described(self._call(execution, stood_for), execution.number)
 
     def _call(self, execution: Execution, stood_for: Any) -> Any:
         """Call the model with stand-ins as its parameters and buffers, which the code may write to or replace."""
         stand_ins = {tensor: execution.stand_in(tensor, "state", place) for place, tensor in enumerate(self._tensors)}
         state = {name: stand_ins[tensor] for name, tensor in self._kept.tensors.items()}
+        tensors = tensors_in(stood_for)
         with fixed_seed(self._kinds), execution.running():
             # All names are there: left to itself, the call does not put back the tensors of a module with two names.
             result = functional_call(self._kept.model, state, *stood_for, tie_weights=False)
         left = {tensor: state[name] for name, tensor in reversed(self._kept.tensors.items())}  # under its first name
-        return result, stood_for, [left[tensor] for tensor in self._tensors]
+        return result, tensors, [left[tensor] for tensor in self._tensors]
 
     def _of_graph(self, execution: Execution, run: Callable[[Any, Any], Any], inputs: Any) -> Any:
         """Run a graph on the model's tensors, which get numbers without stand-ins: only the nodes of the graph use them."""
         for place, tensor in enumerate(self._tensors):
             execution.leaf(tensor, "state", place)
         stood_for = _inputs(execution, inputs)
+        tensors = tensors_in(stood_for)
         with fixed_seed(self._kinds), execution.running():
             result = run(*stood_for)
-        return described((result, stood_for, self._tensors), execution.number)
+        return described((result, tensors, self._tensors), execution.number)
+
+
+@contextlib.contextmanager
+def noting_writes(model: nn.Module, inputs: Any, changes: Changes) -> Iterator[None]:
+    """Note which inputs have other items or attributes after the context; writes to their tensors are compared instead."""
+    plain = PlainState(tensors_in(inputs))
+    for name, value in inspect.signature(model.forward).bind(*inputs[0], **inputs[1]).arguments.items():
+        plain.add(name, value)
+    yield
+    plain.restore(changes.inputs, changes.inputs)
 
 
 def _inputs(execution: Execution, inputs: Any, *name: Any) -> Any:

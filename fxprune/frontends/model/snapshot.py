@@ -27,6 +27,7 @@ class Changes:
         self.rebound_tensors: list[str] = []
         self.rebound_numbers: list[str] = []  # from one number to another, also within dicts and lists
         self.others: list[str] = []  # such as from None to a tensor, or a list that has grown
+        self.inputs: list[str] = []  # names of inputs with other items or attributes than before
 
 
 class Snapshot:
