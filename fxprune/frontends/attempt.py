@@ -49,6 +49,10 @@ class Example:
         """Return the example with the first sample of its batch alone."""
         return self._with_batch(lambda batch: batch[:1])
 
+    def no_sample(self) -> Example:
+        """Return the example with an empty batch."""
+        return self._with_batch(lambda batch: batch[:0])
+
     def doubled(self) -> Example:
         """Return the example with a batch of one sample repeated, as torch.export takes a size of 1 for a constant."""
         return self._with_batch(lambda batch: torch.cat([batch, batch]) if len(batch) == 1 else batch)
@@ -80,10 +84,13 @@ def by_trace(example: Example) -> Attempt:
         traced = trace(example.kept, call)
     attempt = Attempt(assemble(example.model, traced.graph, traced.constants))
     attempt.notes += _state_notes(example, _check_first(example, attempt.gm, record=True))
+    if traced.for_several:
+        _check_other_batches(attempt, example, example.training)
     if reads:
         _follow_mode(attempt, example, reads, lambda: trace(example.kept, call, decides=traced.decides))
-    if traced.for_several:
-        _check_if_possible(example.one_sample(), attempt.gm)
+    if reads.writes:
+        attempt.follows_mode = False
+        attempt.notes.append(_writes_note(reads.writes, example.training))
     return attempt
 
 
@@ -110,7 +117,7 @@ def by_export(example: Example) -> Attempt:
     if reason is None:
         try:
             changes = _check_first(example, attempt.gm)
-            _check_if_possible(example.one_sample(), attempt.gm)
+            _check_other_batches(attempt, example, example.training)
         except CaptureError as error:
             if isinstance(error, ModelError) and example.is_meta:
                 # Code that reads values outside of an export fails here, as the meta device has no values.
@@ -131,9 +138,12 @@ def _export(example: Example, free_batch: bool) -> tuple[Attempt, str | None]:
     with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
         exported = export(example.kept, args, kwargs, free_batch=free_batch)
     attempt = Attempt(assemble(model, exported.graph, exported.constants))
-    if reads and exported.fixed_batch is None:
+    if exported.fixed_batch is None:
         try:
-            _follow_mode(attempt, example, reads, lambda: export(example.kept, args, kwargs, free_batch=free_batch))
+            if reads:
+                _follow_mode(attempt, example, reads, lambda: export(example.kept, args, kwargs, free_batch=free_batch))
+            else:  # the code may know its mode in a way that nobody sees
+                _check_mode(example, attempt.gm, not model.training)
         except CaptureError as error:
             attempt.notes.append(f"in {_name(not model.training)} mode {error}")
             attempt.follows_mode = False
@@ -162,10 +172,10 @@ def _follow_mode(attempt: Attempt, example: Example, reads: ModeReads, capture: 
     if lost:
         attempt.follows_mode = False
         return
-    for training in (not model.training, model.training):
-        with in_mode(gm.named_modules(), training), in_mode(example.kept.modules, training):
-            # Some layers need two samples to train on.
-            _check_if_possible(example.doubled() if training else example, gm)
+    _check_mode(example, gm, not model.training)
+    if other.for_several:
+        _check_other_batches(attempt, example, not model.training)
+    _check_mode(example, gm, model.training)
     if len({module.training for _, module in example.kept.modules}) > 1:
         _check_if_possible(example.doubled(), gm)
 
@@ -183,6 +193,23 @@ def _is_container(leaf: Any) -> bool:
 
 def _check(example: Example, gm: CapturedModule, record: bool = False) -> Changes:
     return check_against_model(gm, example.model, example.args, example.kwargs, record=record, programs=example.programs)
+
+
+def _check_mode(example: Example, gm: CapturedModule, training: bool) -> None:
+    """Check a graph in one mode of all modules, if the model runs in it."""
+    with in_mode(gm.named_modules(), training), in_mode(example.kept.modules, training):
+        # Some layers need two samples to train on.
+        _check_if_possible(example.doubled() if training else example, gm)
+
+
+def _check_other_batches(attempt: Attempt, example: Example, training: bool) -> None:
+    """Check a graph for several samples on one sample and, with a note in place of an error, on none."""
+    with in_mode(attempt.gm.named_modules(), training), in_mode(example.kept.modules, training):
+        _check_if_possible(example.one_sample(), attempt.gm)
+        try:
+            _check_if_possible(example.no_sample(), attempt.gm)
+        except CaptureError as error:
+            attempt.notes.append(f"with a batch of no samples the graph does not do what the model does: {error}")
 
 
 def _check_if_possible(example: Example, gm: CapturedModule) -> None:
@@ -215,6 +242,14 @@ def _mode_note(path: str, training: bool, reads: ModeReads) -> str:
         f"graph cannot keep; this part of the graph does what it does in {_name(training)} mode, whatever gm.train() or "
         f"gm.eval() say. The mode is asked for by {'; '.join(dict.fromkeys(map(str, by_user)))}. Capture the model in each "
         "mode if both matter."
+    )
+
+
+def _writes_note(writes: dict[str, str], training: bool) -> str:
+    listed = "; ".join(f"that of {path or '(the model itself)'} at {line}" for path, line in writes.items())
+    return (
+        f"forward sets the mode of modules ({listed}), which a graph of symbolic tracing does not; it computes what the model "
+        f"does in {_name(training)} mode. Set modes outside of forward, or capture the model in each mode if both matter."
     )
 
 

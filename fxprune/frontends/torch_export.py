@@ -39,6 +39,7 @@ class Exported:
     graph: fx.Graph
     constants: dict[str, Any]
     fixed_batch: str | None  # why the model fixes the batch size; None if every batch size fits
+    for_several: bool  # whether the export took the batch for more than one sample
 
 
 def export(kept: ModelSnapshot, args: tuple[Any, ...], kwargs: dict[str, Any], *, free_batch: bool) -> Exported:
@@ -79,7 +80,7 @@ def export(kept: ModelSnapshot, args: tuple[Any, ...], kwargs: dict[str, Any], *
     read = {str(node.target): value_at(unlifted, str(node.target)) for node in graph.find_nodes(op="get_attr")}
     of_model = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
     constants = {target: value for target, value in read.items() if target not in of_model}
-    return Exported(graph, constants, fixed_batch)
+    return Exported(graph, constants, fixed_batch, free_batch)
 
 
 _aten = torch.ops.aten

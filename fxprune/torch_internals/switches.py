@@ -146,10 +146,11 @@ _saved_filters = shared(warnings.catch_warnings)
 
 
 class _Watching(threading.local):
-    """The functions that this thread calls when a tensor is read, and when a ``training`` flag is."""
+    """The functions that this thread calls when a tensor is read, and when a ``training`` flag is read or written."""
 
     read: Callable[[Tensor], None] | None = None
     flag: Callable[[nn.Module, FrameType], None] | None = None
+    write: Callable[[nn.Module, FrameType], None] | None = None
 
 
 _WATCHING = _Watching()
@@ -194,13 +195,17 @@ class _TellingFlag:
             raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'") from None
 
     def __set__(self, module: nn.Module, value: bool) -> None:
+        if _WATCHING.write is not None:
+            _WATCHING.write(module, sys._getframe(1))
         module.__dict__["training"] = value
 
 
 @contextlib.contextmanager
-def watching_modes(watch: Callable[[nn.Module, FrameType], None]) -> Iterator[None]:
-    """Call ``watch`` with each module whose ``training`` flag this thread's code reads, and the frame of that code."""
-    with _flag_replaced(), patch.object(_WATCHING, "flag", watch):
+def watching_modes(
+    read: Callable[[nn.Module, FrameType], None], write: Callable[[nn.Module, FrameType], None] | None = None
+) -> Iterator[None]:
+    """Call ``read`` or ``write`` with each module whose ``training`` flag this thread's code reads or writes, and its frame."""
+    with _flag_replaced(), patch.multiple(_WATCHING, flag=read, write=write):
         yield
 
 

@@ -32,12 +32,24 @@ class ModeReads:
     """The reads of ``module.training`` during a capture, in order, without repetition."""
 
     def __init__(self, modules: Modules) -> None:
-        self._paths = {id(module): path for path, module in modules}
+        # By their attributes: for a module with several names torch.export has stand-ins with the attributes of the module.
+        self._paths = {id(vars(module)): path for path, module in modules}
+        every = modules[0][1].named_modules(remove_duplicate=False) if modules else ()
+        self._first = {path: self._paths[id(vars(module))] for path, module in every if id(vars(module)) in self._paths}
         self._seen: dict[Read, None] = {}
+        self.writes: dict[str, str] = {}  # the line that writes the flag of the module at a path
+
+    def note_write(self, module: nn.Module, frame: FrameType | None) -> None:
+        """Record that the code of ``frame`` writes the flag of ``module``, mostly by its method ``train`` or ``eval``."""
+        owner = self._paths.get(id(vars(module)))
+        while frame is not None and frame.f_code.co_filename == nn.Module.train.__code__.co_filename:
+            frame = frame.f_back
+        if owner is not None and frame is not None:
+            self.writes.setdefault(owner, f"{frame.f_code.co_filename}:{frame.f_lineno}")
 
     def note(self, module: nn.Module, frame: FrameType) -> None:
         """Record that the code of ``frame`` reads the flag of ``module``."""
-        owner = self._paths.get(id(module))
+        owner = self._paths.get(id(vars(module)))
         if owner is not None:
             line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
             self._seen.setdefault(Read(owner, self._reader(frame, owner), line))
@@ -45,7 +57,8 @@ class ModeReads:
     def _reader(self, frame: FrameType | None, default: str) -> str:
         """Return the path of the module of the innermost method that ``frame`` runs in, or ``default`` outside all methods."""
         while frame is not None:
-            path: str | None = self._paths.get(id(frame.f_locals.get("self")))
+            caller = frame.f_locals.get("self")
+            path = self._paths.get(id(vars(caller))) if isinstance(caller, nn.Module) else None
             if path is not None:
                 return path
             frame = frame.f_back
@@ -61,6 +74,7 @@ class ModeReads:
         ``self.block(x, drop=self.training)`` the flag of the caller decides on the nodes of ``block``.
         """
         while True:
+            path = self._first.get(path, path)
             if owners := {read.owner for read in self._seen if read.reader == path}:
                 return path if path in owners else owners.pop() if len(owners) == 1 else None
             if not path:
@@ -77,7 +91,7 @@ class ModeReads:
 def noting_mode_reads(modules: Modules) -> Iterator[ModeReads]:
     """Record, within the context, every read of the ``training`` flag of one of ``modules``."""
     reads = ModeReads(modules)
-    with watching_modes(reads.note):
+    with watching_modes(reads.note, reads.note_write):
         yield reads
 
 
