@@ -46,8 +46,8 @@ from fxprune.methods.methods import (
     random_unstructured,
     remove,
 )
-from fxprune.passes import finalize, mask
-from fxprune.pipeline import analyze, prune, shrink
+from fxprune.passes import finalize
+from fxprune.pipeline import analyze, mask, prune, shrink
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import plan
 from fxprune.reports.summary import summary

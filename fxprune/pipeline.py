@@ -1,21 +1,23 @@
-"""analyze, shrink and prune: analysis and passes one after the other, with a check at the end."""
+"""analyze, mask, shrink and prune: analysis and passes one after the other, with a check at the end."""
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import remember
 from fxprune.capture import capture
-from fxprune.errors import PruneWarning, PruningValueError
+from fxprune.errors import PruneWarning, PruningValueError, VerificationError
 from fxprune.frontends.capture import Frontend
 from fxprune.graph.captured import CapturedModule, adopt, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
@@ -25,6 +27,7 @@ from fxprune.graph.parts import Graph, shared_copy
 from fxprune.importance import Importance
 from fxprune.passes.bake import Bake
 from fxprune.passes.graph_pass import run_all
+from fxprune.passes.mask import Mask
 from fxprune.passes.mask_units import MaskUnits
 from fxprune.passes.own_buffers import OwnBuffers
 from fxprune.passes.shrink import shrunk_copy
@@ -34,8 +37,12 @@ from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
 from fxprune.torch_internals.switches import alone, uncollected
+from fxprune.torch_internals.tensors import pytree
 from fxprune.verification.inputs import given
 from fxprune.verification.verify import verify as check
+
+_Example = tuple[Any, Mapping[str, Any] | None]
+_HALF = (torch.half, torch.bfloat16)
 
 
 def analyze(gm: fx.GraphModule) -> Dependencies:
@@ -63,6 +70,50 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
     found = unmasked(as_graph_module(gm))
     remember(gm, found.gm, found.deps)
     return found.deps.about(gm)
+
+
+def mask(gm: Graph, masks: Plan | Mapping[str, Tensor], *, verify: bool = True) -> Graph:
+    """Mask parameters of a graph, in place.
+
+    A plan masks all that its removed units own, by one vector of flags for each axis, and corrects what combines their
+    positions, so that the graph computes what :func:`fxprune.shrink` will leave of it. A plan applied to a graph that an
+    earlier plan masked replaces that; on the same axes the masks are updated and the graph stays as it is.
+
+    Args:
+        gm: the graph.
+        masks: a plan; or for each dotted parameter name a tensor of the parameter's shape, of any real dtype, that
+            multiplies it. It replaces the mask that the parameter may have already.
+        verify: where a plan has corrections written into the graph, compare it in eval mode with what :func:`fxprune.shrink`
+            leaves of it, on random inputs like those of the capture. Nothing is compared on the meta device, nor if the
+            graph was not captured in this process, nor if only masks change.
+
+    Returns:
+        ``gm``.
+
+    Raises:
+        PlanError: the plan was made for another graph, or the graph changed since.
+        PruningAttributeError: a name is not a parameter of the graph.
+        PruningAssertionError: a mask has another shape than its parameter.
+        PruningTypeError: a mask is not a tensor, or a parameter is not of floating-point or complex dtype.
+        VerificationError: the masked graph does not compute what is left of it without the removed units.
+        LoweringError: a leaf module that holds one of the parameters cannot be written out.
+            In each case nothing has changed.
+
+    Example:
+        >>> gm = fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5))
+        >>> gm = fxprune.mask(gm, {"fc.weight": (gm.fc.weight.abs() > 0.1)})
+    """
+    before = shared_copy(as_graph_module(gm)) if verify and isinstance(masks, Plan) and _example(gm) is not None else None
+    modified = Mask(masks)(gm).modified
+    if before is not None and modified and KEEPS.get(gm) and (inputs := _example(gm)) is not None:
+        try:
+            with compiled_later():
+                smaller, _ = shrunk_copy(gm)
+            check(gm, smaller, *inputs, modes=("eval",), other_batch=False)
+        except BaseException:
+            adopt(gm, before)
+            raise
+    return gm
 
 
 def shrink(
@@ -107,19 +158,46 @@ def shrink(
     with compiled_later():
         smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
     if inputs is not None:
-        check(gm, smaller, *inputs)
+        _check_shrunk(gm, smaller, inputs, from_zeros)
     adopt(gm, smaller)
     return gm
 
 
-def _inputs(gm: fx.GraphModule, args: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any] | None] | None:
+def _check_shrunk(gm: fx.GraphModule, smaller: fx.GraphModule, inputs: _Example, from_zeros: bool) -> None:
+    """Compare a shrunk graph with the masked one.
+
+    A bias in half precision rounds the constants that it takes in. There the graphs are compared in their own precision, and
+    graphs with the same weights in double precision as any others.
+    """
+    try:
+        check(gm, smaller, *inputs)
+    except VerificationError:
+        if not any(p.dtype in _HALF for p in gm.parameters()):
+            raise
+        wide = copy.deepcopy(gm).double()
+        for node in wide.graph.find_nodes(op="placeholder"):
+            node.meta["val"] = pytree.tree_map_only(Tensor, lambda t: t.double() if t.dtype in _HALF else t, node.meta["val"])
+        with compiled_later():
+            smaller_wide, _ = shrunk_copy(wide, from_zeros=from_zeros)
+        check(wide, smaller_wide, *inputs)
+        check(gm, smaller, *inputs, precision="own")
+
+
+def _example(gm: fx.GraphModule) -> _Example | None:
+    """Return the inputs of the capture; None if there are none, or on the meta device, where there is nothing to compare."""
+    if isinstance(gm, CapturedModule) and not any(t.is_meta for t in (*gm.parameters(), *gm.buffers())):
+        return gm.example
+    return None
+
+
+def _inputs(gm: fx.GraphModule, args: Any, kwargs: Mapping[str, Any] | None) -> _Example | None:
     """Return the inputs to verify with; None on the meta device, where there is nothing to compare."""
     if any(t.is_meta for t in (*gm.parameters(), *gm.buffers())):
         return None
     if args is not None or kwargs is not None:
         return args if args is not None else (), kwargs
-    if isinstance(gm, CapturedModule) and gm.example is not None:
-        return gm.example
+    if (example := _example(gm)) is not None:
+        return example
     raise PruningValueError(
         "there are no inputs to verify with: the graph was not captured in this process; give example_inputs, or verify=False"
     )
@@ -180,11 +258,11 @@ def prune(
         gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
         inputs = _inputs(gm, None, None) if verify else None
         if all_masked(gm) or KEEPS.get(gm) or BAKED.get(gm):
-            given, (gm, _) = gm, shrunk_copy(gm)
+            masked, (gm, _) = gm, shrunk_copy(gm)
             if inputs is not None:
-                check(given, gm, *inputs)
+                _check_shrunk(masked, gm, inputs, from_zeros=False)
         # In a function of its own, so that the analysis is gone when the collector is on again.
-        masked, small, why = _pruned(
+        to_check, small, why = _pruned(
             gm,
             partial(
                 plan,
@@ -204,8 +282,8 @@ def prune(
     if why and amount != 0:
         with alone():  # another thread may hide warnings in a run
             warnings.warn(why, PruneWarning, stacklevel=2)
-    if masked is not None and inputs is not None:
-        check(masked, small, *inputs)
+    if to_check is not None and inputs is not None:
+        check(to_check, small, *inputs)
     return small
 
 

@@ -5,8 +5,8 @@ if __name__ != "fxprune.passes":
 
 from fxprune.passes.finalize import Finalize, finalize
 from fxprune.passes.lower import Lower
-from fxprune.passes.mask import Mask, mask
+from fxprune.passes.mask import Mask
 from fxprune.passes.raise_leaves import RaiseLeaves
 from fxprune.passes.shrink import Shrink
 
-__all__ = ["Finalize", "Lower", "Mask", "RaiseLeaves", "Shrink", "finalize", "mask"]
+__all__ = ["Finalize", "Lower", "Mask", "RaiseLeaves", "Shrink", "finalize"]

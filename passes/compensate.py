@@ -69,7 +69,8 @@ class Compensation:
     def _restrict(self, node: fx.Node, correction: Restrict) -> None:
         form = correction.form
         bound = bound_arguments(correction.call.op, node.args, node.kwargs)
-        values = [bound[name] if node.args or name in node.kwargs else node.kwargs["input"] for name in form.given]
+        reads = {name: _last(node, self.nodes[read]) for name, read in correction.reads.items()}
+        values = [reads.get(name, bound[name]) for name in form.given]
         with self.gm.graph.inserting_before(node):
             keeps = [self._keep(place) for place in correction.places]
             named = dict(zip(form.given[1:], values[1:], strict=True)) | form.plain_arguments(correction.call)

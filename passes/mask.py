@@ -9,7 +9,6 @@ from torch import Tensor, fx
 
 from fxprune.errors import PruningTypeError
 from fxprune.graph.masks import find_masked
-from fxprune.graph.parts import Graph
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.mask_parameters import insert_masks
 from fxprune.passes.mask_units import mask_plan
@@ -41,34 +40,3 @@ class Mask(GraphPass):
         """Raise AssertionError if one of the parameters is not masked."""
         for name in self.masks if isinstance(self.masks, Mapping) else ():
             assert find_masked(gm, name) is not None, f"{name!r} is not masked"
-
-
-def mask(gm: Graph, masks: Plan | Mapping[str, Tensor]) -> Graph:
-    """Mask parameters of a graph, in place.
-
-    A plan masks all that its removed units own, by one vector of flags for each axis, and corrects what combines their
-    positions, so that the graph computes what :func:`fxprune.shrink` will leave of it. A plan applied to a graph that an
-    earlier plan masked replaces that; on the same axes the masks are updated and the graph stays as it is.
-
-    Args:
-        gm: the graph.
-        masks: a plan; or for each dotted parameter name a tensor of the parameter's shape, of any real dtype, that
-            multiplies it. It replaces the mask that the parameter may have already.
-
-    Returns:
-        ``gm``.
-
-    Raises:
-        PlanError: the plan was made for another graph, or the graph changed since.
-        PruningAttributeError: a name is not a parameter of the graph.
-        PruningAssertionError: a mask has another shape than its parameter.
-        PruningTypeError: a mask is not a tensor, or a parameter is not of floating-point or complex dtype.
-        LoweringError: a leaf module that holds one of the parameters cannot be written out.
-            In each case nothing has changed.
-
-    Example:
-        >>> gm = fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5))
-        >>> gm = fxprune.mask(gm, {"fc.weight": (gm.fc.weight.abs() > 0.1)})
-    """
-    Mask(masks)(gm)
-    return gm

@@ -8,11 +8,11 @@ keeps an axis whole for which there is no correction.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from fxprune.algebra.axes import Axis, Rows
 from fxprune.algebra.units import Units
@@ -74,11 +74,15 @@ class Rescale:
 
 @dataclass(frozen=True, eq=False)
 class Restrict:
-    """Call the function of ``fxprune.functional`` that takes the statistics over kept positions alone."""
+    """Call the function of ``fxprune.functional`` that takes the statistics over kept positions alone.
+
+    ``reads`` has the node that returns each tensor that the function is given, by the operator's name of the argument.
+    """
 
     places: tuple[Place, ...]
     form: OverKept
     call: Call
+    reads: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +178,8 @@ class _Corrected:
     def _place(self, operand: int, dim: int) -> Place | None:
         """Return the place of an operand of the call, if the operand is also one of the node."""
         label = self.call.operands[operand]
-        if self.node is None or label is None:
-            return None
-        read = next((read for read in self.node.all_input_nodes if self.values.get(read.name) is label), None)
-        return None if read is None else self._place_of(read.name, dim, label.axes[dim])
+        read = self._read(label) if label is not None else None
+        return None if read is None or label is None else self._place_of(read.name, dim, label.axes[dim])
 
     def _place_of(self, value: str, dim: int, axis: Axis) -> Place | None:
         """Return the place of a dimension, unless its size grows with the batch: a keep vector has a fixed size."""
@@ -223,9 +225,32 @@ class _Corrected:
         form = self.card.over_kept
         first = min(p.operand for p in points)  # later operands, such as weights, have the same positions
         places = [self._place(first, dim) for dim in dict.fromkeys(p.dim for p in points if p.operand == first)]
-        if form is None or len(self.beside) > 1 or None in places or self._hides_operands():
+        reads = self._reads(form.given) if form is not None else None
+        if form is None or reads is None or len(self.beside) > 1 or None in places or self._hides_operands():
             return self._impossible(points[0].axis, points[0].kind)
-        return Restrict(tuple(place for place in places if place is not None), form, self.call)
+        return Restrict(tuple(place for place in places if place is not None), form, self.call, reads)
+
+    def _reads(self, names: Iterable[str]) -> dict[str, str] | None:
+        """Return the node that returns each tensor argument; None if one is made inside of the node.
+
+        Parameters of a module have no node yet: the module is written out as a function with the operator's names. Any other
+        function may name and order its arguments otherwise than the operator: the weight is the fourth of ``F.batch_norm``.
+        """
+        labels = {id(tensor): label for label, tensor in self.call.given()}
+        found: dict[str, str] = {}
+        for name in names:
+            if isinstance(tensor := self.call[name], Tensor):
+                read = self._read(labels[id(tensor)])
+                if read is not None:
+                    found[name] = read.name
+                elif self.node is None or self.node.op != "call_module":
+                    return None
+        return found
+
+    def _read(self, label: Label) -> fx.Node | None:
+        """Return the operand of the node with a label."""
+        reads = self.node.all_input_nodes if self.node is not None else ()
+        return next((read for read in reads if self.values.get(read.name) is label), None)
 
     def _hides_operands(self) -> bool:
         """Tell whether the node calls the user's own function, so that the operator's arguments need not be the node's."""

@@ -102,7 +102,7 @@ def by_copy(example: Example) -> Attempt:
     """
     assert isinstance(example.model, CapturedModule)
     copied = shared_copy(example.model)
-    _check(example, copied)
+    _check(example, copied, record=True)
     return Attempt(copied)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.analysis.corrections import Rescale
 from fxprune.graph.metadata import BAKED, KEEPS, REMOVED
+from fxprune.passes.compensate import Compensation
+from fxprune.passes.fold_constants import amounts_of
 from tests.compare import relative_error
 from tests.sequences.__main__ import sequence
 from tests.sequences.nets import NETS, network
@@ -26,6 +30,10 @@ def captured(number: int) -> fx.GraphModule:
 def masked(number: int, amount: float = 0.5) -> fx.GraphModule:
     gm = captured(number)
     return fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), amount))
+
+
+def groups(gm: fx.GraphModule) -> list[str]:
+    return [str(group) for group in fxprune.analyze(gm).groups]
 
 
 def masked_names(gm: fx.GraphModule) -> list[str]:
@@ -116,11 +124,11 @@ def test_another_plan_replaces_the_masks_of_a_plan_and_not_the_baked_ones(number
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_analyze_sees_past_the_masks_of_a_plan(number: int) -> None:
-    groups = [str(group) for group in fxprune.analyze(captured(number)).groups]
+    expected = groups(captured(number))
     gm = masked(number)
-    assert [str(group) for group in fxprune.analyze(gm).groups] == groups
+    assert groups(gm) == expected
     fxprune.finalize(gm)
-    assert [str(group) for group in fxprune.analyze(gm).groups] == groups
+    assert groups(gm) == expected
 
 
 def test_a_correction_that_is_a_part_of_the_graph_keeps_its_axis_whole() -> None:
@@ -189,3 +197,74 @@ def test_a_compiled_graph_is_compiled_once_for_many_plans() -> None:
 def test_sequences_of_public_calls(seed: int) -> None:
     made, error = sequence(seed, 6)
     assert not error, f"{made}: {error}"
+
+
+def test_a_masked_graph_is_compared_with_what_shrink_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    gm = captured(1)
+    plan = fxprune.plan(fxprune.analyze(gm), 0.5)
+    code, state, expected = gm.code, {n: t.clone() for n, t in gm.state_dict().items()}, gm(X)
+    write = Compensation.write
+    monkeypatch.setattr(Compensation, "write", lambda self, c: None if isinstance(c, Rescale) else write(self, c))
+    with pytest.raises(fxprune.VerificationError, match="the candidate does not compute what the reference does in eval mode"):
+        fxprune.mask(gm, plan)
+    assert gm.code == code
+    assert torch.equal(gm(X), expected)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in gm.state_dict().items())
+    fxprune.mask(gm, plan, verify=False)
+    assert "_mask0" in gm.code
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+@pytest.mark.parametrize("from_zeros", [True, False])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.Hardswish()])
+def test_biases_in_half_precision_take_constants_in(dtype: torch.dtype, from_zeros: bool, activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), activation, nn.Linear(16, 12), activation, nn.Linear(12, 3)).to(dtype).eval()
+    gm = fxprune.capture(model, X.to(dtype))
+    if from_zeros:
+        gm.get_parameter("0.weight").data[:8] = 0
+    else:
+        fxprune.ln_structured(gm, "0.weight", 0.5, n=2, dim=0)
+    expected = gm(X.to(dtype))
+    fxprune.shrink(gm, from_zeros=from_zeros)
+    assert gm.get_parameter("0.weight").shape == (8, 4)
+    assert relative_error(gm(X.to(dtype)), expected) <= 0.02
+
+
+def test_a_wrong_bias_in_half_precision_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 3)).to(torch.bfloat16).eval()
+    gm = fxprune.capture(model, X.to(torch.bfloat16))
+    fxprune.ln_structured(gm, "0.weight", 0.5, n=2, dim=0)
+    code = gm.code
+    monkeypatch.setattr("fxprune.passes.shrink.amounts_of", lambda *a: [t + 0.5 for t in amounts_of(*a)])
+    with pytest.raises(fxprune.VerificationError):
+        fxprune.shrink(gm)
+    assert gm.code == code
+
+
+def by_pickle(gm: fx.GraphModule) -> fx.GraphModule:
+    found = pickle.loads(pickle.dumps(gm))
+    assert isinstance(found, fx.GraphModule)
+    return found
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_graph_from_a_pickle_is_analysed_planned_masked_and_shrunk(number: int) -> None:
+    gm = by_pickle(captured(number))
+    deps = fxprune.analyze(gm)
+    assert [str(group) for group in deps.groups] == groups(captured(number))
+    fxprune.mask(gm, fxprune.plan(deps, 0.5))
+    expected = gm(X)
+    small = fxprune.shrink(by_pickle(by_pickle(gm)), example_inputs=X)
+    assert relative_error(small(X), expected) <= 1e-9
+    assert fxprune.plan(deps, 0.5).flops_before > 0
+
+
+def test_a_graph_that_carries_no_shapes_is_captured_again_with_inputs() -> None:
+    gm = captured(0)
+    for node in gm.graph.nodes:
+        node.meta.pop("val", None)
+    with pytest.raises(fxprune.AnalysisError, match="capture it again with example inputs"):
+        fxprune.analyze(gm)
+    again = fxprune.capture(gm, X)
+    assert groups(again) == groups(captured(0))
