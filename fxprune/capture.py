@@ -43,8 +43,8 @@ def capture(
         CaptureError: no front end can capture the model; gives the reason of each.
 
     Warns:
-        CaptureWarning: the graph cannot keep something that the model does: a dependence on the mode or on the batch size, or
-            state in plain Python. Says what and where.
+        CaptureWarning: the graph cannot keep something that the model does: a dependence on the mode or on the batch size,
+            state in plain Python, items that it gives its inputs, backwards that it writes by hand. Says what and where.
 
     Example:
         >>> gm = fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from fxprune.errors import CaptureError, InputError
 from fxprune.frontends.attempt import Attempt, Example, by_copy, by_export, by_trace
+from fxprune.frontends.equivalence.gradients import gradient_note
 from fxprune.frontends.equivalence.program import Programs
 from fxprune.frontends.model.hooks import Pruned, check_hooks, without_prune_hooks
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import as_call, bind
 from fxprune.graph.captured import CapturedModule, compiled_later
-from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected
+from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected, watching_backwards
 from fxprune.torch_internals.tensors import pytree, with_tensors
 
 Frontend = Literal["auto", "trace", "export"]
@@ -45,7 +47,7 @@ def capture_graph(
         with without_prune_hooks(modules) as pruned:
             kept = ModelSnapshot(model)
             with own_random_numbers(kept.tensors.values()) as other_generators:
-                attempt = _first_that_works(Example(model, args, kwargs, kept, Programs(kept)), frontend)
+                attempt = _with_gradients(Example(model, args, kwargs, kept, Programs(kept)), frontend)
         attempt.gm.example = (args, kwargs)
         drawn = [
             f"the model draws numbers from {name}; those drawn during the capture are constants of the graph"
@@ -75,6 +77,27 @@ def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[
         raise CaptureError(f"module {scripted[0] or '(the model itself)'!r} is TorchScript, which no front end looks into")
     bind(model, args, kwargs)
     return args, kwargs
+
+
+def _with_gradients(example: Example, frontend: Frontend) -> Attempt:
+    """Return the first attempt that works, with a note on the backwards that the model's code writes and the graph loses."""
+    backwards: dict[str, None] = {}
+
+    def note(name: str, code: CodeType) -> None:
+        backwards.setdefault(f"{name} ({code.co_filename}:{code.co_firstlineno})")
+
+    with watching_backwards(note):
+        attempt = _first_that_works(example, frontend)
+    if backwards:
+        for training in (example.training, not example.training) if attempt.follows_mode else (example.training,):
+            each = example.doubled() if training else example  # some layers need two samples to train on
+            inputs = each.args, each.kwargs
+            with in_mode(example.kept.modules, training), in_mode(attempt.gm.named_modules(), training):
+                lost = gradient_note(attempt.gm, example.model, inputs, backwards)
+            if lost is not None:
+                attempt.notes.append(lost)
+                break
+    return attempt
 
 
 def _first_that_works(example: Example, frontend: Frontend) -> Attempt:

@@ -17,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -146,11 +146,12 @@ _saved_filters = shared(warnings.catch_warnings)
 
 
 class _Watching(threading.local):
-    """The functions that this thread calls when a tensor is read, and when a ``training`` flag is read or written."""
+    """The functions that this thread calls when a tensor or a ``training`` flag is read or written, and for own backwards."""
 
     read: Callable[[Tensor], None] | None = None
     flag: Callable[[nn.Module, FrameType], None] | None = None
     write: Callable[[nn.Module, FrameType], None] | None = None
+    backward: Callable[[str, CodeType], None] | None = None
 
 
 _WATCHING = _Watching()
@@ -175,6 +176,33 @@ def _reads_replaced() -> AbstractContextManager[Any]:
 
     base = torch._C.TensorBase
     return patch.multiple(Tensor, tolist=telling(base.tolist), numpy=telling(base.numpy))
+
+
+@contextlib.contextmanager
+def watching_backwards(watch: Callable[[str, CodeType], None]) -> Iterator[None]:
+    """Call ``watch`` with name and code of each autograd.Function that this thread calls, and of each hook on a tensor."""
+    with _backwards_replaced(), patch.object(_WATCHING, "backward", watch):
+        yield
+
+
+@shared
+@contextlib.contextmanager
+def _backwards_replaced() -> Iterator[None]:
+    function = torch.autograd.Function
+    apply, register = vars(function)["apply"].__func__, Tensor.register_hook
+
+    def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if _WATCHING.backward is not None:
+            _WATCHING.backward(cls.__qualname__, cls.forward.__code__)
+        return apply(cls, *args, **kwargs)
+
+    def registered(tensor: Tensor, hook: Any) -> Any:
+        if _WATCHING.backward is not None:
+            _WATCHING.backward("register_hook", sys._getframe(1).f_code)
+        return register(tensor, hook)
+
+    with patch.object(function, "apply", classmethod(applied)), patch.object(Tensor, "register_hook", registered):
+        yield
 
 
 class _TellingFlag:
