@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tabulate import tabulate
@@ -19,6 +20,7 @@ from fxprune.analysis.remaining import Remaining, removed_units
 from fxprune.errors import PlanError
 from fxprune.planning.ranking import Ranking, Scores
 
+T = TypeVar("T")
 _FORMAT = "fxprune plan 1"
 
 
@@ -129,6 +131,10 @@ class Plan:
                 "from fxprune.analyze(gm)"
             )
         axes = {(t.name, dim): axis for t in deps.tracked if t.is_parameter for dim, axis in enumerate(t.label.axes)}
+        known = {(t.name, dim) for t in deps.tracked for dim in range(len(t.label))}
+        if unknown := self.kept.keys() - known:
+            name, dim = min(unknown)
+            raise PlanError(f"the plan keeps indices of {name}[{dim}], which the graph does not have: make a new one")
         arrays: dict[tuple[int, int], Flags] = {}  # axes of a group share an array of indices
         missing: dict[tuple[str, int], Flags] = {}
         for place, axis in axes.items():
@@ -152,7 +158,9 @@ class Plan:
     def _missing(self, place: tuple[str, int], size: int) -> Flags:
         """Return for each position of an axis in ``kept`` whether the plan removes it."""
         missing, kept = np.ones(size, bool), self.kept[place]
-        if len(kept) and not 0 <= kept.min() <= kept.max() < size:
+        if not len(kept):
+            raise PlanError(f"the plan keeps nothing of {place[0]}[{place[1]}]: make a new one")
+        if not 0 <= kept.min() <= kept.max() < size:
             raise PlanError(f"the plan keeps indices of {place[0]}[{place[1]}] outside of its {size} positions")
         missing[kept] = False
         return missing
@@ -189,14 +197,14 @@ class Plan:
             PlanError: the text is no plan, or of another version.
         """
         try:
-            stored = json.loads(text)
-        except (TypeError, ValueError) as error:
+            stored = json.loads(text, parse_constant=_refuse)
+        except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"the text is not a plan: {error}") from error
         if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
             raise PlanError(f"the text is not a plan of the format {_FORMAT!r}")
         try:
             return _read(stored)
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
@@ -224,31 +232,64 @@ def _choice(group: Group, scores: Scores, gone: Flags, shapes: Mapping[str, tupl
     return Choice(group.index, f"{first.parameter}[{first.dim}]", group.size, np.flatnonzero(~gone), scores, parameters)
 
 
-def _indices(values: Any) -> Index:
-    """Return a list of indices as an array; raise ValueError if they are not ascending integers."""
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a number of a plan")
+
+
+def _given(value: Any, kind: type[T], what: str) -> T:
+    """Return a stored value; raise ValueError unless it is of a kind and, if it is a number, finite and not negative."""
+    wanted = (int, float) if kind is float else (kind,)
+    if type(value) not in wanted or (isinstance(value, int | float) and not 0 <= value < math.inf):
+        raise ValueError(f"{what} must be of type {kind.__name__}, not {str(value)[:50]!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def _indices(values: Any, size: int, what: str) -> Index:
+    """Return a list of indices as an array; raise ValueError if they do not ascend, or are none, or are not below a size."""
     if not isinstance(values, list) or not all(type(v) is int for v in values):
-        raise ValueError("indices must be a list of integers")
-    index = np.array(values, np.intp)
-    if (index < 0).any() or (np.diff(index) <= 0).any():
-        raise ValueError("indices must ascend from 0")
-    return index
+        raise ValueError(f"indices must be a list of integers: {what}")
+    if not values:
+        raise ValueError(f"nothing is kept of {what}")
+    if values[0] < 0 or values[-1] >= size or any(a >= b for a, b in itertools.pairwise(values)):
+        raise ValueError(f"indices must ascend from 0 and be less than {size}: {what}")
+    return np.array(values, np.intp)
 
 
 def _read(stored: dict[str, Any]) -> Plan:
-    indices = [_indices(values) for values in stored["indices"]]
-    choices = [
-        Choice(int(group), str(member), int(size), _indices(kept), np.array(scores, np.float64), int(parameters))
-        for group, member, size, kept, scores, parameters in stored["choices"]
-    ]
-    params, flops = stored["params"], stored["flops"]
-    return Plan(
-        fingerprint=str(stored["fingerprint"]),
-        kept={(str(name), int(dim)): indices[place] for name, dim, place in stored["kept"]},
-        choices=tuple(choices),
-        shapes={str(name): tuple(int(n) for n in shape) for name, shape in stored["shapes"].items()},
-        aliases={str(name): str(first) for name, first in stored["aliases"].items()},
-        params_before=int(params[0]),
-        params_after=int(params[1]),
-        flops_before=float(flops[0]),
-        flops_after=float(flops[1]),
+    shapes = {
+        name: tuple(_given(n, int, f"a size of {name!r}") for n in _given(shape, list, f"the shape of {name!r}"))
+        for name, shape in _given(stored["shapes"], dict, "shapes").items()
+    }
+    lists = _given(stored["indices"], list, "indices")
+    kept: dict[tuple[str, int], Index] = {}
+    arrays: dict[tuple[int, int], Index] = {}  # axes of a group share arrays
+    for name, dim, place in _given(stored["kept"], list, "kept"):
+        place, size = _given(place, int, f"the place of {name!r}"), shapes[name][_given(dim, int, f"a dimension of {name!r}")]
+        if (place, size) not in arrays:
+            arrays[place, size] = _indices(lists[place], size, f"{name}[{dim}]")
+        if kept.setdefault((name, dim), arrays[place, size]) is not arrays[place, size]:
+            raise ValueError(f"{name}[{dim}] is there twice")
+    aliases = {name: _given(first, str, "a name") for name, first in _given(stored["aliases"], dict, "aliases").items()}
+    if unknown := set(aliases.values()) - shapes.keys():
+        raise ValueError(f"no shape of {min(unknown)!r}")
+    params, flops = (tuple(_given(stored[key], list, key)) for key in ("params", "flops"))
+    params_before, params_after = (_given(n, int, "a number of parameters") for n in params)
+    flops_before, flops_after = (float(_given(n, float, "a number of FLOPs")) for n in flops)
+    choices = tuple(_choice_of(choice) for choice in _given(stored["choices"], list, "choices"))
+    fingerprint = _given(stored["fingerprint"], str, "the fingerprint")
+    return Plan(fingerprint, kept, choices, shapes, aliases, params_before, params_after, flops_before, flops_after)
+
+
+def _choice_of(stored: Any) -> Choice:
+    group, member, size, kept, scores, parameters = _given(stored, list, "a choice")
+    size, scores = _given(size, int, "the size of a group"), _given(scores, list, "scores")
+    if len(scores) != size or not all(type(n) in (int, float) and math.isfinite(n) for n in scores):
+        raise ValueError(f"the scores of {member!r} must be {size} numbers")
+    return Choice(
+        _given(group, int, "a group"),
+        _given(member, str, "a member"),
+        size,
+        _indices(kept, size, f"the units of {member!r}"),
+        np.array(scores, np.float64),
+        _given(parameters, int, "the parameters of a choice"),
     )

@@ -91,7 +91,8 @@ def plan(
     groups = uncrossed(deps, costs.census, ignored_groups(names, ignore), choose)
     scores = _scores(deps, groups, Magnitude() if importance is None else importance)
     ranking = rank(deps, costs.census, groups, scores)
-    prunings = _Prunings(ranking, scope, multiple, special)
+    # A multiple beyond all sizes keeps every group, as the largest size does.
+    prunings = _Prunings(ranking, scope, min(multiple, max(map(len, scores), default=1)), special)
     if budgets:
         kept = _smallest(prunings, costs, budgets)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -68,10 +69,41 @@ def test_plans_survive_as_text(name: str, amount: float, seed: int) -> None:
         (lambda s: "[]", "not a plan of the format 'fxprune plan 1'"),
         (lambda s: json.dumps({**s, "format": "fxprune plan 9"}), "not a plan of the format"),
         (lambda s: json.dumps({k: v for k, v in s.items() if k != "kept"}), "the plan is damaged: KeyError: 'kept'"),
-        (lambda s: json.dumps({**s, "kept": [["a", 0, 99]]}), "the plan is damaged: IndexError"),
+        (lambda s: json.dumps({**s, "kept": [["layers.0.weight", 0, 99]]}), "the plan is damaged: IndexError"),
         (lambda s: json.dumps({**s, "indices": [[3, 2]]}), "the plan is damaged: ValueError: indices must ascend from 0"),
+        (lambda s: json.dumps({**s, "indices": [[]]}), r"nothing is kept of layers.0.weight\[0\]"),
+        (lambda s: json.dumps({**s, "indices": [[0, 4]]}), "be less than 4"),
+        (lambda s: json.dumps({**s, "indices": [[True]]}), "indices must be a list of integers"),
+        (
+            lambda s: json.dumps({**s, "kept": [[*k[:2], -1] for k in s["kept"]]}),
+            "the place of .* must be of type int, not '-1'",
+        ),
+        (lambda s: json.dumps({**s, "kept": [["z", 0, 0]]}), "KeyError: 'z'"),
+        (lambda s: json.dumps({**s, "kept": [["layers.0.weight", 2, 0]]}), "IndexError"),
+        (lambda s: json.dumps({**s, "kept": [["layers.0.weight", -1, 0]]}), "must be of type int, not '-1'"),
+        (lambda s: json.dumps({**s, "kept": {"layers.0.weight": 0}}), "kept must be of type list"),
+        (
+            lambda s: json.dumps(
+                {**s, "kept": [["layers.0.weight", 0, 0]] * 2 + [["layers.0.weight", 0, 1]], "indices": [[0], [1]]}
+            ),
+            "is there twice",
+        ),
+        (lambda s: json.dumps({**s, "shapes": [[1]]}), "shapes must be of type dict"),
+        (lambda s: json.dumps({**s, "shapes": {"layers.0.weight": ["4"]}}), "a size of 'layers.0.weight' must be of type int"),
+        (lambda s: json.dumps({**s, "aliases": {"x": "z"}}), "no shape of 'z'"),
+        (lambda s: json.dumps({**s, "params": ["1", 2]}), "a number of parameters must be of type int"),
+        (lambda s: json.dumps({**s, "params": [1]}), "ValueError"),
+        (lambda s: json.dumps({**s, "flops": [1e999, 1]}), "Infinity is not a number of a plan"),
+        (lambda s: json.dumps(s).replace(str(s["flops"][0]), "NaN"), "NaN is not a number of a plan"),
+        (lambda s: json.dumps({**s, "fingerprint": None}), "the fingerprint must be of type str"),
+        (lambda s: json.dumps({**s, "choices": [[0, "a", 2, [0], [1.0], 3]]}), "the scores of 'a' must be 2 numbers"),
+        (lambda s: json.dumps({**s, "choices": [[0, "a", 2, [2], [1.0, 2.0], 3]]}), "be less than 2: the units of 'a'"),
+        (lambda s: json.dumps({**s, "choices": [[0, "a", 2, [0]]]}), "ValueError"),
+        (lambda s: json.dumps({**s, "choices": [5]}), "a choice must be of type list"),
+        (lambda s: "[" * 100_000, "the text is not a plan"),
+        (lambda s: json.dumps({**s, "flops": [10**400, 1]}), "OverflowError"),
         (lambda s: json.dumps({**s, "indices": [[0.5]]}), "indices must be a list of integers"),
-        (lambda s: json.dumps({**s, "indices": 5}), "the plan is damaged: TypeError"),
+        (lambda s: json.dumps({**s, "indices": 5}), "indices must be of type list"),
     ],
 )
 def test_damaged_text_is_refused(damage: Callable[[dict[str, Any]], str], message: str) -> None:
@@ -90,8 +122,26 @@ def test_indices_that_no_units_leave_are_refused() -> None:
     ):
         Plan.from_json(json.dumps(stored)).removed(deps)
     stored["indices"][-1] = [7]
-    with pytest.raises(PlanError, match=r"keeps indices of layers.0.weight\[0\] outside of its 4 positions"):
+    with pytest.raises(PlanError, match=r"be less than 4: layers.0.weight\[0\]"):
         Plan.from_json(json.dumps(stored)).removed(deps)
+
+
+def test_a_plan_that_keeps_nothing_is_refused_before_anything_changes() -> None:
+    deps = chain(3, 4, 2)
+    made = plan(deps, 0.5)
+    empty = dataclasses.replace(made, kept={at: index[:0] for at, index in made.kept.items()})
+    code = deps.gm.code
+    with pytest.raises(PlanError, match=r"the plan keeps nothing of layers.0.weight\[0\]: make a new one"):
+        fxprune.mask(deps.gm, empty)
+    with pytest.raises(PlanError, match=r"keeps indices of x\[0\], which the graph does not have"):
+        fxprune.mask(deps.gm, dataclasses.replace(made, kept={**made.kept, ("x", 0): np.arange(2)}))
+    assert deps.gm.code == code
+
+
+def test_a_huge_multiple_keeps_everything() -> None:
+    for multiple in (4, 1000, 10**30, 10**400):
+        made = plan(chain(3, 4, 2), 0.5, round_to=multiple)
+        assert made.params_after == made.params_before
 
 
 def test_a_plan_fits_its_graph_only() -> None:
