@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.frontends.model.plain import NUMBERS, PlainState, is_same_number, same_items
 from fxprune.graph.captured import CapturedModule
-from fxprune.graph.paths import all_tensors, join
+from fxprune.graph.paths import Modules, all_tensors, join
 
 _REGISTRIES = frozenset(vars(nn.Module()))
 _IMMUTABLE = frozenset({bool, int, float, str, type(None)})
@@ -50,7 +50,7 @@ class Snapshot:
                 else:
                     self.empty.append(value)
 
-    def begin(self, caches: dict[int, Any] | None) -> None:
+    def begin(self, caches: dict[int, Any]) -> None:
         """Note the current mode of the module; put an empty dict in place of each of its ``caches``."""
         self.attributes["training"] = self.module.__dict__["training"]
         if caches:
@@ -93,6 +93,39 @@ class Snapshot:
         plain.update(self.attributes)
 
 
+class ClassSnapshot:
+    """The attributes of a class of modules, which all its instances share; ``plain`` keeps what they hold."""
+
+    def __init__(self, kind: type, plain: PlainState) -> None:
+        self.kind, self.attributes = kind, _own(kind)
+        for name, value in self.attributes.items():
+            plain.add(f"{kind.__name__}.{name}", value)
+
+    def restore(self, changes: Changes) -> None:
+        """Give the class its attributes back, and note which of them the code changed."""
+        now = _own(self.kind)
+        if same_items(now, self.attributes):
+            return
+        for name in [name for name in now if name not in self.attributes]:
+            changes.others.append(f"{self.kind.__name__}.{name}")
+            delattr(self.kind, name)
+        for name, value in self.attributes.items():
+            if now.get(name) is not value:
+                noted = changes.rebound_numbers if isinstance(value, NUMBERS) else changes.others
+                noted.append(f"{self.kind.__name__}.{name}")
+                setattr(self.kind, name, value)
+
+
+def _own(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(kind).items() if not name.startswith("__")}
+
+
+def _classes(modules: Modules) -> list[type]:
+    """Return the classes of modules that are not torch's, nor made for one graph."""
+    kinds = {base: None for kind in {type(module) for _, module in modules} for base in kind.__mro__[:-1]}
+    return [kind for kind in kinds if kind.__module__.partition(".")[0] != "torch" and not issubclass(kind, fx.GraphModule)]
+
+
 class ModelSnapshot:
     """The state of a model, except its mode: the model's code runs within :meth:`untouched`, and nothing else changes it."""
 
@@ -100,7 +133,7 @@ class ModelSnapshot:
         self.model, self.modules = model, list(model.named_modules())
         self.tensors = all_tensors(self.modules)  # parameters, then buffers, by name
         self.plain = PlainState(self.tensors.values())
-        self._snapshots: list[Snapshot] = []
+        self._snapshots: list[Snapshot | ClassSnapshot] = []
         self._hides_caches = False
 
     def caches(self) -> list[dict[Any, Any]]:
@@ -126,10 +159,12 @@ class ModelSnapshot:
                 if isinstance(module, CapturedModule):
                     module.compile_put_off()  # compiled within the context, its code would be undone with the attributes
             self._snapshots += [Snapshot(path, module, self.plain) for path, module in self.modules]
-        empty = {id(found): type(found)() for found in self.caches()} if self._hides_caches else None
+            self._snapshots += [ClassSnapshot(kind, self.plain) for kind in _classes(self.modules)]
+        empty = {id(found): type(found)() for found in self.caches()} if self._hides_caches else {}
         try:
             for snapshot in self._snapshots:
-                snapshot.begin(empty)
+                if isinstance(snapshot, Snapshot):
+                    snapshot.begin(empty)
             yield changes
         finally:
             for snapshot in self._snapshots:

@@ -224,3 +224,41 @@ def test_states_of_models_that_ask_for_values_are_compared_by_numbers() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fxprune.capture(model, torch.randn(3, 4))
+
+
+def counts_on_the_class(net: Any, y: Tensor) -> Tensor:
+    type(net).calls += 1
+    return y * type(net).calls
+
+
+def fills_a_dict_of_the_class(net: Any, y: Tensor) -> Tensor:
+    net.shared.setdefault("first", y.detach().mean(0))
+    return y - net.shared["first"]
+
+
+def adds_to_the_class(net: Any, y: Tensor) -> Tensor:
+    if hasattr(type(net), "ran"):
+        return y * 2
+    type(net).ran = True
+    return y
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (counts_on_the_class, "OfClass.calls"),
+        (fills_a_dict_of_the_class, "OfClass.shared"),
+        (adds_to_the_class, "OfClass.ran"),
+    ],
+)
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_state_of_the_class_is_named_and_left_as_it_was(code: Any, name: str, frontend: Any) -> None:
+    class OfClass(Net):
+        calls = 1
+        shared: dict[str, Tensor] = {}  # noqa: RUF012
+
+    attributes = dict(vars(OfClass))
+    with pytest.warns(fxprune.CaptureWarning, match=f"forward changes the Python value {name}[,;]"):
+        fxprune.capture(OfClass(None, code), torch.randn(3, 4), frontend=frontend)
+    assert dict(vars(OfClass)) == attributes
+    assert OfClass.shared == {}
