@@ -19,7 +19,7 @@ from fxprune.analysis.fingerprint import remember
 from fxprune.capture import capture
 from fxprune.errors import PruneWarning, PruningValueError, VerificationError
 from fxprune.frontends.capture import Frontend
-from fxprune.graph.captured import CapturedModule, adopt, as_graph_module, compile_all, compiled_later
+from fxprune.graph.captured import CapturedModule, adopt, as_editable, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import BAKED, KEEPS
@@ -103,7 +103,7 @@ def mask(gm: Graph, masks: Plan | Mapping[str, Tensor], *, verify: bool = True) 
         >>> gm = fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5))
         >>> gm = fxprune.mask(gm, {"fc.weight": (gm.fc.weight.abs() > 0.1)})
     """
-    before = shared_copy(as_graph_module(gm)) if verify and isinstance(masks, Plan) and _example(gm) is not None else None
+    before = shared_copy(as_editable(gm)) if verify and isinstance(masks, Plan) and _example(gm) is not None else None
     modified = Mask(masks)(gm).modified
     if before is not None and modified and KEEPS.get(gm) and (inputs := _example(gm)) is not None:
         try:
@@ -149,7 +149,7 @@ def shrink(
     Example:
         >>> gm = fxprune.shrink(fxprune.mask(gm, plan))
     """
-    as_graph_module(gm)
+    as_editable(gm)
     inputs = _inputs(gm, example_inputs, example_kwargs) if verify else None
     if inputs is not None:
         placeholders = gm.graph.find_nodes(op="placeholder")

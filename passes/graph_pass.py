@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxprune.graph.captured import as_graph_module
+from fxprune.graph.captured import as_editable
 
 
 class GraphPass(abc.ABC):
@@ -37,7 +37,7 @@ class GraphPass(abc.ABC):
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         """Run the pass in place."""
-        self.requires(as_graph_module(graph_module))
+        self.requires(as_editable(graph_module))
         return self.run(graph_module)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.algebra.axes import Flags
 from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValueError
-from fxprune.graph.captured import as_graph_module
+from fxprune.graph.captured import as_editable
 from fxprune.graph.masks import (
     MASK,
     ORIG,
@@ -41,7 +41,7 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool =
 
     With ``own`` masks in uint8 become buffers without a copy: they are zeros and ones, and nothing else holds them.
     """
-    held = holders(as_graph_module(gm))
+    held = holders(as_editable(gm))
     parameters = {name: _maskable(gm, name, mask, held) for name, mask in masks.items()}
     first: dict[nn.Parameter, str] = {}
     for name, parameter in parameters.items():

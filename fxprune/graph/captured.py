@@ -22,7 +22,7 @@ from fxprune.errors import PruningTypeError
 from fxprune.graph.masks import MaskLoading
 from fxprune.graph.metadata import ANALYSIS
 from fxprune.graph.pickling import dump, load
-from fxprune.torch_internals.graphs import OF_CODE, codegen_of, flattened, forget_code, has_code
+from fxprune.torch_internals.graphs import COMPILED_CALL, OF_CODE, codegen_of, flattened, forget_code, has_code
 from fxprune.torch_internals.switches import alone, quiet
 
 
@@ -65,6 +65,8 @@ class CapturedModule(MaskLoading, fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the state and a flat list of the nodes."""
+        if "forward" in vars(self):
+            raise pickle.PicklingError(f"{_replaced(self)}, and would not follow the weights of the pickle: {_TAKE_AWAY}")
         state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
         with quiet(FutureWarning):  # torch warns of its own TreeSpec class
             graph = pickle.dumps((dump(self.graph), codegen_of(self.graph)))
@@ -72,6 +74,9 @@ class CapturedModule(MaskLoading, fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
         """Copy state and graph; torch.fx would lose second names and which buffers are persistent."""
+        forward = vars(self).get("forward")
+        if forward is not None and getattr(forward, "__self__", None) is not self:
+            raise PruningTypeError(f"{_replaced(self)}; a copy would compute with the weights of this graph: {_TAKE_AWAY}")
         with compiled_later():
             copied = CapturedModule(nn.Module(), fx.Graph(), type(self).__name__)
         memo[id(self)] = copied
@@ -116,14 +121,15 @@ def compile_all(gm: fx.GraphModule) -> None:
 def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
     """Let a graph become ``other``, in place and compiled anew; ``other`` must not be used any more."""
     graph = other.graph
+    compiled = {k: v for k, v in vars(gm).items() if k == COMPILED_CALL}  # which runs the code that the graph has when called
     gm.__dict__.clear()
-    gm.__dict__.update(other.__dict__)
+    gm.__dict__.update(other.__dict__ | compiled)
     gm.graph = graph
     compile_all(gm)
 
 
-# recompile() makes the code of the graph; example and analysis are of use in this process alone.
-_DERIVED = (*OF_CODE, "example", ANALYSIS.name)
+# recompile() makes the code of the graph; the compiled call is of this graph, example and analysis of this process alone.
+_DERIVED = (*OF_CODE, COMPILED_CALL, "example", ANALYSIS.name)
 
 
 def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:
@@ -138,6 +144,23 @@ def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedMo
             f"cannot read ({error}): load it with that version"
         ) from error
     gm.graph = load(*dumped)
+    return gm
+
+
+_TAKE_AWAY = "take it away with `del gm.forward` first, and put it back afterwards"
+
+
+def _replaced(gm: fx.GraphModule) -> str:
+    forward = vars(gm)["forward"]
+    name = getattr(forward, "__qualname__", type(forward).__name__)
+    return f"the forward of this graph ({type(gm).__name__}) was replaced by {name!r}, an attribute of the instance"
+
+
+def as_editable(module: object) -> fx.GraphModule:
+    """Return a graph that may be rewritten; raise PruningTypeError if it is not a graph, or if calls would not follow it."""
+    gm = as_graph_module(module)
+    if "forward" in vars(gm):  # as training frameworks do for mixed precision
+        raise PruningTypeError(f"{_replaced(gm)}, which runs the code from before: {_TAKE_AWAY}")
     return gm
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune as torch_prune
 
 from fxprune.errors import PruningTypeError, PruningValueError, as_pruning_errors
-from fxprune.graph.captured import as_graph_module
+from fxprune.graph.captured import as_editable
 from fxprune.graph.masks import base_names, check_prunable, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
 from fxprune.graph.parts import Graph
@@ -71,7 +71,7 @@ def _distinct(gm: Any, names: Any) -> dict[str, nn.Parameter]:
         raise PruningTypeError(f"names must be an iterable of parameter names, not {type(names).__name__}")
     found: dict[str, nn.Parameter] = {}
     for name in names:
-        parameter = find_parameter(as_graph_module(gm), name)
+        parameter = find_parameter(as_editable(gm), name)
         check_prunable(name, parameter)
         found[base_names(gm, parameter)[0]] = parameter
     if not found:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune as torch_prune
 
 from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValueError, as_pruning_errors
-from fxprune.graph.captured import as_graph_module
+from fxprune.graph.captured import as_editable, as_graph_module
 from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
 from fxprune.graph.parts import Graph
@@ -65,7 +65,7 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         Raises:
             PruningError: of the builtin type that torch raises for the same mistake; graph and parameters are unchanged.
         """
-        parameter = find_parameter(as_graph_module(module), name)
+        parameter = find_parameter(as_editable(module), name)
         masked = find_masked(module, name)
         check_prunable(name, parameter)
         context = f"cannot prune parameter {name!r} of shape {tuple(parameter.shape)} with {cls.__name__}"
@@ -311,7 +311,7 @@ def remove(gm: Graph, name: str) -> Graph:
 
     Source: ``torch.nn.utils.prune.remove``.
     """
-    parameter = find_parameter(as_graph_module(gm), name)
+    parameter = find_parameter(as_editable(gm), name)
     masked = find_masked(gm, name)
     if masked is None:
         raise PruningValueError(

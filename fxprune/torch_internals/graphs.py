@@ -20,6 +20,9 @@ graph_assert = torch._assert
 OF_CODE = ("_graph", "_code", "_in_spec", "_out_spec")
 """The attributes of a GraphModule that ``recompile`` makes of its graph. If torch adds more, they are pickled needlessly."""
 
+COMPILED_CALL = "_compiled_call_impl"
+"""The attribute in which ``nn.Module.compile`` keeps the compiled call of this very module; no copy has it."""
+
 
 def has_code(gm: fx.GraphModule) -> bool:
     """Tell whether a graph has generated code."""
