@@ -21,7 +21,7 @@ from fxprune.errors import PruneWarning, PruningValueError, VerificationError
 from fxprune.frontends.capture import Frontend
 from fxprune.graph.captured import CapturedModule, adopt, as_editable, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
-from fxprune.graph.masks import all_masked
+from fxprune.graph.masks import all_masked, base_names
 from fxprune.graph.metadata import BAKED, KEEPS
 from fxprune.graph.parts import Graph, shared_copy
 from fxprune.importance import Importance
@@ -37,7 +37,7 @@ from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
 from fxprune.torch_internals.switches import alone, uncollected
-from fxprune.torch_internals.tensors import pytree
+from fxprune.torch_internals.tensors import hooks_of, pytree
 from fxprune.verification.inputs import given
 from fxprune.verification.verify import verify as check
 
@@ -128,7 +128,8 @@ def shrink(
 
     The masks say which units go: masks of a plan, or masks of ``torch.nn.utils.prune``, whose slices of zeros can go where
     nothing else depends on them. All masks are baked, and no multiplication is left.
-    Parameters that lose something are new objects; the others stay. All buffers are new.
+    Parameters that lose something are new objects, of the same class and with the same attributes; the others stay. All buffers
+    are new. So an optimizer from before trains only what stayed: make a new one.
 
     Args:
         gm: the graph.
@@ -146,8 +147,12 @@ def shrink(
         PruningValueError: there are no inputs to verify with.
             In each case the graph is as it was.
 
+    Warns:
+        PruneWarning: a new parameter does not have the hooks of the one before.
+
     Example:
         >>> gm = fxprune.shrink(fxprune.mask(gm, plan))
+        >>> optimizer = torch.optim.SGD(gm.parameters(), 0.1)
     """
     as_editable(gm)
     inputs = _inputs(gm, example_inputs, example_kwargs) if verify else None
@@ -159,8 +164,32 @@ def shrink(
         smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
     if inputs is not None:
         _check_shrunk(gm, smaller, inputs, from_zeros)
+    lost = _lost_hooks(_hooked(gm), smaller)
     adopt(gm, smaller)
+    _warn(lost)
     return gm
+
+
+def _hooked(gm: fx.GraphModule) -> dict[str, nn.Parameter]:
+    """Return the parameters with hooks on their gradients, by name."""
+    return {base_names(gm, p)[0]: p for p in gm.parameters() if hooks_of(p)}
+
+
+def _lost_hooks(before: Mapping[str, nn.Parameter], smaller: fx.GraphModule) -> list[str]:
+    """Return a sentence for each parameter whose hooks are not on the parameter in its place in the smaller graph."""
+    present = dict(smaller.named_parameters(remove_duplicate=False))
+    found = []
+    for name, old in before.items():
+        if present.get(name) is not old:
+            called = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks_of(old))
+            found.append(f"the parameter {name!r} is a new one without the hooks of the one before: {called}")
+    return found
+
+
+def _warn(texts: Iterable[str]) -> None:
+    for text in texts:
+        with alone():  # another thread may hide warnings in a run
+            warnings.warn(text, PruneWarning, stacklevel=3)
 
 
 def _check_shrunk(gm: fx.GraphModule, smaller: fx.GraphModule, inputs: _Example, from_zeros: bool) -> None:
@@ -248,7 +277,7 @@ def prune(
         VerificationError: the small graph does not compute what the masked one does.
 
     Warns:
-        PruneWarning: nothing could be removed; says why.
+        PruneWarning: nothing could be removed; says why. Or a new parameter does not have the hooks of the one before.
 
     Example:
         >>> slim = fxprune.prune(torchvision.models.resnet50(), torch.randn(1, 3, 224, 224), 0.5)
@@ -256,7 +285,7 @@ def prune(
     """
     with uncollected(), compiled_later():  # most graphs are never called as they were captured
         gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
-        inputs = _inputs(gm, None, None) if verify else None
+        inputs, hooked = _inputs(gm, None, None) if verify else None, _hooked(gm)
         if all_masked(gm) or KEEPS.get(gm) or BAKED.get(gm):
             masked, (gm, _) = gm, shrunk_copy(gm)
             if inputs is not None:
@@ -279,9 +308,7 @@ def prune(
             masked_too=inputs is not None,
         )
     compile_all(small)
-    if why and amount != 0:
-        with alone():  # another thread may hide warnings in a run
-            warnings.warn(why, PruneWarning, stacklevel=2)
+    _warn([*([why] if why and amount != 0 else []), *_lost_hooks(hooked, small)])
     if to_check is not None and inputs is not None:
         check(to_check, small, *inputs)
     return small

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import BAKED, KEEPS, METHODS, ORIGINAL
@@ -14,6 +14,7 @@ from fxprune.passes.compensate import erase_corrections
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.mask_parameters import remove_masks
 from fxprune.torch_internals.graphs import free_names
+from fxprune.torch_internals.tensors import parameter_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Bake(GraphPass):
         for masked in all_masked(gm):  # baking gives the parameter new values, which the other graph has, too
             with torch.inference_mode(False):
                 old = masked.orig.detach()
-                fresh = nn.Parameter(old.clone() if old.is_inference() else old, requires_grad=masked.orig.requires_grad)
+                fresh = parameter_like(masked.orig, old.clone() if old.is_inference() else old)
             for owner, attribute in held[masked.orig]:
                 owner._parameters[attribute] = fresh
         modified = erase_corrections(gm, self.settled)

@@ -13,6 +13,7 @@ from fxprune.errors import ShrinkError
 from fxprune.graph.masks import find_parameter
 from fxprune.graph.paths import holders, join, split, value_at
 from fxprune.passes.graph_pass import GraphPass
+from fxprune.torch_internals.tensors import parameter_like
 from fxprune.zeros.folds import Fold
 
 
@@ -50,7 +51,8 @@ class FoldConstants(GraphPass):
             old = find_parameter(gm, fold.weight if fold.bias is None else fold.bias)
             total = amount if fold.bias is None else old.detach().double() + amount
             with torch.inference_mode(False):
-                bias = nn.Parameter(total.to(old.dtype).clone(), requires_grad=old.requires_grad)
+                values = total.to(old.dtype).clone()
+                bias = nn.Parameter(values, old.requires_grad) if fold.bias is None else parameter_like(old, values)
             if fold.bias is None:
                 _give_bias(gm, fold, bias)
             else:

@@ -15,6 +15,7 @@ from fxprune.graph.metadata import KEPT
 from fxprune.graph.paths import holders, value_at
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower
+from fxprune.torch_internals.tensors import parameter_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,7 @@ class SliceTensors(GraphPass):
                 tensors = list(dict.fromkeys(map(named.__getitem__, tracked.names)))  # which share their memory
                 small = at_places(tensors[0].detach(), index)
                 for old in tensors:
-                    is_parameter = isinstance(old, nn.Parameter)
-                    new = nn.Parameter(small, requires_grad=old.requires_grad) if is_parameter else small.detach()
+                    new = parameter_like(old, small) if isinstance(old, nn.Parameter) else small.detach()
                     for module, attribute in held[old]:
                         setattr(module, attribute, new)
                         sliced[module] = None

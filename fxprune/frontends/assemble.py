@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from fxprune.graph.captured import CapturedModule, compiled_later
-from fxprune.graph.parts import Container, clone
+from fxprune.graph.parts import Container, StatefulContainer, clone, has_extra_state
 from fxprune.graph.paths import join, split, value_at
 
 
@@ -47,11 +48,12 @@ def _copy_tree(source: nn.Module, target: nn.Module, called: set[nn.Module], don
             if child in called:
                 done[child] = clone(child)
             else:
-                done[child] = container = Container()
+                extra = copy.deepcopy(child.get_extra_state()) if has_extra_state(child) else None
+                done[child] = container = StatefulContainer(extra) if has_extra_state(child) else Container()
                 container.training = child.training
                 _copy_tree(child, container, called, done)
         copied = done[child]
-        if not (child in called or copied._parameters or copied._buffers or copied._modules):
+        if not (child in called or copied._parameters or copied._buffers or copied._modules or has_extra_state(child)):
             continue
         if isinstance(target, Container):
             target._modules[name] = copied

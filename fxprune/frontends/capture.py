@@ -20,6 +20,7 @@ from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import as_call, bind
 from fxprune.graph.captured import CapturedModule, compiled_later
+from fxprune.graph.parts import has_extra_state
 from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected, watching_backwards
 from fxprune.torch_internals.tensors import pytree, with_tensors
 
@@ -54,6 +55,8 @@ def capture_graph(
             for name in other_generators
         ]
         notes = [*attempt.notes, *drawn, *switching_changes(modules)]
+        if has_extra_state(model) and not isinstance(model, CapturedModule):
+            notes.append(f"the extra state of {type(model).__name__} itself is not in the graph's state_dict")
         if paths := [path for path, module in modules if isinstance(module, nn.SyncBatchNorm)]:
             where = ", ".join(paths)
             notes.append(f"{where}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does")

@@ -19,6 +19,30 @@ class Container(MaskLoading):
     """Holds parameters, buffers, submodules and the ``training`` flag of a part of the model; computes nothing."""
 
 
+class StatefulContainer(Container):
+    """A container of a module with extra state in its ``state_dict``; computes nothing with it, but keeps and loads it.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html, ``get_extra_state``.
+    """
+
+    def __init__(self, extra: Any) -> None:
+        super().__init__()
+        self._extra = extra
+
+    def get_extra_state(self) -> Any:
+        """Return the extra state of the module as it was captured, or loaded since."""
+        return self._extra
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take loaded extra state in."""
+        self._extra = state
+
+
+def has_extra_state(module: nn.Module) -> bool:
+    """Tell whether a module has extra state in its ``state_dict``."""
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
 class Lowered(Container):
     """Stands in for a leaf module whose computation was written out as graph nodes.
 

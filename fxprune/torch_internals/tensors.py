@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._prims_common import make_contiguous_strides_for as contiguous_strides
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -45,6 +45,21 @@ def version_of(tensor: Tensor) -> int:
 def keep_python_object(tensor: Tensor) -> None:
     """Let the Python object of a tensor own it again after it came out of a weak reference: torch may own the tensor alone."""
     tensor._fix_weakref()  # type: ignore[attr-defined]
+
+
+def parameter_like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
+    """Return a parameter of other values with the class, the attributes and the ``requires_grad`` of another; without hooks."""
+    plain = type(old) is nn.Parameter
+    new = nn.Parameter(values, old.requires_grad) if plain else Tensor._make_subclass(type(old), values, old.requires_grad)
+    vars(new).update(vars(old))
+    assert isinstance(new, nn.Parameter)
+    return new
+
+
+def hooks_of(parameter: Tensor) -> list[Any]:
+    """Return the hooks on the gradient of a parameter."""
+    registered = (parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None))
+    return [hook for hooks in registered if hooks for hook in hooks.values()]
 
 
 def fake_like(state: dict[str, Any], meta: Tensor, device: torch.device) -> FakeTensor:
