@@ -102,7 +102,7 @@ def _kind(value: Any, inside_object: bool) -> _Kind | None:
             is_kept = not isinstance(value, Tensor | np.ndarray) or not inside_object or value.nbytes <= _LARGE
             return kind if is_kept and not (isinstance(value, Tensor) and value.is_meta) else None
     package = type(value).__module__.partition(".")[0]
-    is_owned = isinstance(value, _OWNED) or not (package in sys.stdlib_module_names or package in ("torch", "numpy"))
+    is_owned = isinstance(value, _OWNED) or not (package in sys.stdlib_module_names or package in ("torch", "numpy", "fxprune"))
     return _OBJECT if is_owned and isinstance(getattr(value, "__dict__", None), dict) else None
 
 
