@@ -52,11 +52,12 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.planner import plan
 from fxprune.reports.summary import summary
 from fxprune.rules import register_rule
-from fxprune.torch_internals.versions import give_fused_attention_forms, mend_lstm_shapes
+from fxprune.torch_internals.versions import give_fused_attention_forms, mend_keyword_targets, mend_lstm_shapes
 from fxprune.verification.verify import verify
 
 take_moved_names()
 mend_lstm_shapes()
+mend_keyword_targets()
 give_fused_attention_forms()
 
 __all__ = [

@@ -22,7 +22,7 @@ from fxprune.frontends.capture import Frontend
 from fxprune.graph.captured import CapturedModule, adopt, as_editable, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
 from fxprune.graph.masks import all_masked, base_names
-from fxprune.graph.metadata import BAKED, KEEPS
+from fxprune.graph.metadata import BAKED, EXAMPLE, KEEPS
 from fxprune.graph.parts import Graph, shared_copy
 from fxprune.importance import Importance
 from fxprune.passes.bake import Bake
@@ -214,9 +214,7 @@ def _check_shrunk(gm: fx.GraphModule, smaller: fx.GraphModule, inputs: _Example,
 
 def _example(gm: fx.GraphModule) -> _Example | None:
     """Return the inputs of the capture; None if there are none, or on the meta device, where there is nothing to compare."""
-    if isinstance(gm, CapturedModule) and not any(t.is_meta for t in (*gm.parameters(), *gm.buffers())):
-        return gm.example
-    return None
+    return None if any(t.is_meta for t in (*gm.parameters(), *gm.buffers())) else EXAMPLE.get(gm)
 
 
 def _inputs(gm: fx.GraphModule, args: Any, kwargs: Mapping[str, Any] | None) -> _Example | None:

@@ -6,11 +6,13 @@ import dataclasses
 
 from torch import fx
 
+from fxprune.graph.captured import recompile_later
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import METHODS
 from fxprune.graph.parts import Graph
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.mask_parameters import remove_masks
+from fxprune.torch_internals.interrupts import uninterrupted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +25,11 @@ class Finalize(GraphPass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Bake the masks, in place."""
-        modified = remove_masks(gm, all_masked(gm))
-        if modified:
-            METHODS.pop(gm)
+        with uninterrupted():
+            modified = remove_masks(gm, all_masked(gm))
+            if modified:
+                METHODS.pop(gm)
+                recompile_later(gm)
         return modified
 
     def ensures(self, gm: fx.GraphModule) -> None:

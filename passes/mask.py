@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from torch import Tensor, fx
 
 from fxprune.errors import PruningTypeError
+from fxprune.graph.captured import recompile_later
 from fxprune.graph.masks import find_masked
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.mask_parameters import insert_masks
 from fxprune.passes.mask_units import mask_plan
 from fxprune.planning.plan import Plan
+from fxprune.torch_internals.interrupts import uninterrupted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,13 @@ class Mask(GraphPass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Mask the parameters, in place."""
-        return mask_plan(gm, self.masks) if isinstance(self.masks, Plan) else insert_masks(gm, self.masks)
+        if isinstance(self.masks, Plan):
+            return mask_plan(gm, self.masks)
+        with uninterrupted():
+            modified = insert_masks(gm, self.masks)
+            if modified:
+                recompile_later(gm)
+        return modified
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Raise AssertionError if one of the parameters is not masked."""

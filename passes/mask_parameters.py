@@ -23,6 +23,7 @@ from fxprune.graph.masks import (
     Masked,
     all_masked,
     check_prunable,
+    find_masked,
     find_parameter,
     is_binary,
     register_masks,
@@ -93,14 +94,20 @@ def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[Tensor 
         raise PruningAssertionError(
             f"the mask of {name!r} must have the parameter's shape {tuple(parameter.shape)}, got {tuple(mask.shape)}"
         )
-    for owner, attribute in held[parameter]:
-        base = attribute.removesuffix(ORIG)
-        taken = [n for n in (base + ORIG, base + MASK) if hasattr(owner, n)] if base == attribute else []
+    check_names(name, held[parameter], [MASK])
+    return parameter
+
+
+def check_names(name: str, held: Held, endings: Iterable[str]) -> None:
+    """Raise PruningValueError if a parameter, not masked yet, cannot have masks: other attributes have the names."""
+    for owner, attribute in held:
+        is_free = attribute.removesuffix(ORIG) == attribute or find_masked(owner, attribute.removesuffix(ORIG)) is None
+        taken = [attribute + ending for ending in (ORIG, *endings) if hasattr(owner, attribute + ending)] if is_free else []
         if taken:
             raise PruningValueError(
-                f"parameter {name!r} cannot be masked: the name {taken[0]!r} is taken by another attribute of its module"
+                f"parameter {name!r} cannot be masked: the name {taken[0]!r} is taken by another attribute of its module; give "
+                "that another name"
             )
-    return parameter
 
 
 def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:

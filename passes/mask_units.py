@@ -15,14 +15,17 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import remember
 from fxprune.analysis.remaining import Remaining, dead_places
 from fxprune.errors import PlanError
+from fxprune.graph.captured import recompile_later
 from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
 from fxprune.graph.metadata import REMOVED
+from fxprune.graph.paths import holders
 from fxprune.passes.compensate import Compensation, Possible, update_keeps
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.lower import lower
-from fxprune.passes.mask_parameters import put_masks
+from fxprune.passes.mask_parameters import check_names, put_masks
 from fxprune.passes.unmask import is_structured, strip, unmasked
 from fxprune.planning.plan import Plan
+from fxprune.torch_internals.interrupts import uninterrupted
 from fxprune.torch_internals.switches import uncollected
 
 
@@ -53,6 +56,9 @@ class MaskUnits(GraphPass):
                 raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
             wanted.append(correction)
         masks = self._masks(gm, kept)
+        held = holders(gm)
+        for name, given in masks.items():
+            check_names(name, held[find_parameter(gm, name)], given)
         if self._update(gm, kept, masks, wanted):
             return False
         strip(gm, self.settled)
@@ -110,7 +116,11 @@ def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
     removed = plan.removed(found.deps) | found.baked
     if not removed.any() and not is_structured(gm):
         return False
-    return MaskUnits(found.deps, removed, found.settled).rewrite(gm)
+    with uninterrupted():
+        modified = MaskUnits(found.deps, removed, found.settled).rewrite(gm)
+        if modified:
+            recompile_later(gm)
+    return modified
 
 
 def _vector(parameter: nn.Parameter, dim: int, flags: Flags) -> Tensor:

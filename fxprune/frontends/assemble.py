@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxprune.errors import CaptureError
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.parts import Container, StatefulContainer, clone, has_extra_state
 from fxprune.graph.paths import join, split, value_at
@@ -21,6 +22,11 @@ def assemble(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> Ca
     """
     with compiled_later():
         gm = CapturedModule(nn.Module(), fx.Graph(), type(model).__name__)
+    registered = [*model._parameters, *model._buffers, *model._modules]
+    if taken := [name for name in registered if hasattr(CapturedModule, name)]:
+        raise CaptureError(
+            f"the model has an attribute called {taken[0]!r}, a name that torch.fx.GraphModule has for itself; give it another"
+        )
     gm.training = model.training
     by_path = dict(model.named_modules(remove_duplicate=False))
     called = {by_path[str(node.target)] for node in graph.find_nodes(op="call_module")}

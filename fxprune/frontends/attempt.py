@@ -13,13 +13,15 @@ from fxprune.errors import CaptureError
 from fxprune.frontends.assemble import assemble
 from fxprune.frontends.equivalence.check import ModelError, check_against_model, remembers
 from fxprune.frontends.equivalence.program import Programs
+from fxprune.frontends.form_guards import write_form_guards
 from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.frontends.modes.align import flatten
 from fxprune.frontends.modes.merge import merge_modes
 from fxprune.frontends.modes.reads import ModeReads, in_mode, noting_mode_reads
-from fxprune.frontends.torch_export import Exported, batched, export
+from fxprune.frontends.torch_export import Exported, batched, export, optional_inputs
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.graph.captured import CapturedModule
+from fxprune.graph.metadata import OPTIONAL
 from fxprune.graph.parts import shared_copy
 from fxprune.torch_internals.tensors import pytree, with_tensors
 
@@ -128,7 +130,10 @@ def by_export(example: Example) -> Attempt:
         attempt, _ = _export(example, free_batch=False)
         changes = _check(example, attempt.gm)
         attempt.notes.append(f"the graph takes only batches of the example's size, as the model fixes its batch size: {reason}")
-    attempt.notes += _state_notes(example, changes)
+    attempt.notes += [*_state_notes(example, changes), *write_form_guards(attempt.gm, changes.forms)]
+    if optional := optional_inputs(bind(example.model, example.args, example.kwargs)):
+        OPTIONAL.set(attempt.gm, optional)
+    attempt.gm.recompile()
     return attempt
 
 
@@ -228,6 +233,19 @@ def _check_first(example: Example, gm: CapturedModule, *, record: bool = False) 
             return _check(first, gm, record)
         except ModelError:
             return _check(second, gm, record)
+
+
+def check_in_modes(attempt: Attempt, example: Example) -> None:
+    """Check a graph against the model in the mode of the capture, and in the other one if the graph follows the mode.
+
+    Raises:
+        CaptureError: they differ.
+    """
+    _check_first(example, attempt.gm)
+    if attempt.follows_mode:
+        training = not example.training
+        with in_mode(attempt.gm.named_modules(), training), in_mode(example.kept.modules, training):
+            _check_if_possible(example.doubled() if training else example, attempt.gm)
 
 
 def _name(training: bool) -> str:

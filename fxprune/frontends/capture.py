@@ -8,20 +8,29 @@ from collections.abc import Mapping
 from types import CodeType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fxprune.errors import CaptureError, InputError
-from fxprune.frontends.attempt import Attempt, Example, by_copy, by_export, by_trace
+from fxprune.frontends.attempt import Attempt, Example, by_copy, by_export, by_trace, check_in_modes
 from fxprune.frontends.equivalence.gradients import gradient_note
 from fxprune.frontends.equivalence.program import Programs
-from fxprune.frontends.model.hooks import Pruned, check_hooks, without_prune_hooks
+from fxprune.frontends.model.hooks import Hook, Pruned, cannot_keep, other_hooks, without_hooks, without_prune_hooks
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import as_call, bind
 from fxprune.graph.captured import CapturedModule, compiled_later
+from fxprune.graph.metadata import EXAMPLE
 from fxprune.graph.parts import has_extra_state
-from fxprune.torch_internals.switches import alone, own_random_numbers, uncollected, watching_backwards
+from fxprune.torch_internals.switches import (
+    alone,
+    no_autocast,
+    own_random_numbers,
+    uncollected,
+    unlogged,
+    watching_backwards,
+)
 from fxprune.torch_internals.tensors import pytree, with_tensors
 
 Frontend = Literal["auto", "trace", "export"]
@@ -43,13 +52,16 @@ def capture_graph(
     model = _as_written(model)
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
     modules = list(model.named_modules())
-    check_hooks(modules)
-    with alone(), torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later():
+    hooks = other_hooks(modules)
+    with alone(), torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later(), no_autocast(), unlogged():
         with without_prune_hooks(modules) as pruned:
-            kept = ModelSnapshot(model)
-            with own_random_numbers(kept.tensors.values()) as other_generators:
-                attempt = _with_gradients(Example(model, args, kwargs, kept, Programs(kept)), frontend)
-        attempt.gm.example = (args, kwargs)
+            with without_hooks(modules, hooks) as computing:
+                example = _example(model, args, kwargs)
+                with own_random_numbers(example.kept.tensors.values()) as other_generators:
+                    attempt = _with_gradients(example, frontend)
+            if hooks or computing:
+                _check_hooks(attempt, _example(model, args, kwargs), hooks, computing)
+        EXAMPLE.set(attempt.gm, (args, kwargs))
         drawn = [
             f"the model draws numbers from {name}; those drawn during the capture are constants of the graph"
             for name in other_generators
@@ -61,6 +73,26 @@ def capture_graph(
             where = ", ".join(paths)
             notes.append(f"{where}: in train mode the graph computes batch statistics in each process alone, as BatchNorm does")
     return Captured(attempt.gm, pruned, list(dict.fromkeys(notes)))
+
+
+def _example(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+    kept = ModelSnapshot(model)
+    return Example(model, args, kwargs, kept, Programs(kept))
+
+
+def _check_hooks(attempt: Attempt, example: Example, hooks: list[Hook], computing: list[Hook]) -> None:
+    """Compare a graph that was captured without hooks with the model as it is; raise HookError if they differ."""
+    try:
+        with own_random_numbers(example.kept.tensors.values()):
+            check_in_modes(attempt, example)
+    except CaptureError as error:
+        raise cannot_keep([*hooks, *computing]) from error
+    if hooks:
+        listed = "\n  ".join(map(str, hooks))
+        attempt.notes.append(
+            f"the graph runs without {len(hooks)} hooks, as the model computes the same without them on the example inputs:\n  "
+            f"{listed}"
+        )
 
 
 def _as_written(model: Any) -> Any:
@@ -78,7 +110,9 @@ def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[
     scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         raise CaptureError(f"module {scripted[0] or '(the model itself)'!r} is TorchScript, which no front end looks into")
-    bind(model, args, kwargs)
+    for name, value in bind(model, args, kwargs).arguments.items():
+        if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(value)):
+            raise InputError(f"example input {name!r} is or holds a NumPy array: give a tensor, as of torch.from_numpy")
     return args, kwargs
 
 

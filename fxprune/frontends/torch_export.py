@@ -6,6 +6,8 @@ Gives an ATen-level graph whose parameters are read under their original names.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 import operator
 import re
 from collections.abc import Callable
@@ -22,14 +24,40 @@ from fxprune.functional import layers
 from fxprune.graph.metadata import MODULE, NN_MODULE_STACK
 from fxprune.graph.paths import erase_unused, value_at
 from fxprune.torch_internals.graphs import graph_assert, guards_of, refuse_other_items, transforms
+from fxprune.torch_internals.interrupts import let_interrupts_in
 from fxprune.torch_internals.refusals import noting_refusals
-from fxprune.torch_internals.switches import masks_unseen, no_fast_path, quiet, unlogged
+from fxprune.torch_internals.switches import masks_unseen, no_fast_path, quiet, unlogged, unprinted
 from fxprune.torch_internals.tensors import pytree
 
 
 def swallowed(refusal: str) -> CaptureError:
     """Return the error for a refusal that the model's code has caught, after which it went another way than in a real run."""
     return CaptureError(f"the model's code catches an error that only the capture raises, and goes on: {refusal}")
+
+
+def not_a_container(kind: type | str) -> str:
+    """Say that a graph cannot take or return objects of a class, and what to do."""
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        f"an input or output is of class {name}, which no graph holds: let the model take and return tensors, tuples, lists, "
+        "dicts or dataclasses (one that returns a cache does with use_cache=False among example_kwargs)"
+    )
+
+
+def optional_inputs(call: inspect.BoundArguments) -> dict[str, Any]:
+    """Return the last inputs that are None, flags or numbers: the graph has them as constants, so calls may omit them.
+
+    Inputs before others are left out, as Python allows a default only where all later arguments have one.
+    """
+    named: list[tuple[str, Any]] = []
+    for name, value in call.arguments.items():
+        is_rest = call.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        named += value.items() if is_rest else [(name, value)]
+    plain = (type(None), bool, int, float, str)
+    return dict(itertools.takewhile(lambda item: isinstance(item[1], plain), reversed(named)))
+
+
+_UNKNOWN = re.compile(r"(?:Found|Unsupported input type) <class '([^']+)'>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +76,22 @@ def export(kept: ModelSnapshot, args: tuple[Any, ...], kwargs: dict[str, Any], *
     Raises:
         CaptureError: ``torch.export`` refuses the model; the cause is chained.
     """
+    let_interrupts_in()
     model, refusals = kept.model, list[str]()
 
     def note(error: Exception) -> None:
         refusals.append(in_short(error, 2))  # the error itself would keep tensors alive
 
     try:
-        with kept.untouched(), quiet(), unlogged(), no_fast_path(), masks_unseen(), noting_refusals(note):
+        with (
+            kept.untouched(),
+            quiet(),
+            unlogged(),
+            unprinted(),
+            no_fast_path(),
+            masks_unseen(),
+            noting_refusals(note),
+        ):
             shapes = _dynamic(model, args, kwargs) if free_batch else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             if transforms(program.graph):  # the nodes between would run only while a level of torch.func is open
@@ -62,6 +99,8 @@ def export(kept: ModelSnapshot, args: tuple[Any, ...], kwargs: dict[str, Any], *
             # The guards are written into the graph below, as nodes that script and pickle.
             unlifted = program.module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds of errors, and the model may raise any
+        if unknown := _UNKNOWN.match(str(error)):
+            raise CaptureError(not_a_container(unknown[1])) from error
         raise CaptureError(in_short(error, 2)) from error
     if refusals:
         raise swallowed(refusals[0])
@@ -74,6 +113,8 @@ def export(kept: ModelSnapshot, args: tuple[Any, ...], kwargs: dict[str, Any], *
         MODULE.set(node, _module_path(node))
     # Such as the second name of a tied parameter, or a parameter that the code does not use.
     erase_unused(graph.find_nodes(op="get_attr"))
+    for node in graph.find_nodes(op="call_function", target=_aten._assert_tensor_metadata.default):
+        graph.erase_node(node)  # under autocast, or in another precision, it would fail
     _reshape_what_attention_gives(graph)
     fixed_batch = _why_batch_is_fixed(program, graph, batched(args, kwargs)) if free_batch else None
     _write_guards(graph)

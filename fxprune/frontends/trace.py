@@ -24,14 +24,16 @@ from torch.fx.proxy import ParameterProxy, TraceError
 
 from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
+from fxprune.frontends.model.hooks import Computing
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.proxies import Proxy, is_form
-from fxprune.frontends.torch_export import check_items, check_value, swallowed
+from fxprune.frontends.torch_export import check_items, check_value, not_a_container, optional_inputs, swallowed
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.metadata import MODULE, STACK_TRACE
 from fxprune.graph.paths import sources, value_at
 from fxprune.graph.source_lines import calling_lines
+from fxprune.torch_internals.interrupts import let_interrupts_in
 from fxprune.torch_internals.operators import TorchDispatchMode
 from fxprune.torch_internals.tensors import tensors_in, with_tensors
 
@@ -59,6 +61,7 @@ class Tracer(fx.Tracer):
         self.refusals: list[str] = []  # also those that the model's code catches
         self._lines_around = ""
         self._names = {tensor: name for name, tensor in reversed(tensors.items())}  # the first name of each tensor
+        self._optional: dict[str, Any] = {}
         self._trainable: set[str] = set()  # names of parameters, modules and inputs that may require gradients
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -130,7 +133,7 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules as leaves, except modules that hide parameters from passes."""
         is_torchs = super().is_leaf_module(m, module_qualified_name)
-        return is_torchs and not (nn.utils.parametrize.is_parametrized(m) or is_opaque(m))
+        return is_torchs and not (nn.utils.parametrize.is_parametrized(m) or is_opaque(m) or isinstance(m, Computing))
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         """Create a node and its symbolic value."""
@@ -150,6 +153,7 @@ class Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node that names the module whose ``forward`` makes it, and the source line."""
+        let_interrupts_in()
         context = _context()
         if context[1:] != self._context[1:] or (context[0] and not self._context[0]):
             raise CaptureError(_SWITCHES)
@@ -171,9 +175,17 @@ class Tracer(fx.Tracer):
             return a.node
         if type(a) in _GRAPH_CONSTANTS:
             return a
+        if isinstance(a, dict) and dataclasses.is_dataclass(type(a)):  # of which torch.fx makes a dict
+            names = [field.name for field in dataclasses.fields(a)]  # type: ignore[arg-type]
+            given = {name: value for name in names if (value := getattr(a, name)) is not None}
+            if given.keys() == a.keys():
+                return self.create_node("call_function", type(a), (), {k: self.create_arg(v) for k, v in given.items()})
         if isinstance(a, Tensor) and a.grad_fn is not None:
             raise CaptureError(f"the model reads a tensor of shape {tuple(a.shape)} that it computed outside this call")
-        return super().create_arg(a)
+        try:
+            return super().create_arg(a)
+        except NotImplementedError as error:
+            raise CaptureError(not_a_container(type(a))) from error
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Make one placeholder for each input of the example, and call the model with them as the example does."""
@@ -182,6 +194,7 @@ class Tracer(fx.Tracer):
         self._trainable.update(parameters)
         for path in {name.rpartition(".")[0] for name in parameters}:
             self._trainable.update(itertools.accumulate(path.split("."), "{}.{}".format))
+        self._optional = optional_inputs(call)
         arguments: dict[str, Any] = {}
         for name, value in call.arguments.items():
             kind = call.signature.parameters[name].kind
@@ -196,7 +209,8 @@ class Tracer(fx.Tracer):
 
     def _input(self, name: str, value: Any) -> Any:
         type_expr = type(value) if isinstance(value, bool | int | float | str) else None
-        placeholder = self.create_proxy("placeholder", name, (), {}, type_expr=type_expr)
+        default = (value,) if name in self._optional else ()
+        placeholder = self.create_proxy("placeholder", name, default, {}, type_expr=type_expr)
         if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors_in(value)):
             self._trainable.add(str(placeholder.node.target))
         if self.decisions is not None:

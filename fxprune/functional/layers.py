@@ -65,6 +65,27 @@ def check_shape(value: Tensor, shape: list[int], name: str) -> None:
             )
 
 
+@has_side_effect
+def check_dtype(value: Tensor, dtypes: list[torch.dtype], message: str) -> None:
+    """Raise RuntimeError with ``message`` unless ``value`` has one of ``dtypes``."""
+    if value.dtype not in dtypes:
+        raise RuntimeError(message)
+
+
+@has_side_effect
+def check_contiguous(value: Tensor, expected: bool, message: str) -> None:
+    """Raise RuntimeError with ``message`` unless ``value`` is contiguous, or is not, as expected."""
+    if value.is_contiguous() != expected:
+        raise RuntimeError(message)
+
+
+@has_side_effect
+def check_requires_grad(value: Tensor, expected: bool, message: str) -> None:
+    """Raise RuntimeError with ``message`` unless ``value`` requires gradients, or does not, as expected."""
+    if value.requires_grad != expected:
+        raise RuntimeError(message)
+
+
 def output_padding(
     input: Tensor, output_size: list[int], stride: list[int], padding: list[int], kernel_size: list[int], dilation: list[int]
 ) -> list[int]:

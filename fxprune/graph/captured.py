@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import itertools
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +18,23 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
+from torch.fx.node import map_aggregate
 
-from fxprune.errors import PruningTypeError
+from fxprune.errors import CaptureError, PruningTypeError
 from fxprune.graph.masks import MaskLoading
-from fxprune.graph.metadata import ANALYSIS
+from fxprune.graph.metadata import ANALYSIS, EXAMPLE, FIXED_DTYPE, OPTIONAL
 from fxprune.graph.pickling import dump, load
-from fxprune.torch_internals.graphs import COMPILED_CALL, OF_CODE, codegen_of, flattened, forget_code, has_code
+from fxprune.torch_internals.graphs import (
+    COMPILED_CALL,
+    OF_CODE,
+    codegen_of,
+    flattened,
+    forget_code,
+    has_code,
+    is_flattened,
+    rename_self,
+)
+from fxprune.torch_internals.interrupts import uninterrupted
 from fxprune.torch_internals.switches import alone, quiet
 
 
@@ -32,16 +44,17 @@ class CapturedModule(MaskLoading, fx.GraphModule):
     torch.fx pickles the generated code and traces it again on loading, which would freeze the ``training`` flags that the
     graph reads.
 
-    ``example`` holds the inputs that the graph was captured with, positional and by name; None in a graph that was pickled.
+    :data:`fxprune.graph.metadata.EXAMPLE` has the inputs that it was captured with, unless it was pickled.
     """
-
-    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def recompile(self) -> PythonCode:
         """Make the code of ``forward`` anew from the graph; within :func:`compiled_later` only once it is read."""
+        rename_self(self.graph)
         if not _COMPILES_LATER.get():
-            with alone():
-                return super().recompile()
+            with alone(), uninterrupted():
+                code = super().recompile()
+                self._give_defaults()
+                return code
         forget_code(self)
         type(self).forward = _Forward()  # type: ignore[assignment] # each graph has a class of its own
         return _NO_CODE
@@ -49,8 +62,17 @@ class CapturedModule(MaskLoading, fx.GraphModule):
     def compile_put_off(self) -> None:
         """Make the code, if the graph has none yet."""
         if not has_code(self):
-            with alone():
+            with alone(), uninterrupted():
                 super().recompile()
+                self._give_defaults()
+
+    def _give_defaults(self) -> None:
+        """Let calls omit inputs of an exported graph; the generator of its code writes no defaults."""
+        if optional := OPTIONAL.get(self):
+            forward: Any = type(self).forward
+            names = forward.__code__.co_varnames[1 : forward.__code__.co_argcount]
+            last = [*itertools.takewhile(optional.__contains__, reversed(names))]
+            forward.__defaults__ = tuple(optional[name] for name in reversed(last))
 
     flattened = staticmethod(flattened)  # which the code of a graph of torch.export calls
 
@@ -60,7 +82,27 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         self.compile_put_off()
         return super().code
 
-    __jit_ignored_attributes__ = ("example",)  # TorchScript wants a type for each annotation
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Convert or move the tensors, as ``half()`` and ``to()`` do; constants of an exported graph follow to another device.
+
+        Raises:
+            CaptureError: the tensors get another dtype, and the graph holds one as a constant; nothing has changed.
+        """
+        tensors = [*self.parameters(), *self.buffers()]
+        probes = [fn(torch.empty(0, dtype=t.dtype, device=t.device)) for t in tensors]
+        where = FIXED_DTYPE.get(self)
+        for tensor, probe in zip(tensors, probes, strict=True) if where is not None else ():
+            if probe.dtype != tensor.dtype:
+                raise CaptureError(
+                    f"this graph was captured in {tensor.dtype} and has dtypes as constants, which the model's code asks for "
+                    f"at {where}: convert the model to {probe.dtype}, and capture it again"
+                )
+        devices = {(t.device, p.device) for t, p in zip(tensors, probes, strict=True)}
+        result = super()._apply(fn, recurse)
+        if is_flattened(self) and len(devices) == 1:
+            move_constants(self, *devices.pop())
+        return result
+
     __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "code"]  # noqa: RUF012
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -83,7 +125,7 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         copied.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _DERIVED}, memo))
         with quiet(FutureWarning):
             copied.graph = copy.deepcopy(self.graph)
-        copied.example = self.example
+        EXAMPLE.set(copied, EXAMPLE.get(self))
         return copied
 
 
@@ -111,6 +153,22 @@ def compiled_later() -> Iterator[None]:
         _COMPILES_LATER.reset(token)
 
 
+def move_constants(gm: fx.GraphModule, before: torch.device, after: torch.device) -> None:
+    """Put the device ``after`` in place of ``before`` wherever a graph, or a graph in it, has that device as a constant."""
+    for graph_module in [module for module in gm.modules() if isinstance(module, fx.GraphModule) and before != after]:
+        for node in graph_module.graph.nodes:
+            args, kwargs = map_aggregate((node.args, node.kwargs), lambda leaf: after if leaf == before else leaf)
+            if (args, kwargs) != (node.args, node.kwargs):
+                node.args, node.kwargs = args, kwargs
+        recompile_later(graph_module)
+
+
+def recompile_later(gm: fx.GraphModule) -> None:
+    """Forget the code of a graph that was rewritten; it is made anew on the first call."""
+    with compiled_later():
+        gm.recompile()
+
+
 def compile_all(gm: fx.GraphModule) -> None:
     """Make the code that was put off, of a graph and of the graphs in it; do nothing within :func:`compiled_later`."""
     for module in gm.modules() if not _COMPILES_LATER.get() else ():
@@ -122,14 +180,15 @@ def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
     """Let a graph become ``other``, in place and compiled anew; ``other`` must not be used any more."""
     graph = other.graph
     compiled = {k: v for k, v in vars(gm).items() if k == COMPILED_CALL}  # which runs the code that the graph has when called
-    gm.__dict__.clear()
-    gm.__dict__.update(other.__dict__ | compiled)
-    gm.graph = graph
-    compile_all(gm)
+    with uninterrupted():
+        gm.__dict__.clear()
+        gm.__dict__.update(other.__dict__ | compiled)
+        gm.graph = graph
+        compile_all(gm)
 
 
 # recompile() makes the code of the graph; the compiled call is of this graph, example and analysis of this process alone.
-_DERIVED = (*OF_CODE, COMPILED_CALL, "example", ANALYSIS.name)
+_DERIVED = (*OF_CODE, COMPILED_CALL, EXAMPLE.name, ANALYSIS.name)
 
 
 def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:

@@ -37,6 +37,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.torch_internals.graphs import is_flattened
+from fxprune.torch_internals.interrupts import let_interrupts_in
 from fxprune.torch_internals.tensors import pytree
 
 Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -47,6 +48,7 @@ def in_order(gm: fx.GraphModule, inputs: tuple[tuple[Any, ...], dict[str, Any]])
     args, kwargs = inputs
     if is_flattened(gm):
         bound = inspect.signature(gm.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
         return pytree.tree_leaves([*bound.args, *bound.kwargs.values()])
     bound = _signature(gm.graph).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -95,6 +97,7 @@ class NodeRunner(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node between its hooks."""
+        let_interrupts_in()
         if self._before is not None:
             self._before(n)
         self.at = n

@@ -2,7 +2,7 @@
 
 torch.fx carries ``meta`` of a graph and of its nodes through ``copy.deepcopy``; copies share the values. Each
 key says whether its values survive pickling and a shrink. Facts with a class of their own are attributes of that class:
-``CapturedModule.example`` (neither copied nor pickled), ``Lowered.calls`` and ``Lowered._leaf_type`` (copied and pickled).
+``Lowered.calls`` and ``Lowered._leaf_type`` (copied and pickled).
 """
 
 from __future__ import annotations
@@ -134,6 +134,18 @@ MASKED = Attribute[dict[str, list[str]]]("_fxprune_masked", shrunk=False)
 
 LABEL = Attribute[Any]("_fxprune_label", pickled=False, shrunk=False)
 """On a fake tensor, its ``Label`` during one analysis. Only in ``analysis/analyze.py``."""
+
+FIXED_DTYPE = Attribute[str]("_fxprune_fixed_dtype")
+"""On a captured graph, the line of the model's code that asks for a dtype, of which the graph has the answer as a constant.
+Written by ``frontends/form_guards.py``; read by ``graph/captured.py``."""
+
+OPTIONAL = Attribute[dict[str, Any]]("_fxprune_optional")
+"""On an exported graph, the inputs that a call may omit, with the values that the graph has as constants. Written by
+``frontends/attempt.py``; read by ``graph/captured.py``."""
+
+EXAMPLE = Attribute[Any]("_fxprune_example", pickled=False)
+"""On a captured graph, the inputs that it was captured with, positional and by name. Written by ``frontends/capture.py``; read
+by ``pipeline.py``; a deep copy has them."""
 
 ANALYSIS = Attribute[tuple[Any, Any]]("_fxprune_analysis", pickled=False, shrunk=False)
 """On a captured graph, its last analysis and fingerprint; no copy has them. Only in ``analysis/fingerprint.py``."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import PlanError
+from fxprune.torch_internals.interrupts import interruptible
 from fxprune.torch_internals.switches import alone
 
 Loss: TypeAlias = Callable[[fx.GraphModule], Tensor]
@@ -45,7 +46,8 @@ def gradients(
     for parameter in wanted:
         parameter.requires_grad_()
     with torch.enable_grad():
-        value = loss(gm)
+        with interruptible():
+            value = loss(gm)
         if not isinstance(value, Tensor) or value.numel() != 1:
             given = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise PlanError(f"loss must return a tensor of one element, not {given}")

@@ -17,11 +17,13 @@ from fxprune.graph.parts import Graph
 from fxprune.methods.methods import CustomFromMask, chain, current_value, remember, scores_for
 from fxprune.methods.smallest import masks_of_smallest
 from fxprune.passes.mask_parameters import insert_masks
+from fxprune.torch_internals.interrupts import interrupts_wait, uninterrupted
 from fxprune.torch_internals.pruning_methods import for_parameter
 
 _COMPUTE_L1 = torch_prune.L1Unstructured.compute_mask
 
 
+@interrupts_wait()
 def global_unstructured(
     gm: Graph,
     names: Iterable[str],
@@ -57,11 +59,12 @@ def global_unstructured(
             f'only methods of PRUNING_TYPE "unstructured" can prune globally; {pruning_method.__name__} has {kind!r}'
         )
     masks = _global_masks(gm, parameters, given, method)
-    insert_masks(gm, masks, own=True)
-    gm.recompile()
-    for name in parameters:
-        custom = for_parameter(CustomFromMask(None), name)
-        remember(gm, chain(gm, name, custom) if name in (METHODS.get(gm) or {}) else custom)
+    with uninterrupted():
+        insert_masks(gm, masks, own=True)
+        gm.recompile()
+        for name in parameters:
+            custom = for_parameter(CustomFromMask(None), name)
+            remember(gm, chain(gm, name, custom) if name in (METHODS.get(gm) or {}) else custom)
     return gm
 
 

@@ -24,6 +24,7 @@ from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, 
 from fxprune.graph.metadata import METHODS
 from fxprune.graph.parts import Graph
 from fxprune.passes.mask_parameters import insert_masks, remove_masks
+from fxprune.torch_internals.interrupts import interrupts_wait, uninterrupted
 from fxprune.torch_internals.pruning_methods import for_parameter, parameter_of, parts_of, set_parts
 
 
@@ -47,6 +48,7 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
         raise PruningTypeError("a pruning method on a graph is not a hook: apply(gm, name) inserts the mask as nodes")
 
     @classmethod
+    @interrupts_wait()
     def apply(cls, module: fx.GraphModule, name: str, *args: Any, importance_scores: Any = None, **kwargs: Any) -> Any:
         """Compute a mask for one parameter and insert it into the graph, in place.
 
@@ -76,9 +78,10 @@ class BasePruningMethod(torch_prune.BasePruningMethod):
             if masked is not None:
                 method = chain(module, parameter_of(method), method)
             mask = method.compute_mask(scores, default_mask=default_mask)
-        insert_masks(module, {name: mask})
-        module.recompile()
-        remember(module, method)
+        with uninterrupted():
+            insert_masks(module, {name: mask})
+            module.recompile()
+            remember(module, method)
         return method
 
     def apply_mask(self, module: fx.GraphModule) -> Tensor:
@@ -317,9 +320,10 @@ def remove(gm: Graph, name: str) -> Graph:
         raise PruningValueError(
             f"parameter {name!r} of shape {tuple(parameter.shape)} has to be pruned before pruning can be removed"
         )
-    remove_masks(gm, [masked])
-    (METHODS.get(gm) or {}).pop(masked.name, None)
-    gm.recompile()
+    with uninterrupted():
+        remove_masks(gm, [masked])
+        (METHODS.get(gm) or {}).pop(masked.name, None)
+        gm.recompile()
     return gm
 
 

@@ -146,8 +146,19 @@ def _amount(value: Any, argument: str) -> float:
     return amount
 
 
+def _instance(importance: Any) -> Importance:
+    """Return a criterion for its class, and anything else as it is."""
+    if not (isinstance(importance, type) and issubclass(importance, Criterion)):
+        return importance  # type: ignore[no-any-return]
+    try:
+        return importance()
+    except TypeError as error:
+        raise PruningTypeError(f"importance must be a criterion, not its class: {error}") from error
+
+
 def _scores(deps: Dependencies, groups: Sequence[Group], importance: Importance) -> list[Scores]:
     """Return the importance of the units of each group."""
+    importance = _instance(importance)
     if not callable(importance):
         raise PruningTypeError(f"importance must be a criterion or a callable (deps, group), not {importance!r}")
     scorer = importance.prepare(deps) if isinstance(importance, Criterion) else partial(importance, deps)

@@ -109,6 +109,13 @@ def free_names(graph: fx.Graph) -> None:
         names._used_names.add(node.name)
 
 
+def rename_self(graph: fx.Graph) -> None:
+    """Rename a node called ``self``, as one that calls a submodule of this name is, which would hide the module in the code."""
+    for node in graph.nodes:
+        if node.name == "self":
+            node._rename("self_value")
+
+
 def guards_of(program: ExportedProgram) -> list[str]:
     """Return the conditions of an exported program on its inputs, as Python code over ``L``: ``L['x'].size()[0] >= 2``."""
     guards: Any = program._guards_code

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import transformer
 
+from fxprune.torch_internals.interrupts import interrupts_wait
+
 # -- switches ------------------------------------------------------------------------------------------------------------
 
 
@@ -38,17 +40,18 @@ def shared(switch: Callable[[], AbstractContextManager[Any]]) -> Callable[[], co
     @functools.wraps(switch)
     def entered() -> Iterator[None]:
         nonlocal count
-        with lock:
-            if not count:
-                held.enter_context(switch())
-            count += 1
-        try:
-            yield
-        finally:
+        with interrupts_wait():
             with lock:
-                count -= 1
                 if not count:
-                    held.close()
+                    held.enter_context(switch())
+                count += 1
+            try:
+                yield
+            finally:
+                with lock:
+                    count -= 1
+                    if not count:
+                        held.close()
 
     return entered
 
@@ -93,6 +96,16 @@ is_autocast_on = torch._C._is_any_autocast_enabled
 """Tell whether autocast is on for any device, which costs a tenth of asking for each."""
 
 
+@contextlib.contextmanager
+def no_autocast() -> Iterator[None]:
+    """Switch autocast off for this thread, on every type of device that it is on for."""
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps", "xpu") if is_autocast_on() else ():
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 def defaults() -> tuple[torch.dtype, str]:
     """Return the type and the device of tensors that operators make if they are not told another."""
     return torch.get_default_dtype(), torch._C._get_default_device()
@@ -121,6 +134,14 @@ def unlogged() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(before)
+
+
+@shared
+def unprinted() -> AbstractContextManager[Any]:
+    """Let torch.export print nothing: of a model that it cannot export it prints all of the graph so far."""
+    from torch.export import _trace  # only where something is exported: it takes long to import
+
+    return patch.object(_trace, "print", lambda *_, **__: None, create=True)
 
 
 @shared
@@ -272,7 +293,7 @@ def alone() -> Iterator[None]:
 
     So captures, analyses, shrinks and single runs of models wait for each other. Work on graphs and plans does not wait.
     """
-    with _ALONE:
+    with interrupts_wait(), _ALONE:
         yield
 
 

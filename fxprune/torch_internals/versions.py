@@ -6,11 +6,13 @@ A mend replaces a function of torch for the whole process, once and for good: th
 from __future__ import annotations
 
 import functools
+import keyword
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import decompositions
+from torch.fx import graph as graph_code
 
 VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 """The version of torch, such as ``(2, 14)``."""
@@ -35,6 +37,26 @@ def mend_lstm_shapes() -> None:
         return out, tuple(state.squeeze(0) if state.dim() == 3 else state for state in states)
 
     decompositions.one_layer_lstm = mended
+
+
+@functools.cache
+def mend_keyword_targets() -> None:
+    """Let the code of graphs read attributes whose names are keywords of Python, as keys of an ``nn.ModuleDict`` may be.
+
+    Up to torch 2.14 the code says ``self.heads.class``, which is no Python. Without the mend such graphs have no code.
+    """
+    format_target = graph_code._format_target
+
+    @functools.wraps(format_target)
+    def mended(base: str, target: str) -> str:
+        names = target.split(".")
+        if not any(map(keyword.iskeyword, names)):
+            return format_target(base, target)
+        for name in names:
+            base = f"{base}.{name}" if name.isidentifier() and not keyword.iskeyword(name) else f'getattr({base}, "{name}")'
+        return base
+
+    graph_code._format_target = mended
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_manager import PassManager
 
 import fxprune
+from fxprune.graph.metadata import EXAMPLE
 from fxprune.passes.mask import Mask
 from fxprune.passes.shrink import Shrink, shrunk_copy
 from fxprune.testing import check_graph
@@ -231,7 +232,7 @@ def test_inputs_to_verify_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(seen[-1][0][0], X[:2])
     bare = pickle.loads(pickle.dumps(gm))
     before = state_of(bare)
-    if getattr(bare, "example", None) is None:
+    if EXAMPLE.get(bare) is None:
         with pytest.raises(fxprune.PruningError, match=r"there are no inputs to verify with.*give example_inputs"):
             fxprune.shrink(bare)
         assert_untouched(bare, before)

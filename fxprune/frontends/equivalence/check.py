@@ -119,7 +119,7 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
     theirs_state = _copied_state(model, writes)
     try:
         with torch.no_grad(), fixed_seed(kinds), ModelSnapshot(model).untouched() as changes:
-            with noting_writes(model, theirs_inputs, changes):
+            with noting_writes(model, theirs_inputs, changes), changes.forms.noting(theirs_inputs):
                 theirs = functional_call(model, theirs_state, *theirs_inputs, tie_weights=False)
     except Exception as error:
         raise ModelError(f"the model itself fails on the example inputs: {error}") from error

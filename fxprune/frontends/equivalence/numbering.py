@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fxprune.abstract.form import FakeMode, Form, IncomparableError, frozen, operator_errors, storage
 from fxprune.abstract.propagation import Effect, Propagation, Traits, written
 from fxprune.frontends.equivalence.values import Memory, OfTensors, OperatorCall, Value
+from fxprune.torch_internals.interrupts import let_interrupts_in
 from fxprune.torch_internals.operators import TorchDispatchMode, arguments_of, below_autograd, composite_kernel
 from fxprune.torch_internals.switches import uncompiled, watching_reads
 from fxprune.torch_internals.tensors import memory_of, pytree, read_numpy
@@ -169,6 +170,7 @@ class Execution(TorchDispatchMode):
 
     def _follow(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of an operator; on stand-ins and leaves it is a stand-in."""
+        let_interrupts_in()
         if (defaults := _NORMS.get(func)) is not None:
             args = (*args[: len(defaults) - 1], *defaults[min(len(args), len(defaults) - 1) :])
         elif func is _aten.detach_.default:

@@ -128,7 +128,8 @@ class Programs:
     def _of_code(self, execution: Execution, changes: Changes, inputs: Any) -> Any:
         """Run the model's code, and return the numbers of results, inputs and tensors."""
         stood_for = _inputs(execution, inputs)
-        with self._kept.untouched(changes), noting_writes(self._kept.model, stood_for, changes):
+        writes, forms = noting_writes(self._kept.model, stood_for, changes), changes.forms.noting(stood_for)
+        with self._kept.untouched(changes), writes, forms:
             return described(self._call(execution, stood_for), execution.number)
 
     def _call(self, execution: Execution, stood_for: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxprune.frontends.form_guards import FormReads
 from fxprune.frontends.model.plain import NUMBERS, PlainState, is_same_number, same_items
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.paths import Modules, all_tensors, join
@@ -21,13 +22,14 @@ _DICTS = (dict, collections.OrderedDict)
 
 
 class Changes:
-    """The dotted names of the attributes that the model's code changed; complete when the context ends."""
+    """The dotted names of the attributes that the model's code changed, and what it asked for, when the context ends."""
 
     def __init__(self) -> None:
         self.rebound_tensors: list[str] = []
         self.rebound_numbers: list[str] = []  # from one number to another, also within dicts and lists
         self.others: list[str] = []  # such as from None to a tensor, or a list that has grown
         self.inputs: list[str] = []  # names of inputs with other items or attributes than before
+        self.forms = FormReads()
 
 
 class Snapshot:
