@@ -5,11 +5,18 @@ the builtin type that torch raises there, so that code written for torch keeps c
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 class FxpruneError(Exception):
-    """Base class of all errors raised by fxprune."""
+    """Base class of all errors raised by fxprune.
+
+    ``nodes`` has for each graph node that is in the way why it is; kept whole, it no longer is. Usually there are none.
+    """
+
+    def __init__(self, *args: object, nodes: Mapping[str, str] | None = None) -> None:
+        super().__init__(*args)
+        self.nodes = dict(nodes or {})
 
 
 class CaptureError(FxpruneError, RuntimeError):
@@ -77,11 +84,7 @@ class PlanError(FxpruneError, ValueError):
 
 
 class ShrinkError(FxpruneError, RuntimeError):
-    """A graph could not be made smaller; it is as it was. ``nodes`` names the nodes in the way."""
-
-    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.nodes = nodes
+    """A graph could not be made smaller; it is as it was."""
 
 
 class VerificationError(FxpruneError, AssertionError):

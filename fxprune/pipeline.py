@@ -17,12 +17,12 @@ from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import remember
 from fxprune.capture import capture
-from fxprune.errors import PruneWarning, PruningValueError, VerificationError
+from fxprune.errors import CaptureWarning, FxpruneError, PruneWarning, PruningValueError, ShrinkError, VerificationError
 from fxprune.frontends.capture import Frontend
 from fxprune.graph.captured import CapturedModule, adopt, as_editable, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
 from fxprune.graph.masks import all_masked, base_names
-from fxprune.graph.metadata import BAKED, EXAMPLE, KEEPS
+from fxprune.graph.metadata import BAKED, EXAMPLE, KEEPS, WHOLE
 from fxprune.graph.parts import Graph, shared_copy
 from fxprune.importance import Importance
 from fxprune.passes.bake import Bake
@@ -36,7 +36,7 @@ from fxprune.passes.unmask import unmasked
 from fxprune.planning.group_choice import Choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
-from fxprune.torch_internals.switches import alone, uncollected
+from fxprune.torch_internals.switches import alone, quiet, uncollected
 from fxprune.torch_internals.tensors import hooks_of, pytree
 from fxprune.verification.inputs import given
 from fxprune.verification.verify import verify as check
@@ -60,8 +60,9 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
         The groups, the reasons of what has to stay whole, and the mixing points.
 
     Raises:
-        AnalysisError: an input node carries no example value, or a node cannot run on fake tensors; names the node.
-        RuleError: a rule does not fit an operator's shapes; names node, operator, rule and shapes.
+        AnalysisError: an input node carries no example value, or nobody knows what a node gives that cannot run on fake
+            tensors; names the node.
+        RuleError: a rule that was registered does not fit an operator's shapes; names node, operator, rule and shapes.
 
     Example:
         >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
@@ -110,6 +111,8 @@ def mask(gm: Graph, masks: Plan | Mapping[str, Tensor], *, verify: bool = True) 
             with compiled_later():
                 smaller, _ = shrunk_copy(gm)
             check(gm, smaller, *inputs, modes=("eval",), other_batch=False)
+        except ShrinkError:  # which says nothing of the masked graph
+            return gm
         except BaseException:
             adopt(gm, before)
             raise
@@ -143,7 +146,7 @@ def shrink(
 
     Raises:
         VerificationError: the smaller graph computes something else; names the first node that differs.
-        ShrinkError: a node cannot be rewritten for the positions that are left.
+        ShrinkError: a node cannot be rewritten for the positions that are left; a new analysis keeps its axes whole.
         PruningValueError: there are no inputs to verify with.
             In each case the graph is as it was.
 
@@ -160,8 +163,15 @@ def shrink(
         placeholders = gm.graph.find_nodes(op="placeholder")
         for node, value in zip(placeholders, in_order(gm, given(gm, *inputs)), strict=True):
             node.meta.setdefault("val", value)  # a graph from a pickle has no example values
-    with compiled_later():
-        smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
+    try:
+        with compiled_later():
+            smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
+    except ShrinkError as error:
+        if error.nodes:
+            WHOLE.set(gm, (WHOLE.get(gm) or {}) | error.nodes)
+            advice = "what these nodes read is kept whole from now on: analyze, plan and mask the graph again, then shrink it"
+            raise ShrinkError(f"{error}; {advice}", nodes=error.nodes) from error
+        raise
     if inputs is not None:
         _check_shrunk(gm, smaller, inputs, from_zeros)
     lost = _lost_hooks(_hooked(gm), smaller)
@@ -281,16 +291,21 @@ def prune(
         >>> slim = fxprune.prune(torchvision.models.resnet50(), torch.randn(1, 3, 224, 224), 0.5)
         >>> fxprune.summary(model, slim)
     """
-    with uncollected(), compiled_later():  # most graphs are never called as they were captured
+
+    def captured() -> tuple[CapturedModule, CapturedModule]:
+        """Return the graph, and the graph without the masks that it came with."""
         gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
-        inputs, hooked = _inputs(gm, None, None) if verify else None, _hooked(gm)
-        if all_masked(gm) or KEEPS.get(gm) or BAKED.get(gm):
-            masked, (gm, _) = gm, shrunk_copy(gm)
-            if inputs is not None:
-                _check_shrunk(masked, gm, inputs, from_zeros=False)
+        return gm, shrunk_copy(gm)[0] if all_masked(gm) or KEEPS.get(gm) or BAKED.get(gm) else gm
+
+    with uncollected(), compiled_later():  # most graphs are never called as they were captured
+        first, gm = captured()
+        inputs, hooked = _inputs(first, None, None) if verify else None, _hooked(first)
+        if gm is not first and inputs is not None:
+            _check_shrunk(first, gm, inputs, from_zeros=False)
         # In a function of its own, so that the analysis is gone when the collector is on again.
         to_check, small, why = _pruned(
             gm,
+            lambda: captured()[1],
             partial(
                 plan,
                 amount=amount,
@@ -313,9 +328,29 @@ def prune(
 
 
 def _pruned(
+    gm: CapturedModule, again: Callable[[], CapturedModule], planned: Callable[[Dependencies], Plan], *, masked_too: bool
+) -> tuple[CapturedModule | None, CapturedModule, str]:
+    """Return a graph as masked, None unless asked for, and as shrunk; and why nothing was removed, if that is so.
+
+    What a node reads that cannot be masked or rewritten is kept whole: then it starts with the same graph once more, which
+    ``again`` gives.
+    """
+    whole: dict[str, str] = {}
+    while True:
+        try:
+            return _pruned_once(gm, planned, masked_too=masked_too)
+        except FxpruneError as error:
+            if error.nodes.keys() <= whole.keys():
+                raise
+            whole |= error.nodes
+        with quiet(CaptureWarning):
+            gm = again()
+        WHOLE.set(gm, whole)
+
+
+def _pruned_once(
     gm: CapturedModule, planned: Callable[[Dependencies], Plan], *, masked_too: bool
 ) -> tuple[CapturedModule | None, CapturedModule, str]:
-    """Return a graph as masked, None unless asked for, and as shrunk; and why nothing was removed, if that is so."""
     deps = find_dependencies(gm)
     removed = planned(deps).removed(deps)
     if not removed.any():

@@ -57,7 +57,7 @@ class Inline(GraphPass):
         known: dict[object, fx.GraphModule] = {}
         for name in self.names:
             if shapes is None or not self._inline(gm, name, shapes, known):
-                raise ShrinkError(f"node {name!r} cannot be written out", nodes=(name,))
+                raise ShrinkError(f"node {name!r} cannot be written out")
         return bool(self.names)
 
     def _inline(self, gm: fx.GraphModule, name: str, shapes: dict[str, Tensor], known: dict[object, fx.GraphModule]) -> bool:

@@ -70,7 +70,8 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
         names = [n for n, p in gm.named_parameters(remove_duplicate=False) if p in wanted]
         raise LoweringError(
             f"node {node.name!r} calls {node.target!r} ({type(leaf).__name__}), which holds {', '.join(names)}: {error}. "
-            'Capture the model with frontend="export" to mask this parameter.'
+            'Capture the model with frontend="export" to mask this parameter.',
+            nodes={node.name: str(error)},
         ) from error
     present.update(results.values())
     for new in [n for n in reversed(gm.graph.nodes) if n not in present]:

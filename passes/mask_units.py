@@ -53,7 +53,8 @@ class MaskUnits(GraphPass):
         wanted: list[Possible] = []
         for correction in corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, kept.shrinks_axis):
             if isinstance(correction, Impossible):
-                raise PlanError(f"node {correction.step.node!r} ({correction.step.op}): {correction.text}")
+                at, text = correction.step.node, correction.text
+                raise PlanError(f"node {at!r} ({correction.step.op}): {text}", nodes={at: text})
             wanted.append(correction)
         masks = self._masks(gm, kept)
         held = holders(gm)

@@ -69,8 +69,10 @@ def _with_others(
     try:
         with in_mode(gm.named_modules(), training=True):  # where dropout shows
             training = find_dependencies(gm)
-    except AnalysisError:  # it cannot train on its example inputs: a batch norm refuses a single number for each channel
+    except AnalysisError:
         return removed, [], []
+    if not set(training.not_analysed) <= set(deps.not_analysed):
+        return removed, [], []  # it cannot train on its example inputs: a batch norm refuses a single number for each channel
     gone = removed_units(training, dead_places(deps, Remaining(deps.units, removed)))
     more, folds = removable(gm, training, zeros, gone)
     kept = Remaining(training.units, gone | more)

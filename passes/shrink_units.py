@@ -11,7 +11,7 @@ from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining, dead_places, removed_units
-from fxprune.errors import ShrinkError
+from fxprune.errors import FxpruneError, ShrinkError
 from fxprune.graph.captured import adopt
 from fxprune.graph.masks import all_masked
 from fxprune.graph.metadata import KEPT_OF_VALUE
@@ -54,7 +54,9 @@ class ShrinkUnits(GraphPass):
     @uncollected()
     def rewrite(self, gm: fx.GraphModule) -> bool:
         """Take the units out, in place."""
-        deps, removed, stuck = self.deps, self.removed, ""
+        deps, removed, inlined = self.deps, self.removed, dict[str, str]()
+        given = {node.name for node in gm.graph.nodes}
+        stuck = ""
         while True:
             kept = Remaining(deps.units, removed)
             steps = shrinking_steps(gm, deps, kept)
@@ -63,6 +65,8 @@ class ShrinkUnits(GraphPass):
             try:
                 return run_all((*slicing, EraseUnused(reads(gm)), WriteInPlace()), gm)
             except ShrinkError as error:
+                # A node of a function that was written out is not known outside: the function stands for it.
+                error.nodes = {name: why for name, why in error.nodes.items() if name.partition(".")[0] in given} or inlined
                 if spare is None:
                     raise
                 adopt(gm, spare)
@@ -70,12 +74,15 @@ class ShrinkUnits(GraphPass):
                 if written_out == stuck or not error.nodes:
                     raise
                 try:
-                    Inline(deps, error.nodes)(gm)
-                except ShrinkError:
+                    Inline(deps, list(error.nodes))(gm)
+                    dead, known = dead_places(deps, kept), deps.not_analysed
+                    deps = find_dependencies(gm)
+                    if not set(deps.not_analysed) <= set(known):  # a function may do something else on other values
+                        raise ShrinkError("what was written out cannot be analysed")
+                except FxpruneError:
                     raise error from None
-                stuck, dead = written_out, dead_places(deps, kept)
-                deps = find_dependencies(gm)
-                removed = removed_units(deps, dead)
+                inlined |= error.nodes
+                stuck, removed = written_out, removed_units(deps, dead)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,26 +9,27 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from fxprune.abstract.counters import READS_VALUE, Counters, number
-from fxprune.abstract.fakes import Fakes, give_examples, has_hints
+from fxprune.abstract.fakes import Fakes, give_examples
 from fxprune.abstract.propagation import written
-from fxprune.algebra.axes import Axis, Reason
+from fxprune.algebra.axes import Reason
 from fxprune.algebra.units import Units
 from fxprune.analysis.dependencies import Dependencies
+from fxprune.analysis.examples import Examples
 from fxprune.analysis.flops import work_of
 from fxprune.analysis.operators import parameters_of
 from fxprune.analysis.sources import MAX_CONSTANT, Sources, forgotten, named_tensors
+from fxprune.analysis.stepping import Stepping
 from fxprune.analysis.steps import MixingPoint, Step
-from fxprune.errors import AnalysisError, FxpruneError, RuleError
+from fxprune.errors import AnalysisError, FxpruneError, RuleError, in_short
 from fxprune.functional import layers
 from fxprune.graph.interpreter import NodeRunner
-from fxprune.graph.metadata import LABEL
+from fxprune.graph.metadata import LABEL, WHOLE
 from fxprune.graph.parts import ByMode
 from fxprune.graph.source_lines import code_line
 from fxprune.rules import Call, Label, Rule, find_rule
@@ -76,7 +77,11 @@ class _Labelling(TorchDispatchMode):
         self.fakes = Fakes()
         self.here = Reason("")
         self.inside = ""  # prefix of the names of nodes inside a part that differs by mode
-        self.example: Any = None  # the value of the node that runs, for the example inputs
+        self.at: fx.Node | None = None  # the node that runs
+        self.first = 0  # the number of its first step
+        self.examples = Examples(gm, self.fakes)
+        self.whole = WHOLE.get(gm) or {}
+        self.not_analysed: dict[str, None] = {}
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []
         self.work: list[Work] = []
@@ -85,7 +90,7 @@ class _Labelling(TorchDispatchMode):
         self.without_rule: dict[str, None] = {}
         self.counters = Counters()
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = {}  # by memory
-        self.stepping: dict[int, list[_Stepping]] = {}  # by memory
+        self.stepping: dict[int, list[Stepping]] = {}  # by memory
         self.sources = Sources(self.units)
         for name, tensor in named_tensors(gm):
             self._track(name, tensor)
@@ -95,7 +100,8 @@ class _Labelling(TorchDispatchMode):
     def run(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         """Run a graph, or a branch of a part that differs by mode."""
         # The calls hold all values anyway.
-        runner = NodeRunner(gm, before=self._begin, call=self._run_call, after=self._finish, keep_values=True)
+        hooks: dict[str, Any] = {"before": self._begin, "call": self._run_call, "after": self._finish, "rescue": self._rescue}
+        runner = NodeRunner(gm, **hooks, keep_values=True)
         try:
             return runner.run(*inputs)
         except FxpruneError:
@@ -109,7 +115,37 @@ class _Labelling(TorchDispatchMode):
 
     def _begin(self, node: fx.Node) -> None:
         self.here = Reason("", node=self.inside + node.name, source=code_line(node))
-        self.example = node.meta.get("val")
+        self.at, self.first = node, len(self.steps)
+
+    def _rescue(self, node: fx.Node, operands: Any, error: Exception) -> Any:
+        """Keep whole what a node reads that cannot be analysed, and return what it gives for the example inputs."""
+        if isinstance(error, RuleError):  # of a user's rule
+            raise error
+        try:
+            value = self.examples.of(self.inside + node.name, node)
+        except KeyError:
+            raise error from None
+        self.not_analysed[self.inside + node.name] = None
+        why = replace(self.here, text=f"cannot be analysed: {in_short(error)}")
+        self._keep_node_whole(node, why)
+        for leaf in pytree.tree_leaves(operands):
+            if isinstance(leaf, Tensor):
+                self.forget(leaf)  # it may have been written to
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                self._set(leaf, Label.whole(leaf.shape, why))
+        return value
+
+    def _keep_node_whole(self, node: fx.Node, why: Reason, value: Any = None) -> None:
+        """Keep whole all axes that a node reads, on the way or from modules, and those of its value."""
+        labels = [leaf for read in node.all_input_nodes for leaf in pytree.tree_leaves(self.values[self.inside + read.name])]
+        labels += [label for step in self.steps[self.first :] for label in (*step.operands, *step.results)]
+        read = [self.gm.get_submodule(str(node.target))] if node.op == "call_module" and not self.inside else []
+        tensors = [tensor for module in read for tensor in (*module.parameters(), *module.buffers())]
+        labels += [self.label(leaf) for leaf in (*tensors, *pytree.tree_leaves(value)) if isinstance(leaf, Tensor)]
+        for label in labels:
+            for axis in label.axes if isinstance(label, Label) else ():
+                self.units.keep_whole(axis, why)
 
     def _run_call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(function, ByMode):
@@ -120,18 +156,24 @@ class _Labelling(TorchDispatchMode):
 
     def _run_both(self, module: ByMode, *inputs: Any) -> Any:
         """Run both branches of a part that differs by mode: dependencies have to hold in either mode."""
-        here, inside, counts, results = self.here, self.inside, self.counts, list[Any]()
-        for self.inside, branch in module.branches(here.node):
-            # Only the calls of the present mode are work.
-            self.counts = counts and branch is (module.in_train if module.training else module.in_eval)
-            results.append(self.run(branch, inputs))
-        self.here, self.inside, self.counts = here, inside, counts
+        before, results = (self.here, self.inside, self.counts, self.at, self.first), list[Any]()
+        counts = self.counts
+        try:
+            for inside, branch in module.branches(self.here.node):
+                self.inside = inside
+                # Only the calls of the present mode are work.
+                self.counts = counts and branch is (module.in_train if module.training else module.in_eval)
+                results.append(self.run(branch, inputs))
+        finally:
+            self.here, self.inside, self.counts, self.at, self.first = before
         in_train, in_eval = results
         self._couple(in_train, in_eval)
         return in_train if module.training else in_eval
 
     def _finish(self, node: fx.Node, value: Any) -> None:
         """Label the inputs, keep the outputs whole, and note the value of a node."""
+        if (text := self.whole.get(self.inside + node.name)) is not None:
+            self._keep_node_whole(node, replace(self.here, text=text), value)
         if self.inside:
             pass  # inputs and outputs of a branch are values of the graph outside
         elif node.op == "placeholder":
@@ -152,14 +194,13 @@ class _Labelling(TorchDispatchMode):
     def _couple(self, one: Any, other: Any) -> None:
         """Couple the results of the two modes axis by axis."""
         for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
-            if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-                continue
-            for x, y in zip(self.label(a).axes, self.label(b).axes, strict=True):
-                if x.size == y.size:
+            ours, theirs = (self.label(t).axes if isinstance(t, Tensor) else () for t in (a, b))
+            if tuple(x.size for x in ours) == tuple(y.size for y in theirs):
+                for x, y in zip(ours, theirs, strict=True):
                     self.units.couple(x, y, replace(self.here, text="differs by mode"))
-                    continue
-                for axis in (x, y):
-                    self.units.keep_whole(axis, replace(self.here, text="has another size in the other mode"))
+                continue
+            for axis in (*ours, *theirs):
+                self.units.keep_whole(axis, replace(self.here, text="has another shape in the other mode"))
 
     # Labels.
 
@@ -198,10 +239,8 @@ class _Labelling(TorchDispatchMode):
             return self._item(args[0])
         try:
             result = self.fakes.call(func, args, kwargs)
-        except DynamicOutputShapeException:  # the sizes depend on values, which only the example has
-            if not isinstance(self.example, Tensor) or not has_hints(self.example):
-                raise
-            result = self.fakes.like(self.example)
+        except DynamicOutputShapeException as error:  # the sizes depend on values, which only the example has
+            result = self._example(error, func, args, kwargs)
         returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
         if not returned and not is_mutable(func):
             return result  # a check or a size
@@ -213,13 +252,31 @@ class _Labelling(TorchDispatchMode):
             self._set(tensor, label)
         if func is torch.ops.aten.slice.Tensor and call["step"] > 1:
             given = slice(call["start"], call["end"], call["step"])
-            stepping = _Stepping(call.operand(0).axes[call.dim()], given, returned[0].untyped_storage())
+            stepping = Stepping(call.operand(0).axes[call.dim()], given, returned[0].untyped_storage())
             self.stepping.setdefault(memory_of(returned[0]), []).append(stepping)
         if is_mutable(func):
             for tensor in written(func, args, kwargs):
                 self.forget(tensor)
             self.counters.written(func, args, kwargs)
         return result
+
+    def _example(self, error: Exception, func: OpOverload, args: Any, kwargs: Any) -> Any:
+        """Return what a call gives whose sizes depend on values: on known values, else the node's value for the example."""
+        tensors, spec = pytree.tree_flatten((args, kwargs))
+        known = [self.label(leaf).constant if isinstance(leaf, Tensor) else leaf for leaf in tensors]
+        if all(leaf is not None or tensor is None for leaf, tensor in zip(known, tensors, strict=True)):
+            with no_modes():
+                args, kwargs = pytree.tree_unflatten(known, spec)
+                found = func(*args, **kwargs)
+            return pytree.tree_map(self.fakes.like, found)
+        assert self.at is not None
+        try:
+            value = self.examples.of(self.here.node, self.at)
+        except KeyError:
+            raise error from None
+        if not isinstance(value, Tensor):
+            raise error
+        return value
 
     def _call(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], returned: list[Tensor]) -> Call:
         arguments: dict[str, Any] = {}
@@ -235,7 +292,7 @@ class _Labelling(TorchDispatchMode):
         return Call(op, arguments, operands, shapes, self.units, at)
 
     def _apply(self, rule: Rule | None, call: Call) -> list[Label]:
-        """Return the labels of the results. Where a built-in rule does not fit the call, all axes of the call stay whole."""
+        """Return the labels of the results. Where a built-in rule fails on the call, all axes of the call stay whole."""
         if rule is None:
             return self._unknown(call, "an operator without a rule: see fxprune.register_rule")
         try:
@@ -245,12 +302,13 @@ class _Labelling(TorchDispatchMode):
                     f"the rule of {call.op} at node {call.at.node!r} gives results of shapes "
                     f"{[list(la.shape) for la in labels]}, where the operator gives {[list(s) for s in call.shapes]}"
                 )
-        except RuleError as error:
+        except Exception as error:
+            text = str(error) if isinstance(error, RuleError) else f"the rule of {call.op} fails: {in_short(error)}"
             if is_by_user(call.op):
-                raise
+                raise error if isinstance(error, RuleError) else RuleError(f"{text}, at node {call.at.node!r}") from error
             call.mixings.clear()
             call.axes = {}
-            return self._unknown(call, str(error))
+            return self._unknown(call, text)
         return labels
 
     def _unknown(self, call: Call, text: str) -> list[Label]:
@@ -305,24 +363,5 @@ class _Labelling(TorchDispatchMode):
 
     def dependencies(self) -> Dependencies:
         """Return the result of the analysis."""
-        tracked, without_rule = self.sources.tracked, tuple(self.without_rule)
-        return Dependencies(self.gm, self.units, tracked, self.values, self.mixing_points, self.work, self.steps, without_rule)
-
-
-class _Stepping(NamedTuple):
-    """A view such as ``x[::2]``; holds the memory, so that no other memory takes its address.
-
-    A write to ``x`` has to show in the view. If position 1 of ``x`` goes, the positions 0, 2 and 4 become 0, 1 and 3, which no
-    view picks. So when ``x`` is written to, positions from a picked one up to the next picked one are coupled: 0 with 1, 2
-    with 3.
-    """
-
-    axis: Axis
-    given: slice
-    memory: torch.UntypedStorage
-
-    def couple(self, units: Units, why: Reason) -> None:
-        start, stop, step = self.given.indices(self.axis.size)
-        places = np.arange(start, min(stop + step, self.axis.size) - 1)
-        places = places[(places - start) % step != step - 1]
-        units.couple(self.axis.take(places), self.axis.take(places + 1), why)
+        tracked, unknown = self.sources.tracked, (tuple(self.without_rule), tuple(self.not_analysed))
+        return Dependencies(self.gm, self.units, tracked, self.values, self.mixing_points, self.work, self.steps, *unknown)

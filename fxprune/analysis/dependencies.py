@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from torch import fx
 from fxprune.algebra.axes import NONE, Axis, Reason
 from fxprune.algebra.contents import Content
 from fxprune.algebra.units import Units
-from fxprune.analysis.corrections import Impossible, corrections
+from fxprune.analysis.corrections import Correction, Impossible, corrections
 from fxprune.analysis.costs import Costs
 from fxprune.analysis.coupling_graph import coupling_graph, write_graph
 from fxprune.analysis.explanation import Explanation
@@ -45,6 +45,7 @@ class Dependencies:
         work: the floating-point operations of every call.
         steps: parameters and calls in the order of the run.
         without_rule: operators without a rule that met an axis with units, each with its node.
+        not_analysed: the nodes that could not run without values, whose axes stay whole.
         groups: the groups that own positions of at least one parameter, in the order of the parameters.
     """
 
@@ -56,6 +57,7 @@ class Dependencies:
     work: Sequence[Work]
     steps: Sequence[Step]
     without_rule: tuple[str, ...] = ()
+    not_analysed: tuple[str, ...] = ()
     groups: tuple[Group, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,11 +84,18 @@ class Dependencies:
 
     def _hold_what_no_mask_corrects(self) -> None:
         """Keep axes whole for which a masked graph has no correction."""
-        found = corrections(self.gm, self.values, self.steps, self.points, self.units, lambda a: self.units.content(a).is_live)
-        for correction in found:
-            if isinstance(correction, Impossible):
-                why = Reason(correction.text, correction.step.op, correction.step.node)
-                self.units.keep_whole(correction.axis, why)
+        any_held = True
+        while any_held:  # without an axis that is kept whole from now on another call may need another correction
+            any_held = False
+            for correction in self._corrections():
+                if isinstance(correction, Impossible):
+                    why = Reason(correction.text, correction.step.op, correction.step.node)
+                    self.units.keep_whole(correction.axis, why)
+                    any_held = True
+
+    def _corrections(self) -> Iterator[Correction]:
+        is_live = lambda axis: self.units.content(axis).is_live  # noqa: E731
+        return corrections(self.gm, self.values, self.steps, self.points, self.units, is_live)
 
     def _hold_what_is_never_combined(self) -> None:
         """Keep units that reach no mixing point, such as the rows of a position table behind the length of the example."""

@@ -19,7 +19,7 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.operators import runs_own_code
 from fxprune.analysis.sources import exact_values, named_tensors
 from fxprune.graph.captured import CapturedModule
-from fxprune.graph.metadata import ANALYSIS
+from fxprune.graph.metadata import ANALYSIS, WHOLE
 from fxprune.graph.parts import ByMode
 from fxprune.graph.paths import value_at
 from fxprune.rules.registry import version
@@ -47,7 +47,8 @@ def fingerprint(gm: fx.GraphModule) -> Any:
         return None
     reader = _Reader()
     try:
-        return _settings(), [(name, reader.tensor(tensor)) for name, tensor in named_tensors(gm)], reader.graph(gm)
+        tensors = [(name, reader.tensor(tensor)) for name, tensor in named_tensors(gm)]
+        return _settings(), WHOLE.get(gm), tensors, reader.graph(gm)
     except IncomparableError:
         return None
 

@@ -6,6 +6,7 @@
 ``before``  ``before(node)``                    the node runs next; its operands are computed
 ``call``    ``call(function, args, kwargs)``    in place of ``function(*args, **kwargs)``, for functions and modules
 ``after``   ``after(node, value)``              the node returned ``value``, which later nodes may change in place
+``rescue``  ``rescue(node, operands, error)``   the operation raised ``error`` on the operands: returns a value, or raises
 ==========  ==================================  =====================================================================
 
 Each hook is optional; a runner without hooks computes the same as the graph's ``forward``. Placeholders and the output are
@@ -41,6 +42,7 @@ from fxprune.torch_internals.interrupts import let_interrupts_in
 from fxprune.torch_internals.tensors import pytree
 
 Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Rescue = Callable[[fx.Node, Any, Exception], Any]
 
 
 def in_order(gm: fx.GraphModule, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
@@ -80,12 +82,13 @@ class NodeRunner(fx.Interpreter):
         before: Callable[[fx.Node], None] | None = None,
         call: Call | None = None,
         after: Callable[[fx.Node, Any], None] | None = None,
+        rescue: Rescue | None = None,
         keep_values: bool = False,
     ) -> None:
         super().__init__(gm, garbage_collect_values=not keep_values)
         self.extra_traceback = False  # the caller names the node
         self.at: fx.Node | None = None
-        self._before, self._call, self._after = before, call, after
+        self._before, self._call, self._after, self._rescue = before, call, after, rescue
 
     def run(self, *values: Any, initial_env: dict[fx.Node, Any] | None = None, enable_io_processing: bool = False) -> Any:
         """Run the graph on one value for each of its input nodes, as :func:`in_order` gives them; return the output's value."""
@@ -102,7 +105,12 @@ class NodeRunner(fx.Interpreter):
             self._before(n)
         self.at = n
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        value = getattr(self, n.op)(n.target, args, kwargs)
+        try:
+            value = getattr(self, n.op)(n.target, args, kwargs)
+        except Exception as error:
+            if self._rescue is None:
+                raise
+            value = self._rescue(n, (args, kwargs), error)
         self.at = None
         if self._after is not None:
             self._after(n, value)

@@ -76,6 +76,10 @@ KEEPS = Key[dict[str, list[tuple[str, Any, int]]]]("fxprune.keeps", shrunk=False
 """By keep vector, a buffer ``fxprune_keep_0``, ..., the places (node, input, dimension) whose corrections read it. Written,
 read and dropped with the corrections by ``passes/compensate.py``."""
 
+WHOLE = Key[dict[str, str]]("fxprune.whole")
+"""By node why its axes are kept whole: it could not be rewritten. The name of a node inside a part that differs by mode starts
+with that of the part. Written by ``pipeline.py``; read by ``analysis/``."""
+
 # -- meta of nodes -------------------------------------------------------------------------------------------------------
 
 MODULE = Key[str]("fxprune_module")

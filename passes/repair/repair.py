@@ -21,7 +21,7 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.operators import runs_own_code
 from fxprune.analysis.remaining import Remaining
 from fxprune.analysis.steps import Step
-from fxprune.errors import ShrinkError
+from fxprune.errors import ShrinkError, in_short
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import card_of, is_standard, update_sizes
 from fxprune.graph.parts import ByMode
@@ -106,7 +106,7 @@ class Repair(GraphPass):
         before = _contents(gm)
         stuck = _Repair(gm, self.deps.values, self.steps, self.kept).run()
         if stuck:
-            raise ShrinkError("; ".join(stuck.values()), nodes=tuple(stuck))
+            raise ShrinkError("; ".join(stuck.values()), nodes=stuck)
         return _contents(gm) != before
 
 
@@ -140,7 +140,7 @@ class _Repair:
             if isinstance(module, ByMode):
                 self._rewrite_branches(node, module)
             elif steps is not None:
-                self._rewrite(node, steps)
+                self._rewrite_or_give_up(node, steps)
             elif self.numbers.reads_changed(node) and (
                 node.op == "output" or node.is_impure() or holds_tensors(self.numbers.before(node))
             ):
@@ -158,6 +158,13 @@ class _Repair:
             self.stuck |= _Repair(branch, self.values, self.steps, self.kept, inside).run(arguments)
             if _contents(branch) != before or not has_code(branch):
                 branch.recompile()
+
+    def _rewrite_or_give_up(self, node: fx.Node, steps: Sequence[Step]) -> None:
+        what = f"node {node.name!r} ({node.op} {node.target})"
+        try:
+            self._rewrite(node, steps)
+        except Exception as error:  # of a call as no card foresees it
+            self.stuck[self.inside + node.name] = f"{what} cannot be rewritten: {in_short(error)}"
 
     def _rewrite(self, node: fx.Node, steps: Sequence[Step]) -> None:
         if node.target is operator.getitem:

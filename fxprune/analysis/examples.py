@@ -1,0 +1,55 @@
+"""The values of nodes on the example inputs, for an analysis that cannot compute them on fake tensors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.abstract.fakes import Fakes, has_hints
+from fxprune.graph.captured import CapturedModule
+from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
+from fxprune.torch_internals.operators import no_modes
+from fxprune.torch_internals.tensors import hint, pytree
+
+
+class Examples:
+    """Finds the value of a node on the example inputs: as captured or, where its sizes depend on values, by a run of the graph.
+
+    The graph runs once, if at all, with its real weights. It does not change.
+    """
+
+    def __init__(self, gm: fx.GraphModule, fakes: Fakes) -> None:
+        self._gm, self._fakes = gm, fakes
+
+    def of(self, name: str, node: fx.Node) -> Any:
+        """Return the value of the node called ``name`` with fake tensors; raise KeyError if it cannot be known."""
+        if "val" in node.meta and all(map(_is_known, pytree.tree_leaves(node.meta["val"]))):
+            return pytree.tree_map(self._fakes.like, node.meta["val"])
+        return self._computed[name]
+
+    @cached_property
+    def _computed(self) -> dict[str, Any]:
+        gm, found = self._gm, dict[str, Any]()
+        tensors = (*gm.parameters(), *gm.buffers())
+        if not isinstance(gm, CapturedModule) or gm.example is None or any(tensor.is_meta for tensor in tensors):
+            return found
+
+        def note(node: fx.Node, value: Any) -> None:
+            found[node.name] = pytree.tree_map(self._fakes.like, value)
+
+        devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+        with no_modes(), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+            inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, gm.example)
+            buffers = {f"gm.{name}": buffer.clone() for name, buffer in gm.named_buffers()}
+            try:
+                torch.func.functional_call(NodeByNode(NodeRunner(gm, after=note)), buffers, tuple(in_order(gm, inputs)))
+            except Exception:  # the user's own code; what ran before is known
+                return found
+        return found
+
+
+def _is_known(leaf: Any) -> bool:
+    return has_hints(leaf) if isinstance(leaf, Tensor) else leaf is None or hint(leaf) is not None
