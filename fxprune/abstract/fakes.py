@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.abstract.form import FakeMode, Form, IncomparableError, frozen
 from fxprune.abstract.propagation import PROPAGATION, Effect, Traits
-from fxprune.graph.metadata import EXAMPLE
+from fxprune.graph.metadata import DESCRIBED
 from fxprune.graph.pickling import Description
 from fxprune.torch_internals.operators import OpOverload
 from fxprune.torch_internals.tensors import FakeTensor, contiguous_strides, hint, memory_of, pytree
@@ -20,12 +20,16 @@ from fxprune.torch_internals.tensors import FakeTensor, contiguous_strides, hint
 
 def give_examples(gm: fx.GraphModule) -> None:
     """Let the inputs of a graph that was pickled have example values again."""
-    nodes = [node for node in gm.graph.find_nodes(op="placeholder") if EXAMPLE.get(node) is not None and "val" not in node.meta]
+    nodes = [n for n in gm.graph.find_nodes(op="placeholder") if DESCRIBED.get(n) is not None and "val" not in n.meta]
     if not nodes:  # making a mode takes long
         return
     mode = FakeMode()
+
+    def fake(described: Description) -> Tensor:
+        return mode.make(Form(*dataclasses.astuple(described)))
+
     for node in nodes:
-        node.meta["val"] = pytree.tree_map_only(Description, lambda d: mode.make(Form(*dataclasses.astuple(d))), EXAMPLE[node])
+        node.meta["val"] = pytree.tree_map_only(Description, fake, DESCRIBED[node])
 
 
 class Fakes:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.abstract.fakes import Fakes, has_hints
-from fxprune.graph.captured import CapturedModule
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
+from fxprune.graph.metadata import EXAMPLE
 from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.tensors import hint, pytree
 
@@ -34,7 +34,8 @@ class Examples:
     def _computed(self) -> dict[str, Any]:
         gm, found = self._gm, dict[str, Any]()
         tensors = (*gm.parameters(), *gm.buffers())
-        if not isinstance(gm, CapturedModule) or gm.example is None or any(tensor.is_meta for tensor in tensors):
+        example = EXAMPLE.get(gm)
+        if example is None or any(tensor.is_meta for tensor in tensors):
             return found
 
         def note(node: fx.Node, value: Any) -> None:
@@ -42,7 +43,7 @@ class Examples:
 
         devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
         with no_modes(), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-            inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, gm.example)
+            inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
             buffers = {f"gm.{name}": buffer.clone() for name, buffer in gm.named_buffers()}
             try:
                 torch.func.functional_call(NodeByNode(NodeRunner(gm, after=note)), buffers, tuple(in_order(gm, inputs)))

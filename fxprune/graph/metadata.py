@@ -112,7 +112,7 @@ KEPT_OF_VALUE = Key[Any]("fxprune_kept", pickled=False)
 VAL = Key[Any]("val", pickled=False)
 """torch's: example value, as fake tensors. Written by capture and, on inputs, by shrink, which drops it from shrunk nodes."""
 
-EXAMPLE = Key[Any]("fxprune_example")
+DESCRIBED = Key[Any]("fxprune_example")
 """On the inputs of a graph that was pickled: the example value, with a ``Description`` in place of each tensor. Written by
 ``graph/pickling.py``; read by ``abstract/fakes.py``, which makes ``val`` of it."""
 
@@ -126,7 +126,7 @@ IS_WRAPPED = Key[bool]("is_wrapped")
 """torch's: the node calls a function given to ``fx.wrap``; the code of the graph repeats that. Written and read by torch.fx."""
 
 NODE_KEYS: tuple[Key[Any], ...] = (
-    MODULE, IN_PLACE, LOWERED, CALL, PATH, MOVED, ORIGINAL, KEPT_OF_VALUE, VAL, EXAMPLE, STACK_TRACE, NN_MODULE_STACK,
+    MODULE, IN_PLACE, LOWERED, CALL, PATH, MOVED, ORIGINAL, KEPT_OF_VALUE, VAL, DESCRIBED, STACK_TRACE, NN_MODULE_STACK,
     IS_WRAPPED,
 )  # fmt: skip
 
@@ -149,7 +149,7 @@ OPTIONAL = Attribute[dict[str, Any]]("_fxprune_optional")
 
 EXAMPLE = Attribute[Any]("_fxprune_example", pickled=False)
 """On a captured graph, the inputs that it was captured with, positional and by name. Written by ``frontends/capture.py``; read
-by ``pipeline.py``; a deep copy has them."""
+by ``analysis/`` and ``pipeline.py``; a deep copy has them."""
 
 ANALYSIS = Attribute[tuple[Any, Any]]("_fxprune_analysis", pickled=False, shrunk=False)
 """On a captured graph, its last analysis and fingerprint; no copy has them. Only in ``analysis/fingerprint.py``."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Node, map_aggregate
 
-from fxprune.graph.metadata import EXAMPLE, NODE_KEYS
+from fxprune.graph.metadata import DESCRIBED, NODE_KEYS
 from fxprune.torch_internals.operators import HigherOrderOperator, OpOverload, OpOverloadPacket
 from fxprune.torch_internals.tensors import hint, pytree
 
@@ -135,7 +135,7 @@ def _example(node: Node) -> dict[str, Any]:
         return {}
     found = pytree.tree_map(_described, node.meta["val"])
     plain = all(isinstance(leaf, Description | int | float | complex | str | None) for leaf in pytree.tree_leaves(found))
-    return {EXAMPLE.name: found} if plain else {}
+    return {DESCRIBED.name: found} if plain else {}
 
 
 def load(dumped: list[tuple[Any, ...]], codegen: Any) -> fx.Graph:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.graph.metadata import BAKED, EXAMPLE, IS_WRAPPED, KEEPS, KEPT, METHODS, NODE_KEYS, REMOVED, Key
+from fxprune.graph.metadata import BAKED, DESCRIBED, IS_WRAPPED, KEEPS, KEPT, METHODS, NODE_KEYS, REMOVED, Key
 from fxprune.passes.lower import Lower
 
 X = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(2, 5)
@@ -52,7 +52,7 @@ def with_all_keys() -> fx.GraphModule:
     fxprune.l1_unstructured(masked(gm, "head"), "one.weight", 1)
     first = next(iter(gm.graph.nodes))
     IS_WRAPPED.set(first, True)  # torch's alone
-    EXAMPLE.set(first, None)  # of graphs from a pickle
+    DESCRIBED.set(first, None)  # of graphs from a pickle
     REMOVED.set(gm, {})  # of graphs on the meta device
     return gm
 
