@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.fingerprint import remember
 from fxprune.capture import capture
 from fxprune.errors import CaptureWarning, FxpruneError, PruneWarning, PruningValueError, ShrinkError, VerificationError
 from fxprune.frontends.capture import Frontend
@@ -69,7 +68,6 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
         >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
     """
     found = unmasked(as_graph_module(gm))
-    remember(gm, found.gm, found.deps)
     return found.deps.about(gm)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from fxprune.algebra.axes import Flags
 from fxprune.analysis.corrections import Impossible, Restrict, corrections
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.fingerprint import remember
 from fxprune.analysis.remaining import Remaining, dead_places
 from fxprune.errors import PlanError
 from fxprune.graph.captured import recompile_later
@@ -113,7 +112,6 @@ class MaskUnits(GraphPass):
 def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
     """Mask the units that a plan removes, in place, and tell whether the graph changed, which is not recompiled."""
     found = unmasked(gm)
-    remember(gm, found.gm, found.deps)
     removed = plan.removed(found.deps) | found.baked
     if not removed.any() and not is_structured(gm):
         return False

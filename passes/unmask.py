@@ -13,7 +13,7 @@ from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.corrections import corrections
 from fxprune.analysis.dependencies import Dependencies
-from fxprune.analysis.fingerprint import recall
+from fxprune.analysis.fingerprint import recall, remember
 from fxprune.analysis.remaining import Remaining, removed_units
 from fxprune.graph.masks import all_masked, find_parameter
 from fxprune.graph.metadata import BAKED, KEEPS
@@ -65,11 +65,16 @@ def unmasked(gm: Graph, *, bake: bool = False) -> Unmasked[Graph]:
             else:
                 strip(base, settled)
                 base.recompile()
-        deps = recall(gm, base) or find_dependencies(base)
+        deps = recall(gm, base)
+        if deps is None:
+            deps = find_dependencies(base)
+            if not bake:
+                remember(gm, base, deps)
         removed = removed_units(deps, dead_axes(gm)) & ~_uncorrected(gm, deps, settled)
         more = corrected_otherwise(gm, deps, Remaining(deps.units, removed)) - settled
         if not more:
-            return Unmasked(base, deps, removed, removed & removed_units(deps, _baked_axes(gm)), settled)
+            baked = removed & removed_units(deps, _baked_axes(gm)) if BAKED.get(gm) else np.zeros_like(removed)
+            return Unmasked(base, deps, removed, baked, settled)
         settled |= more
 
 

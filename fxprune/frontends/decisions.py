@@ -139,7 +139,10 @@ class Decisions:
         self._runs: list[dict[fx.Node, Any]] = [{} for _ in self._batches]
 
     def answer(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
-        """Return ``ask`` of the value of a node; raise TraceError if the answer depends on the batch size or on values."""
+        """Return ``ask`` of the value of a node; raise TraceError if the answer depends on the batch size or on values.
+
+        A TypeError of a value that is known, such as of the index of a shape, is raised as it is.
+        """
         question = f"the code needs the value of node {node.name!r} ({node.target})"
         try:
             with no_modes(), modes_unwatched(), torch.no_grad():
@@ -148,6 +151,9 @@ class Decisions:
                         env[ancestor] = value
                 found = [ask(env[node]) for env in self._runs]
         except Exception as error:  # the nodes need values, or fail at another batch size
+            known = self._runs[0].get(node, _OPERAND)
+            if isinstance(error, TypeError) and type(known) in (torch.Size, tuple, torch.dtype, torch.device):
+                raise  # as the code does: torch asks a shape for an index before it takes it for a shape
             raise TraceError(f"{question}: {error}") from error
         if any(value != found[0] for value in found[1:]) or not self._is_free_of_batch(node):
             raise TraceError(f"{question}, which depends on the batch size")

@@ -213,7 +213,8 @@ def _backwards_replaced() -> Iterator[None]:
     apply, register = vars(function)["apply"].__func__, Tensor.register_hook
 
     def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if _WATCHING.backward is not None:
+        # An operator of torch.library has such a function of its own, and stays a call in graphs.
+        if _WATCHING.backward is not None and not cls.__module__.startswith("torch._library."):
             _WATCHING.backward(cls.__qualname__, cls.forward.__code__)
         return apply(cls, *args, **kwargs)
 
