@@ -86,6 +86,7 @@ def by_hook(net: Any, h: Tensor) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.filterwarnings("ignore:.*asks whether a tensor requires gradients:fxprune.CaptureWarning")
 def test_a_backward_that_is_lost_is_named(code: Any, name: str, training: bool) -> None:
     model = Net(code).train(training)
     with pytest.warns(fxprune.CaptureWarning, match=rf"does not have the model's gradients, .*{name}.*test_gradients.py:"):
