@@ -77,10 +77,19 @@ def _use_plain_values(graph: fx.Graph) -> None:
         leaves = result if isinstance(result, list | tuple) else [result]
         result = pytree.tree_unflatten(leaves, info.out_spec) if info.out_spec is not None else result
         graph.set_codegen(CodeGen())
-    output.args = (plain(result),)
+    made = [node for node in output.all_input_nodes if _makes_mapping(node)]
+    output.args = (plain(fx.map_arg(result, lambda node: dict(node.kwargs) if node in made else node)),)
+    for node in made:
+        if not node.users:
+            graph.erase_node(node)
     for node in graph.find_nodes(op="placeholder"):
         if node.type is None and "val" in node.meta and node.meta["val"] is None:
             node.type = Tensor | None
+
+
+def _makes_mapping(node: fx.Node) -> bool:
+    """Tell whether a node makes a mapping of a class of its own, such as an output that is a dataclass and a dict."""
+    return node.op == "call_function" and isinstance(node.target, type) and issubclass(node.target, Mapping) and not node.args
 
 
 def _inline_region(module: nn.Module, graph: fx.Graph, node: fx.Node) -> None:

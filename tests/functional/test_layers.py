@@ -97,6 +97,21 @@ def test_check_shape_refuses_another_shape_than_the_captured_one(compiled: Any, 
             check(torch.ones(2, 3), shape, "x")
 
 
+@both_ways
+@pytest.mark.parametrize(
+    ("check", "expected", "other"),
+    [
+        (functional.check_dtype, [torch.float32, torch.half], [torch.double]),
+        (functional.check_contiguous, True, False),
+        (functional.check_requires_grad, False, True),
+    ],
+)
+def test_checks_of_the_form_of_an_input(compiled: Any, check: Function, expected: Any, other: Any) -> None:
+    compiled(check)(torch.ones(2, 3), expected, "not as captured")
+    with pytest.raises(Exception, match="not as captured"):
+        compiled(check)(torch.ones(2, 3), other, "not as captured")
+
+
 @pytest.mark.parametrize(
     "function", [functional.add_if_, functional.check_none, functional.check_shape, functional.batch_norm_momentum]
 )
@@ -390,7 +405,8 @@ def test_every_function_is_tested_here() -> None:
     """A new function needs a test that names it."""
     public = {n for n, f in vars(functional).items() if getattr(f, "__module__", "") == functional.__name__}
     tested = {
-        "select_float", "select_int", "invert", "add_if_", "check_none", "check_shape", "output_padding", "batch_norm_momentum",
+        "select_float", "select_int", "invert", "add_if_", "check_none", "check_shape", "check_dtype", "check_contiguous",
+        "check_requires_grad", "output_padding", "batch_norm_momentum",
         "instance_norm", "multi_head_attention", "lstm", "gru", "lstm_cell", "rnn_cell",
     }  # fmt: skip
     assert {n for n in public if not n.startswith("_")} == tested

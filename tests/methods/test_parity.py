@@ -195,6 +195,7 @@ def test_masked_graph_is_the_dense_module_with_zeros_in_its_parameters(kind: Kin
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.export], ids=by_name)
+@pytest.mark.filterwarnings("ignore:with a batch of no samples:fxprune.CaptureWarning")
 def test_masked_graph_of_the_export_front_end_is_the_dense_module_with_zeros(kind: Kind) -> None:
     model = kind.build()
     gm = fxprune.capture(copy.deepcopy(model), kind.inputs(), frontend="export")
