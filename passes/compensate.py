@@ -21,6 +21,7 @@ from fxprune.graph.pickling import found, picklable
 from fxprune.passes.lower import take_over
 from fxprune.rules.call import bound_arguments
 from fxprune.rules.labels import Label
+from fxprune.torch_internals.tensors import overwrite
 
 Possible = Clear | Fill | Rescale | Restrict
 
@@ -81,13 +82,13 @@ class Compensation:
         self.nodes[new.name] = new
 
     def _keep(self, place: Place) -> fx.Node:
-        flags = torch.from_numpy(self.kept(place.axis))
         content = self.deps.units.content(place.axis)
         if content not in self.known:
             free = (name for name in map("fxprune_keep_{}".format, itertools.count()) if not hasattr(self.gm, name))
             name = self.known[content] = next(free)
             device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), torch.device("cpu"))
-            self.gm.register_buffer(name, flags.to(device))
+            with torch.inference_mode(False):  # the graph is trained with it, wherever it was masked
+                self.gm.register_buffer(name, torch.from_numpy(self.kept(place.axis)).to(device))
         record = KEEPS.setdefault(self.gm, {}).setdefault(self.known[content], [])
         if (place.node, place.input, place.dim) not in record:
             record.append((place.node, place.input, place.dim))
@@ -131,7 +132,7 @@ def update_keeps(gm: fx.GraphModule, deps: Dependencies, kept: Remaining, wanted
         _, node, dim = read_at[0]
         label = deps.values[node]
         assert isinstance(label, Label)
-        gm.get_buffer(name).copy_(torch.from_numpy(kept(label.axes[dim])))
+        overwrite(gm.get_buffer(name), torch.from_numpy(kept(label.axes[dim])))
     return True
 
 

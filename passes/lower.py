@@ -22,6 +22,7 @@ from fxprune.graph.metadata import CALL, LOWERED, PATH
 from fxprune.graph.parts import Lowered, Slot
 from fxprune.graph.paths import join, replace_modules
 from fxprune.passes.graph_pass import GraphPass
+from fxprune.torch_internals.tensors import module_hooks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,21 @@ def lower(gm: fx.GraphModule, parameters: Iterable[nn.Parameter], names: Collect
     The graph is not recompiled. Returns whether it changed.
 
     Raises:
-        LoweringError: if a module has no functional form; names node, module and class.
+        LoweringError: if a module has no functional form, or has hooks; names node, module and class.
     """
     wanted = set(parameters)
     called = [(node, gm.get_submodule(str(node.target))) for node in gm.graph.find_nodes(op="call_module")]
     leaves = {leaf for node, leaf in called if node.name in names or not wanted.isdisjoint(leaf.parameters())}
     calls = [(node, leaf) for node, leaf in called if leaf in leaves]
+    for node, leaf in calls:
+        if hooks := [hook for module in leaf.modules() for hook in module_hooks(module)]:
+            listed = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
+            why = f"its hooks would not be called any more: {listed}"
+            raise LoweringError(
+                f"node {node.name!r} calls {node.target!r} ({type(leaf).__name__}), which cannot be written out, as {why}. "
+                "Remove the hooks first.",
+                nodes={node.name: why},
+            )
     present, results = set(gm.graph.nodes), dict[fx.Node, fx.Node]()
     try:
         for node, leaf in calls:

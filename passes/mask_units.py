@@ -26,6 +26,7 @@ from fxprune.passes.unmask import is_structured, strip, unmasked
 from fxprune.planning.plan import Plan
 from fxprune.torch_internals.interrupts import uninterrupted
 from fxprune.torch_internals.switches import uncollected
+from fxprune.torch_internals.tensors import overwrite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +102,10 @@ class MaskUnits(GraphPass):
             return False
         self._note_on_meta(gm, kept, masks)
         for mask in (mask for every in present.values() for ending, mask in every.items() if ending != MASK):
-            mask.fill_(1)
+            overwrite(mask, torch.ones(()))
         for name, given in masks.items():
             for ending, mask in given.items():
-                present[name][ending].copy_(mask)
+                overwrite(present[name][ending], mask)
         return True
 
 
@@ -124,5 +125,6 @@ def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
 
 def _vector(parameter: nn.Parameter, dim: int, flags: Flags) -> Tensor:
     """Return flags in a shape that broadcasts to the parameter's, and in its dtype, which multiplies fastest."""
-    vector = torch.from_numpy(flags.copy()).to(device=parameter.device, dtype=parameter.dtype)
-    return vector.view([-1 if d == dim else 1 for d in range(parameter.dim())])
+    with torch.inference_mode(False):  # the mask takes part in training, wherever it was made
+        vector = torch.from_numpy(flags.copy()).to(device=parameter.device, dtype=parameter.dtype)
+        return vector.view([-1 if d == dim else 1 for d in range(parameter.dim())])

@@ -23,6 +23,7 @@ from torch.fx.node import map_aggregate
 from fxprune.errors import CaptureError, PruningTypeError
 from fxprune.graph.masks import MaskLoading
 from fxprune.graph.metadata import ANALYSIS, EXAMPLE, FIXED_DTYPE, OPTIONAL
+from fxprune.graph.parts import shared_copy
 from fxprune.graph.pickling import dump, load
 from fxprune.torch_internals.graphs import (
     COMPILED_CALL,
@@ -113,6 +114,10 @@ class CapturedModule(MaskLoading, fx.GraphModule):
         with quiet(FutureWarning):  # torch warns of its own TreeSpec class
             graph = pickle.dumps((dump(self.graph), codegen_of(self.graph)))
         return _rebuild, (state, type(self).__name__, graph)
+
+    def __copy__(self) -> CapturedModule:
+        """Copy modules and graph, and share the tensors; with torch.fx both would have one graph, and the copy no example."""
+        return shared_copy(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
         """Copy state and graph; torch.fx would lose second names and which buffers are persistent."""

@@ -47,6 +47,12 @@ def keep_python_object(tensor: Tensor) -> None:
     tensor._fix_weakref()  # type: ignore[attr-defined]
 
 
+def overwrite(tensor: Tensor, values: Tensor) -> None:
+    """Write values into a tensor, in place, also into one that was made in inference mode."""
+    with torch.inference_mode(tensor.is_inference()):
+        tensor.copy_(values)
+
+
 def parameter_like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
     """Return a parameter of other values with the class, the attributes and the ``requires_grad`` of another; without hooks."""
     plain = type(old) is nn.Parameter
@@ -60,6 +66,12 @@ def hooks_of(parameter: Tensor) -> list[Any]:
     """Return the hooks on the gradient of a parameter."""
     registered = (parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None))
     return [hook for hooks in registered if hooks for hook in hooks.values()]
+
+
+def module_hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks on the calls of a module and on their gradients."""
+    registered = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return [hook for hooks in registered for hook in hooks.values()]
 
 
 def fake_like(state: dict[str, Any], meta: Tensor, device: torch.device) -> FakeTensor:

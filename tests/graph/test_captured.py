@@ -77,3 +77,25 @@ def test_compile_all_makes_code_that_is_missing() -> None:
 
 def test_what_prune_returns_is_compiled_even_if_nothing_was_removed() -> None:
     assert has_code(fxprune.prune(Net(), X, 0, verify=False))
+
+
+def test_a_shallow_copy_has_a_graph_and_modules_of_its_own_and_shares_the_tensors() -> None:
+    x = torch.randn(X.shape)
+    net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).eval()
+    gm = fxprune.capture(net, X)
+    code, before = gm.code, gm(x)
+    copied = copy.copy(gm)
+    assert isinstance(copied, CapturedModule)
+    assert all(a is b for a, b in zip(gm.parameters(), copied.parameters(), strict=True))
+    fxprune.mask(copied, fxprune.plan(fxprune.analyze(copied), 0.5))
+    masked = copied(x)
+    fxprune.shrink(copied)
+    assert torch.allclose(copied(x), masked, atol=1e-6)
+    gm.recompile()
+    assert gm.code == code
+    assert torch.equal(gm(x), before)
+    fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5))
+    shallow = copy.copy(gm)
+    fxprune.finalize(shallow)
+    assert fxprune.is_pruned(gm)
+    fxprune.shrink(gm)

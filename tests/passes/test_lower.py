@@ -288,3 +288,24 @@ def test_layer_written_out_says_what_it_stands_for() -> None:
     gm = net()
     Lower(["fc.weight"])(gm)
     assert "(fc): Lowered(Linear)" in str(gm)
+
+
+def doubles(*arguments: Any) -> Any:
+    return arguments[-1] * 2 if isinstance(arguments[-1], Tensor) else (arguments[-1][0] * 2,)
+
+
+@pytest.mark.parametrize("register", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_hooks_on_a_layer_of_the_graph_are_not_lost_in_silence(register: str) -> None:
+    gm = net()
+    x = torch.randn(2, 2, 4)
+    handle = getattr(gm.get_submodule("fc"), f"register_{register}")(doubles)
+    before, code = gm(x), gm.code
+    with pytest.raises(fxprune.LoweringError, match=r"node 'fc' calls 'fc' \(Linear\).*: doubles\. Remove the hooks first"):
+        fxprune.l1_unstructured(gm, "fc.weight", 0.5)
+    with pytest.raises(fxprune.LoweringError, match="Remove the hooks first"):
+        fxprune.mask(gm, {"fc.bias": torch.zeros(2)})
+    assert gm.code == code
+    assert torch.equal(gm(x), before)
+    fxprune.l1_unstructured(gm, "conv.weight", 0.5)  # another layer
+    handle.remove()
+    fxprune.l1_unstructured(gm, "fc.weight", 0.5)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_manager import PassManager
 
 import fxprune
+from fxprune.errors import PruningTypeError
 from fxprune.passes import Finalize, Lower, Mask, RaiseLeaves
 from fxprune.testing import check_graph
 from tests.kinds import KINDS, Bare, Layer, Tied, Twice, readable
@@ -350,3 +351,20 @@ def test_pipeline_that_has_nothing_to_do_says_so() -> None:
     result = PassManager(passes=[Mask({}), Lower([]), RaiseLeaves(), Finalize()], steps=3)(gm)
     assert result.modified is False
     assert gm.code == before
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(2, 2).to_sparse(), "layout torch.sparse_coo; give it as a dense tensor"),
+        (torch.ones(2, 2, device="meta"), "on the meta device, where it has no values"),
+        (torch.full((2, 2), 1j), "has complex values, but the parameter is of dtype torch.float32"),
+    ],
+)
+def test_masks_that_cannot_multiply_the_parameter_are_refused(mask: Tensor, message: str) -> None:
+    gm = fxprune.capture(ConvNet(), torch.randn(2, 1, 4, 4))
+    before = gm.code
+    with pytest.raises(PruningTypeError, match=f"the mask of 'fc.weight' .*{message}"):
+        fxprune.mask(gm, {"fc.bias": torch.zeros(2), "fc.weight": mask})
+    assert gm.code == before
+    assert not fxprune.is_pruned(gm)

@@ -235,3 +235,20 @@ def test_what_is_neither_a_plan_nor_masks_is_refused() -> None:
         fxprune.mask(net(), 3)  # type: ignore[arg-type]
     with pytest.raises(fxprune.PruningError, match=r"expected a torch\.fx\.GraphModule, got Linear"):
         fxprune.mask(nn.Linear(2, 2), planned(net(), 0.5))  # type: ignore[type-var]
+
+
+def test_masks_of_inference_mode_take_part_in_training_and_are_updated_outside_it() -> None:
+    x = torch.randn(X.shape, dtype=X.dtype)
+    gm = net()
+    with torch.inference_mode():
+        fxprune.mask(gm, planned(gm, 0.5))
+    gm.train()(x).sum().backward()
+    with torch.inference_mode():
+        copied = copy.deepcopy(gm).eval()
+    fxprune.mask(copied, planned(copied, 0.25))
+    masked = numbers(copied, x)
+    assert relative_error(fxprune.shrink(copied)(x), masked) < 1e-9
+    with torch.inference_mode():
+        fxprune.mask(gm, planned(gm, 0.25))
+        fxprune.shrink(gm)
+    gm.train()(x).sum().backward()
