@@ -101,7 +101,6 @@ def test_check_shape_refuses_another_shape_than_the_captured_one(compiled: Any, 
 @pytest.mark.parametrize(
     ("check", "expected", "other"),
     [
-        (functional.check_dtype, [torch.float32, torch.half], [torch.double]),
         (functional.check_contiguous, True, False),
         (functional.check_requires_grad, False, True),
     ],
@@ -110,6 +109,19 @@ def test_checks_of_the_form_of_an_input(compiled: Any, check: Function, expected
     compiled(check)(torch.ones(2, 3), expected, "not as captured")
     with pytest.raises(Exception, match="not as captured"):
         compiled(check)(torch.ones(2, 3), other, "not as captured")
+
+
+def _of_single(x: Tensor) -> Tensor:
+    functional.check_dtype(x, [torch.float32, torch.half], "not as captured")
+    return x
+
+
+@both_ways
+def test_check_dtype(compiled: Any) -> None:
+    check = compiled(_of_single)
+    check(torch.ones(2))
+    with pytest.raises(Exception, match="not as captured"):
+        check(torch.ones(2, dtype=torch.double))
 
 
 @pytest.mark.parametrize(
