@@ -210,13 +210,13 @@ def watching_backwards(watch: Callable[[str, CodeType], None]) -> Iterator[None]
 @contextlib.contextmanager
 def _backwards_replaced() -> Iterator[None]:
     function = torch.autograd.Function
-    apply, register = vars(function)["apply"].__func__, Tensor.register_hook
+    apply, register = vars(function)["apply"], Tensor.register_hook
 
     def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
         # An operator of torch.library has such a function of its own, and stays a call in graphs.
         if _WATCHING.backward is not None and not cls.__module__.startswith("torch._library."):
             _WATCHING.backward(cls.__qualname__, cls.forward.__code__)
-        return apply(cls, *args, **kwargs)
+        return apply.__get__(None, cls)(*args, **kwargs)
 
     def registered(tensor: Tensor, hook: Any) -> Any:
         if _WATCHING.backward is not None:
