@@ -67,8 +67,7 @@ def analyze(gm: fx.GraphModule) -> Dependencies:
         >>> deps = fxprune.analyze(fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224)))
         >>> print(deps.explain("layer1.0.conv1.weight", dim=0))
     """
-    found = unmasked(as_graph_module(gm))
-    return found.deps.about(gm)
+    return unmasked(as_graph_module(gm)).deps.about(gm)
 
 
 def mask(gm: Graph, masks: Plan | Mapping[str, Tensor], *, verify: bool = True) -> Graph:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.algebra.axes import Flags
-from fxprune.analysis.corrections import Impossible, Restrict, corrections
+from fxprune.analysis.corrections import Impossible, Restrict
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining, dead_places
 from fxprune.errors import PlanError
@@ -51,7 +51,7 @@ class MaskUnits(GraphPass):
         """Mask the units, in place."""
         deps, kept = self.deps, Remaining(self.deps.units, self.removed)
         wanted: list[Possible] = []
-        for correction in corrections(deps.gm, deps.values, deps.steps, deps.points, deps.units, kept.shrinks_axis):
+        for correction in deps.corrections(kept.shrinks_axis):
             if isinstance(correction, Impossible):
                 at, text = correction.step.node, correction.text
                 raise PlanError(f"node {at!r} ({correction.step.op}): {text}", nodes={at: text})

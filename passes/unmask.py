@@ -11,7 +11,6 @@ from torch import fx
 from fxprune.abstract.fakes import give_examples
 from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
-from fxprune.analysis.corrections import corrections
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.fingerprint import recall, remember
 from fxprune.analysis.remaining import Remaining, removed_units
@@ -83,13 +82,10 @@ def _uncorrected(gm: fx.GraphModule, deps: Dependencies, settled: frozenset[str]
     found = np.zeros(deps.units.count + 1, bool)  # NONE is -1, which indexes the flag at the end
     if settled:
         present = {at for name, places in KEEPS[gm].items() if name not in settled for at in places}
-        units = deps.units
-        for wanted in corrections(
-            deps.gm, deps.values, deps.steps, deps.points, units, lambda axis: units.content(axis).is_live
-        ):
+        for wanted in deps.corrections():
             for place in places_of(wanted):
                 if (place.node, place.input, place.dim) not in present:
-                    found[units.content(place.axis).rows] = True
+                    found[deps.units.content(place.axis).rows] = True
     return found[:-1]
 
 

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -87,15 +87,20 @@ class Dependencies:
         any_held = True
         while any_held:  # without an axis that is kept whole from now on another call may need another correction
             any_held = False
-            for correction in self._corrections():
+            for correction in self.corrections():
                 if isinstance(correction, Impossible):
                     why = Reason(correction.text, correction.step.op, correction.step.node)
                     self.units.keep_whole(correction.axis, why)
                     any_held = True
 
-    def _corrections(self) -> Iterator[Correction]:
-        is_live = lambda axis: self.units.content(axis).is_live  # noqa: E731
-        return corrections(self.gm, self.values, self.steps, self.points, self.units, is_live)
+    def corrections(self, is_live: Callable[[Axis], bool] | None = None) -> Iterator[Correction]:
+        """Yield what a masked graph has to do at its mixing points, call by call.
+
+        Args:
+            is_live: tells whether an axis loses positions; by default every axis with units does.
+        """
+        live = is_live or (lambda axis: self.units.content(axis).is_live)
+        return corrections(self.gm, self.values, self.steps, self.points, self.units, live)
 
     def _hold_what_is_never_combined(self) -> None:
         """Keep units that reach no mixing point, such as the rows of a position table behind the length of the example."""
