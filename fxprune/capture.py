@@ -39,7 +39,7 @@ def capture(
 
     Raises:
         InputError: the example inputs do not fit the model.
-        HookError: a module of the model has hooks.
+        HookError: a hook of the model takes part in its result and cannot become code of the graph.
         CaptureError: no front end can capture the model; gives the reason of each.
 
     Warns:
