@@ -26,7 +26,9 @@ def capture(
 
     Args:
         model: the model; left as it was. A captured graph gives a copy that shares its tensors. Parameters pruned by
-            ``torch.nn.utils.prune`` are masked in the graph.
+            ``torch.nn.utils.prune`` are masked in the graph. Of what ``torch.compile``, ``DataParallel`` and
+            ``DistributedDataParallel`` make of the model, the graph is that of the model inside, with its names; inside the
+            model they keep their part of the names.
         example_inputs: the positional inputs of ``forward`` as a tuple or list, or the single input, usually a tensor. The
             graph and the model are compared on them, so the model has to accept them. Values that are not tensors are fixed
             and checked when the graph runs; but plain numbers stay inputs where the model's code allows it.

@@ -18,6 +18,7 @@ from fxprune.frontends.equivalence.gradients import gradient_note
 from fxprune.frontends.equivalence.program import Programs
 from fxprune.frontends.model.hooks import Hook, Pruned, cannot_keep, other_hooks, without_hooks, without_prune_hooks
 from fxprune.frontends.model.snapshot import ModelSnapshot
+from fxprune.frontends.model.wrappers import without_wrapper, without_wrappers
 from fxprune.frontends.modes.reads import in_mode, switching_changes
 from fxprune.frontends.trace import as_call, bind
 from fxprune.graph.captured import CapturedModule, compiled_later
@@ -49,11 +50,16 @@ def capture_graph(
     model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None, frontend: Frontend = "auto"
 ) -> Captured:
     """Capture a model as :func:`fxprune.capture` does, with the same errors, but without masks and warnings."""
-    model = _as_written(model)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    model = without_wrapper(model)
     args, kwargs = _inputs(model, example_inputs, example_kwargs, frontend)
-    modules = list(model.named_modules())
-    hooks = other_hooks(modules)
-    with alone(), torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later(), no_autocast(), unlogged():
+    with (
+        alone(), torch.inference_mode(False), torch.enable_grad(), uncollected(), compiled_later(), no_autocast(), unlogged(),
+        without_wrappers(model),
+    ):  # fmt: skip
+        modules = list(model.named_modules())
+        hooks = other_hooks(modules)
         with without_prune_hooks(modules) as pruned:
             with without_hooks(modules, hooks) as computing:
                 example = _example(model, args, kwargs)
@@ -95,15 +101,7 @@ def _check_hooks(attempt: Attempt, example: Example, hooks: list[Hook], computin
         )
 
 
-def _as_written(model: Any) -> Any:
-    """Return the model inside the wrapper that ``torch.compile`` makes, which puts a prefix before all names."""
-    compiled = type(model).__module__.startswith("torch._dynamo") and isinstance(model, nn.Module)
-    return model._modules.get("_orig_mod", model) if compiled else model
-
-
-def _inputs(model: Any, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+def _inputs(model: nn.Module, inputs: Any, kwargs: Any, frontend: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if frontend not in ("auto", "trace", "export"):
         raise CaptureError(f'frontend must be "auto", "trace" or "export", not {frontend!r}')
     args, kwargs = as_call(inputs, kwargs)

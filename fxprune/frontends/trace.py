@@ -35,6 +35,7 @@ from fxprune.graph.paths import sources, value_at
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.interrupts import let_interrupts_in
 from fxprune.torch_internals.operators import TorchDispatchMode
+from fxprune.torch_internals.switches import uncompiled
 from fxprune.torch_internals.tensors import tensors_in, with_tensors
 
 
@@ -131,8 +132,8 @@ class Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Keep torch's own modules as leaves, except modules that hide parameters from passes."""
-        is_torchs = super().is_leaf_module(m, module_qualified_name)
+        """Keep torch's own modules as leaves, except modules that hide parameters from passes or have other code."""
+        is_torchs = super().is_leaf_module(m, module_qualified_name) and "forward" not in vars(m)
         return is_torchs and not (nn.utils.parametrize.is_parametrized(m) or is_opaque(m) or isinstance(m, Computing))
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
@@ -205,7 +206,8 @@ class Tracer(fx.Tracer):
             else:
                 arguments[name] = self._input(name, value)
         traced = inspect.BoundArguments(call.signature, arguments)
-        return lambda: root_fn(self.root, *traced.args, **traced.kwargs), []
+        # The code may be another than that of the class, which torch.fx gives.
+        return lambda: self.root.forward(*traced.args, **traced.kwargs), []
 
     def _input(self, name: str, value: Any) -> Any:
         type_expr = type(value) if isinstance(value, bool | int | float | str) else None
@@ -306,8 +308,6 @@ def trace(kept: ModelSnapshot, call: inspect.BoundArguments, *, decides: bool = 
     Raises:
         CaptureError: both tries fail; the cause is chained.
     """
-    if "forward" in vars(kept.model):
-        raise CaptureError("forward was replaced on the instance, where symbolic tracing does not look")
     try:
         return _traced(kept, call, decides)
     except Exception as first:  # the model's code may raise any error on symbolic values
@@ -322,7 +322,8 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
     model = kept.model
     decisions = Decisions(call, model) if decides else None
     tracer = Tracer(call, kept.tensors, decisions)
-    with kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness(tracer), _no_limits_of_proxies():
+    untouched, limits = kept.untouched(), _no_limits_of_proxies()
+    with untouched as changes, _constants_of(model) as constants, _NoRandomness(tracer), limits, uncompiled():
         try:
             graph = tracer.trace(model)
         finally:

@@ -145,14 +145,19 @@ def unprinted() -> AbstractContextManager[Any]:
 
 
 @shared
-def uncompiled() -> AbstractContextManager[Any]:
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
     """Let code that ``torch.compile`` wraps run as it is written.
 
     ``torch.cond``, ``while_loop`` and ``scan`` compile themselves. Where that fails under a mode, torch remembers the failure,
     and they fail in the process from then on. As long as nothing has loaded the compiler, there is nothing to switch.
     """
-    loaded = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext()
+    if "torch._dynamo" in sys.modules:
+        # Symbolic tracing looks into compiled code as well: by default torch refuses to.
+        with torch.compiler.set_stance("force_eager"), torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+            yield
+    else:
+        yield
 
 
 @contextlib.contextmanager

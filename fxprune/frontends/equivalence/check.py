@@ -22,7 +22,7 @@ from fxprune.frontends.model.snapshot import Changes, ModelSnapshot
 from fxprune.graph.interpreter import NodeByNode, NodeRunner, in_order
 from fxprune.graph.paths import all_tensors
 from fxprune.graph.side_effects import writes_to_parameters
-from fxprune.torch_internals.switches import accelerators, fixed_seed
+from fxprune.torch_internals.switches import accelerators, fixed_seed, uncompiled
 from fxprune.torch_internals.tensors import pytree, tensors_in, with_tensors
 
 
@@ -118,7 +118,7 @@ def _check_numbers(gm: fx.GraphModule, model: nn.Module, inputs: Any, runner: No
         failure.__cause__ = error
     theirs_state = _copied_state(model, writes)
     try:
-        with torch.no_grad(), fixed_seed(kinds), ModelSnapshot(model).untouched() as changes:
+        with torch.no_grad(), fixed_seed(kinds), uncompiled(), ModelSnapshot(model).untouched() as changes:
             with noting_writes(model, theirs_inputs, changes), changes.forms.noting(theirs_inputs):
                 theirs = functional_call(model, theirs_state, *theirs_inputs, tie_weights=False)
     except Exception as error:
@@ -152,7 +152,7 @@ def _computed(model: nn.Module, calls: list[Any]) -> Any:
     """Return what the last of several calls of a model gives and writes; tensors are as before at each call."""
     kinds = accelerators((*model.parameters(), *model.buffers()))
     found: Any = None
-    with torch.no_grad(), ModelSnapshot(model).untouched():
+    with torch.no_grad(), uncompiled(), ModelSnapshot(model).untouched():
         for inputs in calls:
             state = _copied_state(model, True)
             with fixed_seed(kinds):

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.graph.paths import all_tensors
-from fxprune.torch_internals.switches import accelerators, fixed_seed
+from fxprune.torch_internals.switches import accelerators, fixed_seed, uncompiled
 from fxprune.torch_internals.tensors import tensors_in, with_tensors
 
 
@@ -47,7 +47,7 @@ def _gradients(module: nn.Module, inputs: Any) -> dict[str, Tensor]:
     wanted = {name: copy for name, copy in state.items() if copy.requires_grad}
     wanted |= {f"input {place}": tensor for place, tensor in enumerate(tensors_in((args, kwargs))) if tensor.requires_grad}
     kinds = accelerators(named.values())
-    with ModelSnapshot(module).untouched(), fixed_seed(kinds), torch.enable_grad():
+    with ModelSnapshot(module).untouched(), fixed_seed(kinds), uncompiled(), torch.enable_grad():
         result = functional_call(module, state, args, kwargs, tie_weights=False)
         total = torch.zeros(())
         for leaf in tensors_in(result):

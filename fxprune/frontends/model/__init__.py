@@ -3,6 +3,7 @@
 In: a model. Out: the parameters that hooks of ``torch.nn.utils.prune`` mask, an error for any other hook, and a snapshot that
 undoes every change that the model's code makes to the model.
 
-Read ``snapshot.py`` first, then ``plain.py`` (what attributes hold) and ``hooks.py``.
+Read ``snapshot.py`` first, then ``plain.py`` (what attributes hold), ``hooks.py`` and ``wrappers.py`` (modules that only call
+another).
 Tests: ``tests/frontends/model``.
 """
