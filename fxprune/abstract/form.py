@@ -62,6 +62,20 @@ class Form(NamedTuple):
         return tensor
 
 
+def _of_grouped(
+    one: Tensor, other: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Form:
+    """Return the form of a grouped product, whose rows start at multiples of 16 bytes."""
+    dtype = out_dtype or one.dtype
+    stack: tuple[int, ...] = ()
+    if one.dim() == other.dim():
+        stack = tuple(one.shape[:1] if offs is None else offs.shape)
+    size = (*stack, one.shape[-2], other.shape[-1])
+    aligned = max(16 // dtype.itemsize, 1)
+    row = -(-size[-1] // aligned) * aligned
+    return Form(size, (size[-2] * row, row, 1)[3 - len(size) :], dtype, one.device)
+
+
 class FakeMode(FakeTensorMode):
     """A FakeTensorMode that makes fake tensors of forms, which is much faster than to convert tensors."""
 
@@ -69,6 +83,12 @@ class FakeMode(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.cache_enabled = False  # to keep what each operator inside another gives takes longer than to ask again
         self._states: dict[torch.device, dict[str, Any]] = {}  # the attributes of fake tensors, the same for all on a device
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what an operator gives; torch knows this of grouped products in bfloat16 alone."""
+        if func is torch.ops.aten._grouped_mm.default:
+            return self.make(_of_grouped(*args, **kwargs or {}))
+        return super().dispatch(func, types, args, kwargs or {})
 
     def make(self, form: Form, base: Tensor | None = None, offset: int = 0) -> FakeTensor:
         """Return a new fake tensor, in its own memory or at an offset in that of another fake tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from fxprune.analysis.costs import Census
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.rules.reductions import degrees_lost
+from fxprune.rules.registry import op_card
 
 Scores = NDArray[np.float64]
 
@@ -32,6 +34,7 @@ class Ranking:
         owner: for each unit the index of its group in ``groups``.
         place: for each unit its place in its group; the unit at place 0 goes last.
         least: for each group how many units have to stay, so that no axis of the graph loses all of its positions.
+        multiples: for each group a number whose multiples alone may stay, as some operator runs on no other sizes.
     """
 
     groups: Sequence[Group]
@@ -41,6 +44,7 @@ class Ranking:
     owner: Index
     place: Index
     least: Index
+    multiples: Index
 
     @property
     def sizes(self) -> Index:
@@ -55,7 +59,8 @@ class Ranking:
 
     def to_keep(self, wanted: Index, round_to: int) -> Index:
         """Return the units to keep of each group: ``wanted`` or ``least``, rounded up to a multiple of ``round_to``."""
-        rounded = -(-np.maximum(wanted, self.least) // round_to) * round_to
+        step = np.lcm(round_to, self.multiples)
+        rounded = -(-np.maximum(wanted, self.least) // step) * step
         kept: Index = np.minimum(rounded, self.sizes)
         return kept
 
@@ -89,7 +94,7 @@ def rank(deps: Dependencies, census: Census, groups: Sequence[Group], scores: Se
         held |= np.isin(units, last)
         place = _places(scores, np.split(held, np.cumsum(sizes)[:-1]))
     least = np.bincount(owner[held], minlength=len(groups)).astype(np.intp)
-    return Ranking(groups, scores, total, units, owner, place, least)
+    return Ranking(groups, scores, total, units, owner, place, least, _multiples(deps, groups))
 
 
 def _places(scores: Sequence[Scores], first: Sequence[Flags]) -> Index:
@@ -113,6 +118,20 @@ def _fewest(deps: Dependencies, census: Census) -> Index:
             slot = census.slot(point.axis)
             fewest[slot] = max(fewest[slot], lost + 1)
     return np.minimum(fewest, census.sizes)
+
+
+def _multiples(deps: Dependencies, groups: Sequence[Group]) -> Index:
+    """Return for each group of which number multiples alone may stay."""
+    found = np.ones(len(groups), np.intp)
+    for call in (step.call for step in deps.steps if step.call is not None):
+        if (given := op_card(call.op).multiples) is None:
+            continue
+        for axis, multiple in given(call):
+            rows = deps.units.resolve(axis)
+            for i, group in enumerate(groups):
+                # Each unit of a group owns equally many positions of the axis.
+                found[i] = np.lcm(found[i], multiple // math.gcd(multiple, int((rows == group.units[0]).any(1).sum())))
+    return found
 
 
 def _last_held(census: Census, place_of: Index | Rows, fewest: Index) -> Index:

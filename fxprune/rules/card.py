@@ -130,6 +130,7 @@ class OpCard:
         places: which operands are input, weight and bias of a layer; None if it is no such layer.
         batch_norm_scale: the number of the operand that scales the channels of a batch norm; None if it is no batch norm.
         is_uninitialised: whether its results are uninitialised memory.
+        multiples: gives the axes of a call of whose size only multiples of a number run, and these numbers.
     """
 
     rule: Rule | None = None
@@ -141,6 +142,7 @@ class OpCard:
     places: Places | None = None
     batch_norm_scale: int | None = None
     is_uninitialised: bool = False
+    multiples: Callable[[Call], list[tuple[Axis, int]]] | None = None
 
     def arguments_left(self, call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
         """Return the plain arguments that name sizes or places for the call on the positions left, by name."""

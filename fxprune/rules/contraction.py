@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import string
+from typing import Any
 
 from torch.nn import functional as F
 
+from fxprune.algebra.axes import Axis
+from fxprune.errors import RuleError
 from fxprune.rules.call import Call
-from fxprune.rules.card import OpCard, Places, Work
+from fxprune.rules.card import OpCard, Places, PositionsLeft, Work
+from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import broadcasting, marked
-from fxprune.rules.registry import register_aten
+from fxprune.rules.registry import register_aten, register_named
 
 
 def _einsum(call: Call) -> str:
@@ -113,10 +117,54 @@ def _linear(call: Call) -> str:
     return "...b [i], o [i], o -> ...b o" if len(call.operand(1)) == 2 else "...b [i], [i], -> ...b"
 
 
+def _grouped(call: Call) -> str:
+    """Return the pattern of a product for each group of rows, columns or summands, whose last places operand 2 counts.
+
+    So what is grouped stays whole, and so do the groups, unless both operands are stacks of matrices.
+    """
+    a, b = (len(call.operand(i)) for i in range(2))
+    if len(call.operands) > 3 and call.operands[3] is not None and len(call.operands[3]) != 1:
+        return "_, _, _, _ -> _"
+    operands = {
+        (2, 3): "!s [k], !g [k] n, _, n -> !s n",
+        (3, 2): "!g m [k], [k] !s, _, !s -> m !s",
+        (2, 2): "m !s, !s n, _, n -> !g m n",
+        (3, 3): "g m [k], g [k] n, _, n -> g m n",
+    }
+    return operands[a, b]
+
+
+def _grouped_work(call: Call) -> list[Work]:
+    """Return the work: each row, column or summand takes part in the product of one group alone."""
+    is_ragged = any(len(call.operand(i)) == 2 for i in range(2))
+    return [Work.of_products(axis for name, axis in call.axes.items() if not (is_ragged and name == "g"))]
+
+
+_ALIGNMENT = 16  # bytes
+
+
+def _aligned(call: Call) -> list[tuple[Axis, int]]:
+    """Return the axes that lie densely in memory, and of what their sizes have to be a multiple: rows start at 16 bytes."""
+    found = []
+    for label, tensor in zip(call.operands[:2], (call["self"], call["mat2"]), strict=True):
+        assert label is not None
+        row = -2 if tensor.stride(-2) == 1 and tensor.stride(-1) >= tensor.shape[-2] else -1
+        found.append((label.axes[row], max(_ALIGNMENT // tensor.element_size(), 1)))
+    return found
+
+
+def _grouped_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    for axis, multiple in _aligned(call):
+        if left.size(axis) != axis.size and left.size(axis) % multiple:
+            raise RuleError(f"takes rows of a multiple of {multiple} elements, not of {left.size(axis)}; give round_to={multiple}")
+    return {}
+
+
 _LINEAR = Pattern(_linear, "...b [i], o [i], o -> ...b o", zeros="0*1+2")
 _INNER = Pattern(_inner, "...x [k], ...y [k] -> ...x ...y", zeros="0*1")
 _VECDOT = Pattern(inner_products, "...x [k], ...y [k] -> ...x ...y", zeros="0*1")
 _MATMUL = Pattern(_matmul, "...x m [k], ...x [k] n -> ...x m n", zeros="0*1")
+_GROUPED = Pattern(_grouped, "!s [k], !g [k] n, _, n -> !s n", zeros="0*1+3")
 _BILINEAR = Pattern("...b [i], ...b [j], o [i] [j], o -> ...b o", zeros="0*1*2+3")
 
 register_aten("linear", OpCard(_LINEAR, work=_work, places=Places(0, 1, 2, function=F.linear)))
@@ -134,3 +182,6 @@ register_aten("addr", _added("m, n", "m n"))
 register_aten("outer ger", OpCard(Pattern("m, n -> m n", zeros="0*1"), work=_work))
 register_aten("bilinear", OpCard(_BILINEAR, work=_work))
 register_aten("einsum", OpCard(Pattern(_einsum, "(the equation)", zeros=_einsum_zeros), work=_einsum_work))
+register_aten("_grouped_mm", OpCard(_GROUPED, _grouped_left, work=_grouped_work, multiples=_aligned))
+# The same in Python, of operands of any dtype and alignment.
+register_named("transformers::grouped_mm_fallback", OpCard(_GROUPED, work=_grouped_work))

@@ -11,7 +11,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard, Places, PositionsLeft, Work
 from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
-from fxprune.rules.registry import register_aten
+from fxprune.rules.registry import register_aten, register_named
 
 _UNGROUPED = "{b}[i] *s, o [i] *k, o -> {b}o *t"
 _GROUPED = "{b}(g [i]) *s, (g o) [i] *k, (g o) -> {b}(g o) *t"
@@ -46,6 +46,27 @@ def _work(call: Call) -> list[Work]:
     return [Work(2 * math.prod(weight.shape) * math.prod(plane) // max(channels, 1), tuple(call.axes.values()))]
 
 
+def _deformed(call: Call) -> str:
+    """Return the pattern of a convolution at places that operand 2 gives, for all channels of one of its groups alike."""
+    if call["n_weight_grps"] == 1:
+        mask = "b (q !p) *t" if call["use_mask"] else "_"
+        return f"b (q [i]) *s, o (q [i]) *k, b (q !r) *t, {mask}, o -> b o *t"
+    mask = "b !p *t" if call["use_mask"] else "_"
+    # Groups of both kinds may cut the channels at different places.
+    inputs, group, i = ("(g [i])", "g", "[i]") if call["n_offset_grps"] == 1 else ("!c", "!g", "!i")
+    return f"b {inputs} *s, ({group} o) {i} *k, b !r *t, {mask}, ({group} o) -> b ({group} o) *t"
+
+
+def _both_groups(call: Call) -> dict[str, int]:
+    return {"g": call["n_weight_grps"], "q": call["n_offset_grps"]}
+
+
+def _both_groups_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    names = {"n_weight_grps": "g", "n_offset_grps": "q"}
+    return {argument: left.size(call.axes[n]) if n in call.axes else call[argument] for argument, n in names.items()}
+
+
+_DEFORMED = Pattern(_deformed, _GROUPED.format(b="b "), zeros="0*1+4", sizes=_both_groups)
 _CONVOLUTION = Pattern(_convolution, _GROUPED.format(b="b "), zeros="0*1+2", sizes=groups)
 
 for _names, _function in (
@@ -60,3 +81,4 @@ register_aten(
     "cudnn_convolution",
     OpCard(_CONVOLUTION, groups_left, work=_work),
 )
+register_named("torchvision::deform_conv2d", OpCard(_DEFORMED, _both_groups_left, work=_work))

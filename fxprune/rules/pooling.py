@@ -8,7 +8,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.card import OpCard
 from fxprune.rules.convolution import groups, groups_left
 from fxprune.rules.notation import Pattern
-from fxprune.rules.registry import register_aten
+from fxprune.rules.registry import register_aten, register_named
 
 
 def _pooling(count: int) -> Pattern:
@@ -68,3 +68,11 @@ register_aten("im2col", Pattern("...b c !h !w -> ...b (c !k) !l", zeros="0", siz
 register_aten("col2im", Pattern("...b (c !k) !l -> ...b c !h !w", zeros="0", sizes=_im2col))
 register_aten("grid_sampler grid_sampler_2d grid_sampler_3d", Pattern("b c *s, b ...t !d -> b c ...t", zeros="0"))
 register_aten("affine_grid_generator", Pattern("b *s -> b *t", zeros="0"))
+# Regions of images; a region says from which sample of the batch it is.
+register_named("torchvision::roi_align", Pattern("!b c *s, r !f -> r c !h !w", zeros="0"))
+register_named("torchvision::roi_pool", Pattern("!b c *s, r !f -> r c !h !w, r c !h !w", zeros="0, n"))
+register_named(
+    "torchvision::ps_roi_align torchvision::ps_roi_pool",
+    Pattern("!b (c !h !w) *s, r !f -> r c !h !w, r c !h !w", zeros="0, n"),
+)
+register_named("torchvision::nms", Pattern("!n !f, !n -> !k"))

@@ -23,6 +23,7 @@ class _Entry:
 
 
 _ENTRIES: dict[OpOverload, _Entry] = {}
+_NAMED: dict[str, OpCard] = {}  # of operators that other libraries define, which need not be there
 _BLANK = OpCard()
 _CHANGES = [0]
 
@@ -54,6 +55,11 @@ def register_aten(names: str, given: OpCard | Rule) -> None:
     register(overloads(names), given)
 
 
+def register_named(names: str, given: OpCard | Rule) -> None:
+    """Give operators of other libraries a card, by names such as ``"mylib::scale"``. A card of the operator itself comes first."""
+    _NAMED.update(dict.fromkeys(names.split(), given if isinstance(given, OpCard) else OpCard(given)))
+
+
 def _caller() -> str:
     """Return file and line of the code that registers a rule."""
     frame = sys._getframe(2)
@@ -78,11 +84,11 @@ def registered() -> dict[OpOverload, Rule]:
 
 
 def op_card(op: OpOverload) -> OpCard:
-    """Return the card of an operator, else that of the operator whose in-place form it is, else a blank card."""
+    """Return the card of an operator or of its name, else of the operator whose in-place form it is, else a blank card."""
     if op in _ENTRIES:
         return _ENTRIES[op].card
     functional = _functional(op)
-    return _ENTRIES[functional].card if functional in _ENTRIES else _BLANK
+    return _ENTRIES[functional].card if functional in _ENTRIES else _NAMED.get(op.name(), _BLANK)
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -97,6 +103,11 @@ def _functional(op: OpOverload) -> OpOverload | None:
 def is_by_user(op: OpOverload) -> bool:
     """Tell whether an operator's rule was registered by a user."""
     return op in _ENTRIES and _ENTRIES[op].by_user
+
+
+def named_card(name: str) -> OpCard:
+    """Return the card that operators of a name have, such as ``"mylib::scale"``."""
+    return _NAMED[name]
 
 
 def unregister(op: OpOverload) -> None:

@@ -71,6 +71,8 @@ class _Deterministic(TorchDispatchMode):
             args, kwargs = pytree.tree_map_only(torch.dtype, lambda dtype: WIDER.get(dtype, dtype), (args, kwargs))
         if torch.Tag.nondeterministic_seeded in func.tags or _drops(func):
             result = _without_chance(func, bound_arguments(func, args, kwargs))
+        elif self.double and func is aten._grouped_mm.default:
+            result = _grouped_product(**bound_arguments(func, args, kwargs))
         else:
             result = func(*args, **kwargs)
         if self.double and (func is aten.lift_fresh.default or _is_new(func)):
@@ -87,6 +89,26 @@ class _Deterministic(TorchDispatchMode):
                 return leaf(*args, **kwargs)
 
         return body
+
+
+def _grouped_product(self: Tensor, mat2: Tensor, offs: Tensor | None, bias: Tensor | None, out_dtype: Any) -> Tensor:
+    """Return a product for each group, which torch's own kernel does not compute in double precision."""
+    if offs is None:
+        result = self @ mat2
+    else:
+        ends = offs.tolist()
+        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        if self.dim() == mat2.dim():
+            result = torch.stack([self[:, part] @ mat2[part] for part in parts])
+        elif self.dim() == 2:
+            result = self.new_zeros(len(self), mat2.shape[-1])
+            for part, matrix in zip(parts, mat2, strict=True):
+                result[part] = self[part] @ matrix
+        else:
+            result = self.new_zeros(self.shape[1], mat2.shape[-1])
+            for part, matrix in zip(parts, self, strict=True):
+                result[:, part] = matrix @ mat2[:, part]
+    return (result if bias is None else result + bias).to(out_dtype or self.dtype)
 
 
 def _as_double(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ SIBLINGS = {
     "convolution_overrideable": "convolution",  # for devices of third parties
     "cudnn_convolution": "convolution",
     "mkldnn_convolution": "convolution",  # of float32 only
+    "_grouped_mm": "_grouped_mm",  # not of double precision; test_references.py checks the rule on an operator like it
     "cudnn_batch_norm": "batch_norm",
     "miopen_batch_norm": "batch_norm",
     "mkldnn_max_pool2d": "max_pool2d",  # of a tensor layout of its own
