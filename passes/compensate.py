@@ -15,6 +15,7 @@ from fxprune.analysis.corrections import Clear, Correction, Fill, Impossible, Pl
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining
 from fxprune.functional import over_kept
+from fxprune.graph.masks import FLAG
 from fxprune.graph.metadata import KEEPS, ORIGINAL
 from fxprune.graph.parts import Slot, fill
 from fxprune.graph.pickling import found, picklable
@@ -88,7 +89,7 @@ class Compensation:
             name = self.known[content] = next(free)
             device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), torch.device("cpu"))
             with torch.inference_mode(False):  # the graph is trained with it, wherever it was masked
-                self.gm.register_buffer(name, torch.from_numpy(self.kept(place.axis)).to(device))
+                self.gm.register_buffer(name, torch.from_numpy(self.kept(place.axis)).to(device, FLAG))
         record = KEEPS.setdefault(self.gm, {}).setdefault(self.known[content], [])
         if (place.node, place.input, place.dim) not in record:
             record.append((place.node, place.input, place.dim))

@@ -17,6 +17,7 @@ from fxprune.algebra.axes import Flags
 from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValueError
 from fxprune.graph.captured import as_editable
 from fxprune.graph.masks import (
+    FLAG,
     MASK,
     ORIG,
     Held,
@@ -40,7 +41,7 @@ from fxprune.torch_internals.graphs import is_erased
 def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool = False) -> bool:
     """Mask parameters by masks of their shapes, in place; the graph is not recompiled. Returns whether anything changed.
 
-    With ``own`` masks in uint8 become buffers without a copy: they are zeros and ones, and nothing else holds them.
+    With ``own`` masks in int8 become buffers without a copy: they are zeros and ones, and nothing else holds them.
     """
     held = holders(as_editable(gm))
     parameters = {name: _maskable(gm, name, mask, held) for name, mask in masks.items()}
@@ -50,7 +51,7 @@ def insert_masks(gm: fx.GraphModule, masks: Mapping[str, Tensor], *, own: bool =
         if other != name and not masks[name].is_meta and not bool((masks[name] == masks[other]).all()):
             raise PruningValueError(f"{name!r} and {other!r} are one tied parameter, but their masks differ")
     compact = {
-        name: masks[name] if own and masks[name].dtype == torch.uint8 else compact_mask(masks[name], parameter)
+        name: masks[name] if own and masks[name].dtype == FLAG else compact_mask(masks[name], parameter)
         for name, parameter in parameters.items()
     }
     modified = lower(gm, parameters.values())
@@ -117,10 +118,9 @@ def check_names(name: str, held: Held, endings: Iterable[str]) -> None:
 
 
 def compact_mask(mask: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Return ``mask`` on the parameter's device, in uint8 if it is of zeros and ones, else in the parameter's dtype."""
-    # uint8, not bool: the product with a float is a third faster on CPU, and averaging or reducing buffers is defined.
+    """Return ``mask`` on the parameter's device, in int8 if it is of zeros and ones, else in the parameter's dtype."""
     binary = is_binary(mask)
-    dtype = torch.uint8 if binary else parameter.dtype
+    dtype = FLAG if binary else parameter.dtype
     mask = mask != 0 if binary else mask  # no cast from complex
     with torch.inference_mode(False):  # the mask takes part in training, wherever it was made
         return mask.detach().to(device=parameter.device, dtype=dtype, memory_format=torch.contiguous_format, copy=True)

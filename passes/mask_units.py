@@ -15,7 +15,7 @@ from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining, dead_places
 from fxprune.errors import PlanError
 from fxprune.graph.captured import recompile_later
-from fxprune.graph.masks import MASK, all_masked, check_prunable, find_parameter
+from fxprune.graph.masks import FLAG, MASK, all_masked, check_prunable, find_parameter
 from fxprune.graph.metadata import REMOVED
 from fxprune.graph.paths import holders
 from fxprune.passes.compensate import Compensation, Possible, update_keeps
@@ -124,7 +124,7 @@ def mask_plan(gm: fx.GraphModule, plan: Plan) -> bool:
 
 
 def _vector(parameter: nn.Parameter, dim: int, flags: Flags) -> Tensor:
-    """Return flags in a shape that broadcasts to the parameter's, and in its dtype, which multiplies fastest."""
+    """Return flags in a shape that broadcasts to the parameter's."""
     with torch.inference_mode(False):  # the mask takes part in training, wherever it was made
-        vector = torch.from_numpy(flags.copy()).to(device=parameter.device, dtype=parameter.dtype)
+        vector = torch.from_numpy(flags.copy()).to(device=parameter.device, dtype=FLAG)
         return vector.view([-1 if d == dim else 1 for d in range(parameter.dim())])

@@ -334,7 +334,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     gm = fxprune.capture(model, torch.randn(2, 3, dtype=dtype))
     fxprune.l1_unstructured(gm, "0.weight", 0.5)
     assert gm(torch.randn(5, 3, dtype=dtype)).dtype is dtype
-    assert gm.get_buffer("0.weight_mask").dtype is torch.uint8
+    assert gm.get_buffer("0.weight_mask").dtype is torch.int8
 
 
 def test_a_model_on_the_meta_device() -> None:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.functional import layers
 from fxprune.graph.metadata import FIXED_DTYPE
@@ -27,6 +27,7 @@ class FormReads:
     def __init__(self) -> None:
         self.by_model: dict[tuple[str, int], str] = {}
         self.by_torch = False  # whether torch's own layers ask for a dtype, which they hand to operators
+        self.of_computed = ""  # where the dtype of a computed tensor is asked for, which autocast changes
         self._places: dict[int, int] = {}
 
     @contextlib.contextmanager
@@ -43,7 +44,9 @@ class FormReads:
             self.by_torch |= fact == "dtype"
         else:
             place = self._places.get(id(tensor), _FLOAT if tensor.is_floating_point() or tensor.is_complex() else _OTHER)
-            self.by_model.setdefault((fact, place), f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            where = self.by_model.setdefault((fact, place), f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            if fact == "dtype" and place == _FLOAT and not isinstance(tensor, nn.Parameter):
+                self.of_computed = self.of_computed or where
 
 
 def write_form_guards(gm: fx.GraphModule, reads: FormReads) -> list[str]:
@@ -55,6 +58,7 @@ def write_form_guards(gm: fx.GraphModule, reads: FormReads) -> list[str]:
         asked["dtype"] = {_FLOAT: "torch.nn"}
     if asked["dtype"]:
         FIXED_DTYPE.set(gm, next(iter(asked["dtype"].values())))
+    tensors = [node for node in placeholders if isinstance(node.meta.get("val"), Tensor)]
     if placeholders:
         with graph.inserting_before(placeholders[-1].next):
             for fact, places in asked.items():
@@ -62,6 +66,8 @@ def write_form_guards(gm: fx.GraphModule, reads: FormReads) -> list[str]:
                     value = node.meta.get("val")
                     if isinstance(value, Tensor) and (where := _asks_for(fact, places, place, value)) is not None:
                         _CHECKS[fact](graph, node, value, where)
+            if reads.of_computed and tensors:
+                graph.call_function(layers.check_autocast, (tensors[0], _AUTOCAST.format(reads.of_computed)))
     return [_GRADIENTS.format(where) for place, where in asked["requires_grad"].items() if place < 0]
 
 
@@ -76,6 +82,10 @@ def _asks_for(fact: str, places: dict[int, str], place: int, value: Tensor) -> s
     return from_floats or places.get(_OTHER)
 
 
+_AUTOCAST = (
+    "the graph has dtypes as constants that the code at {} asks of a computed tensor; under autocast the model may compute "
+    'something else. Convert the model before the capture instead, or capture it with frontend="trace"'
+)
 _GRADIENTS = (
     "the code at {} asks whether a tensor requires gradients that is no input; the graph always does what it does for the "
     "tensors of the capture"

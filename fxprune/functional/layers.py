@@ -5,12 +5,14 @@ Functions with an effect (a check, a counter) are registered as such, so that de
 """
 
 import inspect
+import warnings
 
 import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
 from torch.nn import functional as F
 
+from fxprune.errors import CaptureWarning
 from fxprune.functional.attention import additive, as_batch, attend, attention_mask, behind, by_head, project, project_packed
 
 
@@ -70,6 +72,16 @@ def check_dtype(value: Tensor, dtypes: list[torch.dtype], message: str) -> None:
     """Raise RuntimeError with ``message`` unless ``value`` has one of ``dtypes``."""
     if value.dtype not in dtypes:
         raise RuntimeError(message)
+
+
+@has_side_effect
+def check_autocast(value: Tensor, message: str) -> None:
+    """Warn with ``message`` under autocast for the device of ``value``; not in compiled code."""
+    if not torch.jit.is_scripting():
+        device = value.device.type
+        on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if on and not torch.compiler.is_compiling():
+            warnings.warn(message, CaptureWarning, stacklevel=2)
 
 
 @has_side_effect

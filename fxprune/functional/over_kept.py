@@ -16,7 +16,7 @@ def _spread(keeps: list[Tensor], dims: list[int], rank: int) -> Tensor:
     for keep, dim in zip(keeps, dims, strict=True):
         shape = [1] * rank
         shape[dim] = keep.size(0)
-        found = found & keep.view(shape)
+        found = found & keep.to(torch.bool).view(shape)
     return found
 
 
@@ -122,7 +122,7 @@ def attention_to_kept(
     keep_dims: list[int],
 ) -> Tensor:
     """``torch.nn.functional.scaled_dot_product_attention`` to the keys and values that ``keeps[0]``, of shape (S,), leaves."""
-    kept = keeps[0]
+    kept = keeps[0].to(torch.bool)
     if attn_mask is None:
         attn_mask = kept.view(1, -1)
     elif attn_mask.dtype == torch.bool:

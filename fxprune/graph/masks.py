@@ -21,14 +21,21 @@ from fxprune.graph.paths import parameter_names, split
 
 ORIG = "_orig"
 MASK = "_mask"
+FLAG = torch.int8
+"""The dtype of flags in a graph's buffers, of masks of zeros and ones and of keep vectors.
+
+An average of integers is cut to an integer, so that ``AveragedModel(use_buffers=True)`` leaves zeros and ones. Differences have
+a sign: averaged in uint8, ``0 - 1`` is 255. The product with a float is faster than that of bool.
+"""
 
 
 def is_binary(mask: Tensor) -> bool:
     """Tell whether every element of ``mask`` is 0 or 1; yes for a mask on the meta device, which has no elements."""
     if mask.is_meta or mask.dtype == torch.bool or mask.numel() == 0:
         return True
-    if mask.dtype == torch.uint8:  # the usual case, without a second tensor of the mask's size
-        return int(mask.max()) <= 1
+    if mask.dtype == FLAG:  # the usual case, without a second tensor of the mask's size
+        least, greatest = mask.aminmax()
+        return int(least) >= 0 and int(greatest) <= 1
     return bool(((mask == 0) | (mask == 1)).all())
 
 
@@ -51,7 +58,7 @@ def widen_masks(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: A
         incoming = state_dict.get(prefix + name)
         if orig is None or mask is None or not isinstance(incoming, Tensor):
             continue
-        if mask.dtype == torch.uint8 and incoming.shape == mask.shape and not is_binary(incoming):
+        if mask.dtype in (FLAG, torch.uint8) and incoming.shape == mask.shape and not is_binary(incoming):
             owner._buffers[name] = torch.empty_like(mask, dtype=orig.dtype)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxprune.graph.masks import is_binary
+from fxprune.graph.masks import FLAG, is_binary
 from fxprune.methods.histograms import Cut, magnitude_histogram, magnitudes, piece_size, pieces
 from fxprune.torch_internals.pruning_methods import check_elements_to_prune, elements_to_prune
 
@@ -20,7 +20,7 @@ def masks_of_smallest(tensors: Sequence[Tensor], earlier: Sequence[Tensor | None
     are ranked; ``amount`` is a share (float in [0, 1]) or a number (int) of them. Of equal magnitudes the first go: by the
     order of the tensors, then of positions, last dimension fastest.
 
-    A mask is of uint8. If the earlier mask has other values than 0 and 1, the mask has their dtype and their squares, as
+    A mask is of int8. If the earlier mask has other values than 0 and 1, the mask has their dtype and their squares, as
     torch multiplies by an earlier mask twice. The result is None if elements are not floating-point or complex numbers, or
     on the meta device.
 
@@ -52,7 +52,7 @@ def _ranked(tensor: Tensor, mask: Tensor | None) -> int:
 def _mask(tensor: Tensor, earlier: Tensor | None, cut: Cut | None, ties: int, size: int) -> tuple[Tensor, int]:
     """Return the mask of a tensor, and how many elements equal to the cut go from later tensors."""
     binary = earlier is None or is_binary(earlier)
-    made = torch.empty(tensor.shape, dtype=torch.uint8 if binary or earlier is None else earlier.dtype, device=tensor.device)
+    made = torch.empty(tensor.shape, dtype=FLAG if binary or earlier is None else earlier.dtype, device=tensor.device)
     together = (tensor, made) if earlier is None else (tensor, made, earlier)
     for piece, result, *before in pieces(size, *together):
         kept = torch.ones_like(piece, dtype=torch.bool)

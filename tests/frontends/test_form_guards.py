@@ -140,6 +140,7 @@ def test_another_device(kind: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("kind", [CastsBack, Makes, Plain])
 @pytest.mark.parametrize("frontend", ["trace", "export"])
+@pytest.mark.filterwarnings("ignore:the graph has dtypes as constants:fxprune.CaptureWarning")
 def test_autocast(kind: type[nn.Module], frontend: str) -> None:
     model, x = kind().eval(), torch.randn(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -152,6 +153,52 @@ def test_autocast(kind: type[nn.Module], frontend: str) -> None:
         gm(x).sum().backward()
     assert torch.equal(gm(x), model(x))
     assert not [node for node in gm.graph.nodes if "assert_tensor_metadata" in str(node.target)]
+
+
+class BranchesOnComputed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h) * (2 if h.dtype == torch.float32 else 3)
+
+
+class MakesLikeComputed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h * torch.full((), 0.3, dtype=h.dtype))
+
+
+class BranchesOnScores(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.a(x).softmax(-1)
+        return self.b(scores) * (2 if torch.finfo(scores.dtype).bits == 32 else 3)
+
+
+class AsksForWeights(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.to(self.a.weight.dtype)))
+
+
+@pytest.mark.parametrize("kind", [BranchesOnComputed, MakesLikeComputed, BranchesOnScores])
+def test_dtypes_of_computed_tensors_are_warned_of_under_autocast(kind: type[nn.Module]) -> None:
+    x = torch.randn(3, 4)
+    model, gm = captured(kind, x)
+    assert torch.equal(gm(x), model(x))
+    for graph in (gm, copy.deepcopy(gm), pickle.loads(pickle.dumps(gm)), fxprune.prune(model, x, 0.25, frontend="export")):
+        with torch.autocast("cpu", torch.bfloat16):
+            with pytest.warns(
+                fxprune.CaptureWarning, match=r":\d+ asks of a computed tensor; under autocast"
+            ):
+                graph(x)
+            torch.compile(graph, backend="eager", fullgraph=True)(x)
+        graph(x)
+    fxprune.to_torchscript(gm, x)
+
+
+def test_dtypes_of_weights_are_not_warned_of_under_autocast() -> None:
+    x = torch.randn(3, 4)
+    model, gm = captured(AsksForWeights, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gm(x), model(x))
 
 
 def test_gradients_of_other_tensors_are_warned_of() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -122,6 +123,21 @@ def test_check_dtype(compiled: Any) -> None:
     check(torch.ones(2))
     with pytest.raises(Exception, match="not as captured"):
         check(torch.ones(2, dtype=torch.double))
+
+
+def _under_autocast(x: Tensor) -> Tensor:
+    functional.check_autocast(x, "not as captured")
+    return x
+
+
+@both_ways
+def test_check_autocast_warns_in_plain_python_alone(compiled: Any) -> None:
+    check = compiled(_under_autocast)
+    check(torch.ones(2))
+    check(torch.ones(2, device="meta"))
+    plain = check is _under_autocast
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="not as") if plain else nullcontext():
+        check(torch.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -418,7 +434,7 @@ def test_every_function_is_tested_here() -> None:
     public = {n for n, f in vars(functional).items() if getattr(f, "__module__", "") == functional.__name__}
     tested = {
         "select_float", "select_int", "invert", "add_if_", "check_none", "check_shape", "check_dtype", "check_contiguous",
-        "check_requires_grad", "output_padding", "batch_norm_momentum",
+        "check_requires_grad", "check_autocast", "output_padding", "batch_norm_momentum",
         "instance_norm", "multi_head_attention", "lstm", "gru", "lstm_cell", "rnn_cell",
     }  # fmt: skip
     assert {n for n in public if not n.startswith("_")} == tested

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune as torch_prune
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import fxprune
 from fxprune.testing import check_graph
@@ -190,13 +190,75 @@ def test_distributed_data_parallel_with_two_processes(tmp_path: Path) -> None:
             torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-9, atol=1e-12)
 
 
+class Normed(nn.Module):
+    """A hidden width that layer norm and softmax mix: a plan's masks come with corrections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(4, 12), nn.LayerNorm(12), nn.Linear(12, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.norm(self.first(x)).relu()).softmax(-1))
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize(
+    "average",
+    [
+        {},
+        {"multi_avg_fn": get_ema_multi_avg_fn(0.9)},
+        {"multi_avg_fn": get_ema_multi_avg_fn(0.333)},
+        {"avg_fn": get_ema_avg_fn(0.99)},
+        {"avg_fn": lambda averaged, new, _: (averaged + new) / 2},
+    ],
+    ids=["swa", "ema", "quick ema", "ema by tensor", "half"],
+)
+def test_flags_of_a_plan_are_not_blended_by_an_average_of_buffers(average: dict[str, Any], frontend: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, dtype=torch.double)
+    gm = fxprune.capture(randomised(Normed()).double(), x, frontend=frontend)
+
+    def planned(seed: int) -> fxprune.Plan:
+        generator = torch.Generator().manual_seed(seed)
+        by_chance = lambda deps, group: torch.rand(group.size, generator=generator)  # noqa: E731
+        return fxprune.plan(fxprune.analyze(gm), 0.25, importance=by_chance)
+
+    fxprune.mask(gm, planned(0))
+    averaged = AveragedModel(gm, use_buffers=True, **average)
+    removed = [flags(gm)]
+    for seed in (0, 1, 1, 2):
+        averaged.update_parameters(gm)
+        fxprune.mask(gm, planned(seed))
+        removed.append(flags(gm))
+        with torch.no_grad():
+            for parameter in gm.parameters():
+                parameter.mul_(1.1)
+    averaged.update_parameters(gm)
+    mean = averaged.module
+    assert isinstance(mean, fx.GraphModule)
+    ever = {name: functools.reduce(torch.minimum, [each[name] for each in removed]) for name in removed[0]}
+    assert any(not torch.equal(flags(gm)[name], one) for name, one in ever.items())
+    for name, one in flags(mean).items():
+        assert torch.equal(one, ever[name]), name  # a unit that an earlier plan removed stays away
+    expected = mean.eval()(x)
+    slim = fxprune.shrink(copy.deepcopy(mean))
+    assert relative_error(slim(x), expected) <= 1e-9
+    assert slim.get_parameter("first.weight").shape[0] < 9
+
+
+def flags(gm: nn.Module) -> dict[str, Tensor]:
+    """Return the flags of a graph's masks and corrections."""
+    return {name: b.clone() for name, b in gm.named_buffers() if "_mask" in name or "keep" in name}
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_moving_to_another_dtype_and_loading_a_state_dict(frontend: Any) -> None:
     gm = masked_graph(ConvNet, conv_inputs, frontend)
     state = {k: v.clone() for k, v in gm.state_dict().items()}
     single = copy.deepcopy(gm).float()
     assert single(conv_inputs(3)[0].float()).dtype is torch.float32
-    assert all(b.dtype is torch.uint8 for n, b in single.named_buffers() if n.endswith("_mask"))
+    assert all(b.dtype is torch.int8 for n, b in single.named_buffers() if n.endswith("_mask"))
     other = masked_graph(ConvNet, conv_inputs, frontend)
     with torch.no_grad():
         for tensor in [*other.parameters(), *other.buffers()]:

@@ -771,7 +771,7 @@ def test_mask_of_zeros_and_ones_takes_one_byte_an_element(prune: Callable[[fx.Gr
     for _ in range(2):
         prune(gm)
         mask = gm.get_buffer("conv.weight_mask")
-        assert mask.dtype == torch.uint8
+        assert mask.dtype == torch.int8
         assert mask.untyped_storage().nbytes() == mask.numel() == 72
 
 
@@ -786,7 +786,7 @@ def test_mask_of_other_values_keeps_the_parameters_dtype_and_values(prune: Any) 
     assert mask.dtype == torch.float32
     assert torch.equal(mask, graded)
     fxprune.custom_from_mask(gm, W, torch.zeros(4, 2, 3, 3))
-    assert gm.get_buffer("conv.weight_mask").dtype == torch.uint8
+    assert gm.get_buffer("conv.weight_mask").dtype == torch.int8
 
 
 @pytest.mark.parametrize(

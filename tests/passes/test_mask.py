@@ -247,7 +247,7 @@ def test_given_mask_replaces_the_one_in_force() -> None:
     ones = {name: torch.ones_like(mask) for name, mask in masks().items()}
     fxprune.mask(gm, ones)
     assert gm.code == text
-    assert all(gm.get_buffer(f"{name}_mask").dtype == torch.uint8 for name in ones)
+    assert all(gm.get_buffer(f"{name}_mask").dtype == torch.int8 for name in ones)
     torch.testing.assert_close(gm(torch.ones(2, 1, 5, 5)), conv_net()(torch.ones(2, 1, 5, 5)))
 
 
