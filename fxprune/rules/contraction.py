@@ -156,7 +156,9 @@ def _aligned(call: Call) -> list[tuple[Axis, int]]:
 def _grouped_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
     for axis, multiple in _aligned(call):
         if left.size(axis) != axis.size and left.size(axis) % multiple:
-            raise RuleError(f"takes rows of a multiple of {multiple} elements, not of {left.size(axis)}; give round_to={multiple}")
+            raise RuleError(
+                f"takes rows of a multiple of {multiple} elements, not of {left.size(axis)}; give round_to={multiple}"
+            )
     return {}
 
 

@@ -185,9 +185,7 @@ def test_dtypes_of_computed_tensors_are_warned_of_under_autocast(kind: type[nn.M
     assert torch.equal(gm(x), model(x))
     for graph in (gm, copy.deepcopy(gm), pickle.loads(pickle.dumps(gm)), fxprune.prune(model, x, 0.25, frontend="export")):
         with torch.autocast("cpu", torch.bfloat16):
-            with pytest.warns(
-                fxprune.CaptureWarning, match=r":\d+ asks of a computed tensor; under autocast"
-            ):
+            with pytest.warns(fxprune.CaptureWarning, match=r":\d+ asks of a computed tensor; under autocast"):
                 graph(x)
             torch.compile(graph, backend="eager", fullgraph=True)(x)
         graph(x)

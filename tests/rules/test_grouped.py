@@ -82,7 +82,11 @@ def test_the_masked_graph_and_what_it_becomes_agree_and_train() -> None:
 
 def test_budgets_and_multiples_of_ones_own() -> None:
     deps = fxprune.analyze(fxprune.capture(Experts().bfloat16().eval(), (X.bfloat16(), ENDS)))
-    for plan in (fxprune.plan(deps, max_params=0.4), fxprune.plan(deps, 0.5, round_to=3), fxprune.plan(deps, 0.4, scope="global")):
+    for plan in (
+        fxprune.plan(deps, max_params=0.4),
+        fxprune.plan(deps, 0.5, round_to=3),
+        fxprune.plan(deps, 0.4, scope="global"),
+    ):
         assert {len(kept) % 8 for (name, dim), kept in plan.kept.items() if name in ("wide", "narrow") and dim > 0} <= {0}
 
 
