@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +76,19 @@ def _of_grouped(
     return Form(size, (size[-2] * row, row, 1)[3 - len(size) :], dtype, one.device)
 
 
+def _of_covariance(observed: Tensor, **options: Any) -> Form:
+    """Return the form of the covariances of the rows of a matrix, or of a single row."""
+    size = (*observed.shape[:-1], *observed.shape[:-1])
+    return Form(size, (len(observed), 1)[: len(size)], observed.dtype, observed.device)
+
+
+_FORMS: dict[Any, Callable[..., Form]] = {
+    torch.ops.aten._grouped_mm.default: _of_grouped,
+    torch.ops.aten.cov.default: _of_covariance,
+    torch.ops.aten.corrcoef.default: _of_covariance,
+}
+
+
 class FakeMode(FakeTensorMode):
     """A FakeTensorMode that makes fake tensors of forms, which is much faster than to convert tensors."""
 
@@ -85,9 +98,9 @@ class FakeMode(FakeTensorMode):
         self._states: dict[torch.device, dict[str, Any]] = {}  # the attributes of fake tensors, the same for all on a device
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Return what an operator gives; torch knows this of grouped products in bfloat16 alone."""
-        if func is torch.ops.aten._grouped_mm.default:
-            return self.make(_of_grouped(*args, **kwargs or {}))
+        """Return what an operator gives, also where torch needs values for that, or knows it of some dtypes alone."""
+        if func in _FORMS:
+            return self.make(_FORMS[func](*args, **kwargs or {}))
         return super().dispatch(func, types, args, kwargs or {})
 
     def make(self, form: Form, base: Tensor | None = None, offset: int = 0) -> FakeTensor:

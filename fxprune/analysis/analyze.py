@@ -80,6 +80,7 @@ class _Labelling(TorchDispatchMode):
         self.at: fx.Node | None = None  # the node that runs
         self.first = 0  # the number of its first step
         self.examples = Examples(gm, self.fakes)
+        self.dynamic: dict[OpOverload, int] = {}  # how often the node that runs called an operator whose sizes depend on values
         self.whole = WHOLE.get(gm) or {}
         self.not_analysed: dict[str, None] = {}
         self.values: dict[str, Any] = {}
@@ -116,6 +117,7 @@ class _Labelling(TorchDispatchMode):
     def _begin(self, node: fx.Node) -> None:
         self.here = Reason("", node=self.inside + node.name, source=code_line(node))
         self.at, self.first = node, len(self.steps)
+        self.dynamic.clear()
 
     def _rescue(self, node: fx.Node, operands: Any, error: Exception) -> Any:
         """Keep whole what a node reads that cannot be analysed, and return what it gives for the example inputs."""
@@ -241,6 +243,7 @@ class _Labelling(TorchDispatchMode):
             result = self.fakes.call(func, args, kwargs)
         except DynamicOutputShapeException as error:  # the sizes depend on values, which only the example has
             result = self._example(error, func, args, kwargs)
+            self.dynamic[func] = self.dynamic.get(func, 0) + 1
         returned = [result] if isinstance(result, Tensor) else [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
         if not returned and not is_mutable(func):
             return result  # a check or a size
@@ -271,7 +274,7 @@ class _Labelling(TorchDispatchMode):
             return pytree.tree_map(self.fakes.like, found)
         assert self.at is not None
         try:
-            value = self.examples.of(self.here.node, self.at)
+            value = self.examples.of_call(self.here.node, self.at, func, self.dynamic.get(func, 0))
         except KeyError:
             raise error from None
         if not isinstance(value, Tensor):

@@ -150,6 +150,12 @@ def _filled(call: Call) -> str:
     return "n" if call["value"] else "0"
 
 
+def _bagged(call: Call) -> str:
+    """Return the pattern of bags of embeddings, each a sum, a mean, or the largest, whose places are the last result."""
+    largest = "!b d" if call.shapes[3:] == call.shapes[:1] else "_"
+    return f"!v d, _, _, _ -> !b d, _, _, {largest}"
+
+
 def _searched(call: Call) -> str:
     return "!v, ...x, !v -> ...x" if len(call.operand(0)) == 1 else "...x !v, ...x n, ...x !v -> ...x n"
 
@@ -157,7 +163,7 @@ def _searched(call: Call) -> str:
 register_aten("embedding", Pattern("!v d, ...b -> ...b d", zeros="0"))
 register_aten(
     "embedding_bag embedding_bag.padding_idx _embedding_bag _embedding_bag_forward_only",
-    Pattern("!v d, _, _, _ -> !b d, _, _, _", zeros="0"),
+    Pattern(_bagged, "!v d, _, _, _ -> !b d, _, _, _", zeros="0, n, n, n"),
 )
 register_aten("index_select", Coded("x n, i -> x n[i]", _index_select))
 register_aten("index.Tensor _unsafe_index.Tensor", Coded("x n y, i -> x i y", _index))

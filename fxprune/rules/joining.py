@@ -118,4 +118,6 @@ register_aten("repeat tile", OpCard(Pattern(_repeated, "x -> (r x)", zeros="0"),
 register_aten(
     "repeat_interleave.self_int", OpCard(Pattern(_interleaved, "x -> (x r)", zeros="0"), _interleaved_left, keeps_numbers=True)
 )
+# Each place of the result names the position that is repeated there.
+register_aten("repeat_interleave.Tensor", Pattern("!n -> !k"))
 register_aten("constant_pad_nd pad", OpCard(Coded("x -> (p+x+q)", pad), _pad_left))

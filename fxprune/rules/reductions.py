@@ -6,10 +6,12 @@ import functools
 import math
 from typing import Any
 
+from fxprune.errors import RuleError
 from fxprune.functional.over_kept import var_mean_of_kept, var_of_kept
 from fxprune.rules.call import Call
-from fxprune.rules.card import OpCard, OverKept
+from fxprune.rules.card import OpCard, OverKept, PositionsLeft
 from fxprune.rules.contraction import inner_products
+from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
 from fxprune.rules.parsing import along
 from fxprune.rules.registry import op_card, register_aten
@@ -24,6 +26,18 @@ def _norm(call: Call) -> str:
 def reduction(kind: str, zeros: str = "0") -> Pattern:
     """Return the rule of a reduction over dimensions that may shrink."""
     return Pattern(along("[x{}]", "1"), "x [n] -> x", zeros=zeros, mixes=kind)
+
+
+def _covariances(call: Call) -> str:
+    """Return the pattern of what the rows of a matrix have in common, over all columns; a single row gives one number."""
+    row, result = ("x", "x x") if len(call.operand(0)) == 2 else ("", "")
+    return f"{', '.join([f'{row} !n', *['!n'] * (len(call.operands) - 1)])} -> {result}"
+
+
+def _rows_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
+    if len(results[0]) and left.size(results[0].axes[0]) == 1:
+        raise RuleError("gives a number, and no matrix, for the single row that would be left")
+    return {}
 
 
 def _correction(call: Call) -> float:
@@ -84,5 +98,8 @@ register_aten(
 register_aten("glu", Pattern(along("(!h x{})", "x{}"), "(!h x) -> x", zeros="0", sizes=lambda call: {"h": 2}))
 register_aten("_fft_c2c _fft_r2c _fft_c2r", Pattern(along("!n{}", "!m{}"), "x !n -> x !m", zeros="0"))
 register_aten("topk", Pattern(along("!n", "!t"), "x !n -> x !k, x !k", zeros="0, n"))
+# Rows that are zero have no correlations.
+register_aten("cov", OpCard(Pattern(_covariances, "x !n, !n, !n -> x x", zeros="0"), _rows_left))
+register_aten("corrcoef", OpCard(Pattern(_covariances, "x !n -> x x", zeros="u"), _rows_left))
 register_aten("cdist _cdist_forward", Pattern("...b p [m], ...b r [m] -> ...b p r", zeros="0+1", mixes="norm"))
 register_aten("cosine_similarity", Pattern(inner_products, "x [c], x [c] -> x", zeros="0*1", mixes="norm"))

@@ -56,7 +56,7 @@ def register_aten(names: str, given: OpCard | Rule) -> None:
 
 
 def register_named(names: str, given: OpCard | Rule) -> None:
-    """Give operators of other libraries a card, by names such as ``"mylib::scale"``. A card of the operator itself comes first."""
+    """Give operators of other libraries a card, by names such as ``"mylib::scale"``; one of the operator itself comes first."""
     _NAMED.update(dict.fromkeys(names.split(), given if isinstance(given, OpCard) else OpCard(given)))
 
 

@@ -42,6 +42,12 @@ def version_of(tensor: Tensor) -> int:
     return tensor._version
 
 
+def marked_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor marked as the conjugate and as the negative of its memory where another is; operators resolve that."""
+    tensor = tensor.conj() if other.is_conj() else tensor
+    return torch._neg_view(tensor) if other.is_neg() else tensor
+
+
 def keep_python_object(tensor: Tensor) -> None:
     """Let the Python object of a tensor own it again after it came out of a weak reference: torch may own the tensor alone."""
     tensor._fix_weakref()  # type: ignore[attr-defined]

@@ -40,6 +40,8 @@ STRICT: dict[str, tuple[set[tuple[int, int]], str]] = {
     ),
     **dict.fromkeys(("scatter_add", "scatter_add_", "scatter.reduce", "index_add"), ({(1, 0), (1, 1), (2, 1)}, _SUMS)),
     **dict.fromkeys(("index.Tensor", "_unsafe_index.Tensor"), ({(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)}, _TABLES)),
+    "cov": ({(0, 1), (1, 0), (2, 0)}, "columns without weight; no model gives these along with what it prunes"),
+    "corrcoef": ({(0, 0)}, "a single row, which always has a correlation of one with itself"),
     "cumsum": ({(0, 1)}, "sums of what counts positions, as ones do, would count other ones"),
     "aminmax": ({(0, 0), (0, 1), (0, 2)}, "minimum and maximum would need different fillings"),
     "masked_scatter": ({(0, 0), (0, 1), (1, 0), (1, 1)}, "takes values in the order of the flags that are set"),

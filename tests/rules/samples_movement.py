@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from tests.rules.sample import Context, Run, Sample, real
+from tests.rules.sample import Context, Run, Sample, integers, real
 
 _X = real(3, 6, 5)
 
@@ -75,6 +75,7 @@ SAMPLES = [
         "repeat_interleave.self_int", (real(3, 4),), lambda c: c.call(c[0], 3, 1) if c.keeps is None else _interleaved(c, 1)
     ),
     Sample("repeat_interleave.self_int", (real(3, 4),), lambda c: c.call(c[0], 2), note="flattened"),
+    Sample("repeat_interleave.Tensor", (integers(4, 5),), lambda c: c.call(c[0])),
     Sample("constant_pad_nd", (real(3, 4),), lambda c: c.call(c[0], [*_padded(c, 1, 2, 4), *_padded(c, 0, 0, 3)])),
     Sample("constant_pad_nd", (real(3, 4),), lambda c: c.call(c[0], _padded(c, 1, 1, 4), 1.5)),
     Sample(
