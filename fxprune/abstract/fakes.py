@@ -115,6 +115,11 @@ class _Mode(FakeMode):
             return self.make(form, base, offset)
 
 
+def examples_of(node: fx.Node) -> list[Tensor]:
+    """Return the example values of the tensors that a node reads and gives, as far as it carries them."""
+    return [t for n in (node, *node.all_input_nodes) for t in pytree.tree_leaves(n.meta.get("val")) if isinstance(t, Tensor)]
+
+
 def has_hints(tensor: Tensor) -> bool:
     """Tell whether all sizes of a tensor are known for the example; those that depend on values need not be."""
     return all(hint(size) is not None for size in tensor.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,14 +31,14 @@ from fxprune.errors import AnalysisError, FxpruneError, RuleError, in_short
 from fxprune.functional import layers
 from fxprune.graph.interpreter import NodeRunner
 from fxprune.graph.metadata import LABEL, WHOLE
-from fxprune.graph.parts import ByMode
+from fxprune.graph.parts import ByMode, within
 from fxprune.graph.source_lines import code_line
 from fxprune.rules import Call, Label, Rule, find_rule
 from fxprune.rules.call import tensors_in
 from fxprune.rules.card import Work
 from fxprune.rules.pointwise import called_on
 from fxprune.rules.registry import is_by_user, op_card
-from fxprune.torch_internals.operators import OpOverload, TorchDispatchMode, is_composite, is_mutable, no_modes
+from fxprune.torch_internals.operators import REGIONS, OpOverload, TorchDispatchMode, is_composite, is_mutable, no_modes
 from fxprune.torch_internals.switches import alone, no_fast_path, uncollected
 from fxprune.torch_internals.tensors import DynamicOutputShapeException, FakeTensor, memory_of, pytree
 
@@ -76,7 +77,8 @@ class _Labelling(TorchDispatchMode):
         self.units = Units()
         self.fakes = Fakes()
         self.here = Reason("")
-        self.inside = ""  # prefix of the names of nodes inside a part that differs by mode
+        self.inside = ""  # prefix of the names of nodes inside a part that differs by mode, or a region
+        self.region = ""  # the node of the region that runs, which stands for its nodes
         self.at: fx.Node | None = None  # the node that runs
         self.first = 0  # the number of its first step
         self.examples = Examples(gm, self.fakes)
@@ -115,9 +117,10 @@ class _Labelling(TorchDispatchMode):
             ) from error
 
     def _begin(self, node: fx.Node) -> None:
-        self.here = Reason("", node=self.inside + node.name, source=code_line(node))
+        self.here = Reason("", node=self.region or self.inside + node.name, source=code_line(node))
         self.at, self.first = node, len(self.steps)
-        self.dynamic.clear()
+        if not self.region:
+            self.dynamic.clear()
 
     def _rescue(self, node: fx.Node, operands: Any, error: Exception) -> Any:
         """Keep whole what a node reads that cannot be analysed, and return what it gives for the example inputs."""
@@ -154,7 +157,18 @@ class _Labelling(TorchDispatchMode):
             return self._run_both(function, *args, **kwargs)
         if function is layers.add_if_:
             self.forget(args[0])  # written to in one of the two modes
+        if function in REGIONS:
+            args = tuple([partial(self._run_region, a) if isinstance(a, fx.GraphModule) else a for a in args])
         return function(*args, **kwargs)
+
+    def _run_region(self, region: fx.GraphModule, *inputs: Any) -> Any:
+        """Run the graph of a node that runs it once; its nodes are repaired one by one, and corrected as one."""
+        before, prefix = (self.here, self.inside, self.region, self.at, self.first), within(self.inside, self.at)
+        self.inside, self.region = prefix, self.region or self.here.node
+        try:
+            return self.run(region, inputs)
+        finally:
+            self.here, self.inside, self.region, self.at, self.first = before
 
     def _run_both(self, module: ByMode, *inputs: Any) -> Any:
         """Run both branches of a part that differs by mode: dependencies have to hold in either mode."""
@@ -330,7 +344,8 @@ class _Labelling(TorchDispatchMode):
             self.mixing_points.append(point)
         if self.counts:
             self.work += work_of(call, result)
-        self.steps.append(Step(call.at.node, call.at.op, None, call, tuple(labels)))
+        own = self.inside + self.at.name if self.region and self.at is not None else call.at.node
+        self.steps.append(Step(call.at.node, call.at.op, None, call, tuple(labels), own))
 
     def _evaluate(self, call: Call, returned: list[Tensor]) -> Sequence[Tensor | None]:
         """Return the values of results of integers or flags that depend on known values alone."""

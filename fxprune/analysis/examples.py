@@ -32,8 +32,8 @@ class Examples:
 
     def of_call(self, name: str, node: fx.Node, func: OpOverload, place: int) -> Any:
         """Return what the operator ``func`` gives when a node calls it for the ``place``-th time, counted from 0; likewise."""
-        if node.target is func:
-            return self.of(name, node)
+        if node.target is func and "val" in node.meta and _is_known(node.meta["val"]):
+            return self._fakes.like(node.meta["val"])
         values = [value for called, value in self._computed[name][1] if called is func]
         if place >= len(values):
             raise KeyError(name)

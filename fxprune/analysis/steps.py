@@ -11,13 +11,17 @@ from fxprune.rules.labels import Label
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A place where tensors are made: a parameter, or a call of an operator at a node."""
+    """A place where tensors are made: a parameter, or a call of an operator at a node; ``within`` is the node's own name.
+
+    A node of a region, a graph that a node of the graph runs, goes by the name of that node; its own name starts with it.
+    """
 
     node: str
     op: str
     tracked: Tracked | None = None
     call: Call | None = None
     results: tuple[Label, ...] = ()
+    within: str = ""
 
     @property
     def operands(self) -> tuple[Label, ...]:

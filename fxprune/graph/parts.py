@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from fxprune.graph.masks import MaskLoading
+from fxprune.torch_internals.operators import REGIONS
 
 Graph = TypeVar("Graph", bound=fx.GraphModule)
 _CONTAINERS = (dict, set, list)  # isinstance is faster with a tuple than with a union
@@ -128,6 +129,24 @@ class Slot(str):
 def fill(arguments: Any, find: Callable[[Slot], Any]) -> Any:
     """Return stored call arguments with ``find(slot)`` in place of each slot."""
     return map_aggregate(arguments, lambda leaf: find(leaf) if isinstance(leaf, Slot) else leaf)
+
+
+def within(inside: str, node: fx.Node | None) -> str:
+    """Return the prefix of the names of nodes in the graph that ``node`` runs; ``inside`` is the one of the node itself."""
+    assert node is not None
+    return f"{inside}{node.name}."
+
+
+def region_of(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...]] | None:
+    """Return the graph that a node runs within a switch of torch, and what it is given; None unless it is the node's alone."""
+    if node.target not in REGIONS:
+        return None
+    place = next(place for place, a in enumerate(node.args) if isinstance(a, fx.Node))
+    read = node.args[place]
+    assert isinstance(read, fx.Node)
+    alone = len(read.users) == 1 and len(gm.graph.find_nodes(op="get_attr", target=read.target)) == 1
+    region = gm.get_submodule(str(read.target))
+    return (region, node.args[place + 1 :]) if alone and isinstance(region, fx.GraphModule) else None
 
 
 class ByMode(nn.Module):

@@ -16,7 +16,10 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as no_modes
 
-__all__ = ["HigherOrderOperator", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "no_modes"]
+__all__ = ["REGIONS", "HigherOrderOperator", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "no_modes"]
+
+REGIONS = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
+"""The functions that run a graph with gradients or autocast switched; the graph and its inputs are their last arguments."""
 
 
 def arguments_of(op: OpOverload) -> list[torch.Argument]:

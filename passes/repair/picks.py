@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fxprune.abstract.fakes import examples_of
 from fxprune.algebra.axes import Axis, Index
 from fxprune.analysis.remaining import Remaining
 from fxprune.passes.repair.numbers import Numbers
@@ -160,7 +161,7 @@ def _sliced(item: slice, axis: Axis, kept: Remaining) -> Index:
 
 def _table(gm: fx.GraphModule, node: fx.Node, values: Tensor) -> fx.Node:
     name = next(f"index_table_{k}" for k in range(len(gm.graph.nodes)) if f"index_table_{k}" not in gm._buffers)
-    tensor = next(iter((*gm.parameters(), *gm.buffers())))
+    tensor = next(iter((*gm.parameters(), *gm.buffers(), *examples_of(node))))  # a region has no tensors of its own
     gm.register_buffer(name, values.to(device=tensor.device, dtype=torch.long))
     with gm.graph.inserting_before(node):
         return gm.graph.create_node("get_attr", name)

@@ -24,7 +24,7 @@ from fxprune.analysis.steps import Step
 from fxprune.errors import ShrinkError, in_short
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import card_of, is_standard, update_sizes
-from fxprune.graph.parts import ByMode
+from fxprune.graph.parts import ByMode, region_of, within
 from fxprune.passes.graph_pass import GraphPass
 from fxprune.passes.repair.numbers import Numbers, differ, holds_tensors
 from fxprune.passes.repair.picks import pick_unevenly, renumber, rewrite_item
@@ -139,6 +139,8 @@ class _Repair:
             module = self.modules[str(node.target)] if node.op == "call_module" else None
             if isinstance(module, ByMode):
                 self._rewrite_branches(node, module)
+            elif steps is not None and (region := region_of(self.gm, node)) is not None:
+                self._rewrite_region(node, *region, steps)
             elif steps is not None:
                 self._rewrite_or_give_up(node, steps)
             elif self.numbers.reads_changed(node) and (
@@ -158,6 +160,21 @@ class _Repair:
             self.stuck |= _Repair(branch, self.values, self.steps, self.kept, inside).run(arguments)
             if _contents(branch) != before or not has_code(branch):
                 branch.recompile()
+
+    def _rewrite_region(self, node: fx.Node, region: fx.GraphModule, given: Sequence[Any], calls: Sequence[Step]) -> None:
+        inside, steps, before = within(self.inside, node), Steps(), _contents(region)
+        for step in calls:
+            steps.setdefault(step.within, []).append(step)
+        shrinking = {name: calls for name, calls in steps.items() if any(map(self._shrinks, calls))}
+        self.stuck |= _Repair(region, self.values, shrinking, self.kept, inside).run([self.numbers.now(a) for a in given])
+        for inner in region.graph.nodes:
+            if self.kept.shrinks_any(self.values.get(inside + inner.name)):
+                inner.meta.pop("val", None)
+        if _contents(region) != before:
+            region.recompile()
+
+    def _shrinks(self, step: Step) -> bool:
+        return any(map(self.kept.shrinks, (*step.results, *step.operands)))
 
     def _rewrite_or_give_up(self, node: fx.Node, steps: Sequence[Step]) -> None:
         what = f"node {node.name!r} ({node.op} {node.target})"
