@@ -106,7 +106,7 @@ def mask(gm: Graph, masks: Plan | Mapping[str, Tensor], *, verify: bool = True) 
     if before is not None and modified and KEEPS.get(gm) and (inputs := _example(gm)) is not None:
         try:
             with compiled_later():
-                smaller, _ = shrunk_copy(gm)
+                smaller, _ = shrunk_copy(shared_copy(gm))  # the graph itself has no note of what cannot be rewritten
             check(gm, smaller, *inputs, modes=("eval",), other_batch=False)
         except ShrinkError:  # which says nothing of the masked graph
             return gm
@@ -143,12 +143,12 @@ def shrink(
 
     Raises:
         VerificationError: the smaller graph computes something else; names the first node that differs.
-        ShrinkError: a node cannot be rewritten for the positions that are left; a new analysis keeps its axes whole.
         PruningValueError: there are no inputs to verify with.
             In each case the graph is as it was.
 
     Warns:
-        PruneWarning: a new parameter does not have the hooks of the one before.
+        PruneWarning: a node cannot be rewritten for the positions that are left, so that what it reads stays whole; or a new
+            parameter does not have the hooks of the one before.
 
     Example:
         >>> gm = fxprune.shrink(fxprune.mask(gm, plan))
@@ -160,20 +160,15 @@ def shrink(
         placeholders = gm.graph.find_nodes(op="placeholder")
         for node, value in zip(placeholders, in_order(gm, given(gm, *inputs)), strict=True):
             node.meta.setdefault("val", value)  # a graph from a pickle has no example values
-    try:
-        with compiled_later():
-            smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
-    except ShrinkError as error:
-        if error.nodes:
-            WHOLE.set(gm, (WHOLE.get(gm) or {}) | error.nodes)
-            advice = "what these nodes read is kept whole from now on: analyze, plan and mask the graph again, then shrink it"
-            raise ShrinkError(f"{error}; {advice}", nodes=error.nodes) from error
-        raise
+    whole = WHOLE.get(gm) or {}
+    with compiled_later():
+        smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
+    stuck = [why for name, why in (WHOLE.get(gm) or {}).items() if name not in whole]
     if inputs is not None:
         _check_shrunk(gm, smaller, inputs, from_zeros)
     lost = _lost_hooks(_hooked(gm), smaller)
     adopt(gm, smaller)
-    _warn(lost)
+    _warn([*(f"{why}; what the node reads stays whole" for why in stuck), *lost])
     return gm
 
 

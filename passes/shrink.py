@@ -11,10 +11,11 @@ from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining, dead_places, removed_units
-from fxprune.errors import AnalysisError
+from fxprune.errors import AnalysisError, ShrinkError
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.captured import adopt, compiled_later
 from fxprune.graph.masks import all_masked
+from fxprune.graph.metadata import WHOLE
 from fxprune.graph.parts import Graph
 from fxprune.passes.bake import Bake
 from fxprune.passes.fold_constants import FoldConstants, amounts_of
@@ -51,7 +52,21 @@ class Shrink(GraphPass):
 @alone()
 @uncollected()
 def shrunk_copy(gm: Graph, *, from_zeros: bool = False) -> tuple[Graph, bool]:
-    """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`."""
+    """Return a smaller graph that computes what a masked one does, and whether any unit went; see :func:`fxprune.shrink`.
+
+    What a node reads that cannot be rewritten is kept whole from now on, as a note on the masked graph says.
+    """
+    while True:
+        try:
+            return _shrunk_copy(gm, from_zeros)
+        except ShrinkError as error:
+            whole = WHOLE.get(gm) or {}
+            if error.nodes.keys() <= whole.keys():
+                raise
+            WHOLE.set(gm, whole | error.nodes)
+
+
+def _shrunk_copy(gm: Graph, from_zeros: bool) -> tuple[Graph, bool]:
     found = unmasked(gm, bake=True)
     copy, deps, removed = found.gm, found.deps, found.removed
     folds, amounts = list[Fold](), list[Tensor]()

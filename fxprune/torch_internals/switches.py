@@ -218,7 +218,7 @@ def _backwards_replaced() -> Iterator[None]:
     apply, register = vars(function)["apply"], Tensor.register_hook
 
     def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        # Operators of torch.library, and torch's loops and branches, have such functions of their own, and stay calls in graphs.
+        # Operators of torch.library, and torch's loops and branches, have such functions too, and stay calls in graphs.
         if _WATCHING.backward is not None and not cls.__module__.startswith(("torch._library.", "torch._higher_order_ops.")):
             _WATCHING.backward(cls.__qualname__, cls.forward.__code__)
         return apply.__get__(None, cls)(*args, **kwargs)

@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.errors import ShrinkError
 from fxprune.functional.leaf_cards import CARDS, LeafCard, card_of, is_opaque, is_standard, update_sizes
 from fxprune.passes.lower import emit
 
@@ -177,13 +176,14 @@ def test_a_class_has_the_card_of_the_layer_that_it_derives_from() -> None:
     assert [is_opaque(module) for module in (nn.ReLU(), Narrow(2, 2, 1), nn.SyncBatchNorm(2))] == [False, False, True]
 
 
-def test_a_layer_of_a_users_own_whose_code_names_a_size_is_refused() -> None:
+def test_a_layer_of_a_users_own_whose_code_names_a_size_stays_whole() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1))
     gm = fxprune.capture(net, (torch.ones(1, 3, 4, 4),))
     gm.add_module("1", Whole())
     fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5))
-    with pytest.raises(ShrinkError, match=r"node '_1' \(call_module 1\) runs .*group_norm.* other sizes"):
+    with pytest.warns(fxprune.PruneWarning, match=r"node '_1' \(call_module 1\) runs .*group_norm.* other sizes"):
         fxprune.shrink(gm, verify=False)
+    assert gm.get_parameter("0.weight").shape[0] == 8
 
 
 if __name__ == "__main__":

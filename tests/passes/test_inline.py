@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
+from tests.compare import relative_error
 from tests.shrinking import assert_equal, pruned
 
 
@@ -168,10 +169,12 @@ def test_a_function_that_comes_out_right_stays_as_it_is(name: str) -> None:
     assert_equal(found, (X,), (torch.randn(7, 6),), (torch.randn(1, 6),))
 
 
-def test_a_function_that_would_be_written_out_for_one_batch_size_alone_is_an_error() -> None:
+def test_a_function_that_would_be_written_out_for_one_batch_size_alone_stays_whole() -> None:
     model = Net(lambda m, h: scaled_by_length(h)).eval()
-    with pytest.raises(fxprune.ShrinkError, match=r"scaled_by_length.* other sizes"):
-        pruned(model, (X,), 0.5)
+    with pytest.warns(fxprune.PruneWarning, match=r"scaled_by_length.* other sizes"):
+        found = pruned(model, (X,), 0.5)
+    assert found.small.get_parameter("a.weight").shape[0] == 16
+    assert relative_error(found.small(X.double()), found.masked(X.double())) < 1e-9
 
 
 @fx.wrap
