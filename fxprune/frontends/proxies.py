@@ -7,6 +7,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -40,11 +41,20 @@ def _augmented(operation: Callable[[Any, Any], Any], in_place: Callable[[Any, An
     return record
 
 
+Place = tuple[int, int]
+"""One instruction of one call of the model's code."""
+
+
+def _place(frame: FrameType) -> Place:
+    return id(frame), frame.f_lasti
+
+
 def _asking(question: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method that asks the tracer of a symbolic value for the answer of ``question`` on the number behind it."""
 
     def ask(self: fx.Proxy, *args: Any, **kwargs: Any) -> Any:
-        return cast(Any, self.tracer).decide(self, lambda value: question(value, *args, **kwargs))
+        place = _place(sys._getframe(1))
+        return cast(Any, self.tracer).decide(self, lambda value: question(value, *args, **kwargs), place)
 
     return ask
 
@@ -59,6 +69,13 @@ class _Asking(fx.Proxy):
         found = _Attribute(self, name)
         # Functions such as torch.finfo take no symbolic dtype.
         return tracer.decide(found, lambda value: value) if name == "dtype" and tracer.decisions is not None else found
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
+        """Record the call; torch has asked the symbolic values among its arguments for numbers before, in vain."""
+        result: Any = super().__torch_function__(orig_method, types, args, kwargs)
+        result.tracer.withdraw(_place(sys._getframe(1)))
+        return result
 
     # Python calls these where it needs the number itself, and raises TypeError where one is missing.
     __len__, __index__, __float__, __complex__ = _asking(len), _asking(operator.index), _asking(float), _asking(complex)

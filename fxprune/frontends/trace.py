@@ -26,7 +26,7 @@ from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.model.hooks import Computing
 from fxprune.frontends.model.snapshot import ModelSnapshot
-from fxprune.frontends.proxies import Proxy, is_form
+from fxprune.frontends.proxies import Place, Proxy, is_form
 from fxprune.frontends.torch_export import check_items, check_value, not_a_container, optional_inputs, swallowed
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
@@ -59,7 +59,7 @@ class Tracer(fx.Tracer):
         self.decisions = decisions
         self._deciding, self._thread = False, threading.get_ident()
         self.written: set[fx.Node] = set()  # inputs, to which the caller sees what the code writes by ``x += y``
-        self.refusals: list[str] = []  # also those that the model's code catches
+        self.refusals: list[tuple[str, Place | None]] = []  # also those that the code catches; questions with their place
         self._lines_around = ""
         self._names = {tensor: name for name, tensor in reversed(tensors.items())}  # the first name of each tensor
         self._optional: dict[str, Any] = {}
@@ -69,23 +69,28 @@ class Tracer(fx.Tracer):
         """Return the symbolic value of a node."""
         return Proxy(node, self)
 
-    def decide(self, proxy: fx.Proxy, ask: Callable[[Any], Any]) -> Any:
-        """Return ``ask`` of the number behind a symbolic value."""
+    def decide(self, proxy: fx.Proxy, ask: Callable[[Any], Any], place: Place | None = None) -> Any:
+        """Return ``ask`` of the number behind a symbolic value; ``place`` is where the code asks."""
         if self.decisions is None:
-            raise self.note(TraceError(f"the code needs the value of {proxy.node.format_node()}"))
+            raise self.note(TraceError(f"the code needs the value of {proxy.node.format_node()}"), place)
         self._deciding = True
         try:
             return self.decisions.answer(proxy.node, ask)
         except TraceError as error:
-            self.note(error)
+            self.note(error, place)
             raise
         finally:
             self._deciding = False
 
-    def note(self, error: Exception) -> Exception:
+    def note(self, error: Exception, place: Place | None = None) -> Exception:
         """Return an error that only the trace raises, and note it: whoever catches it, the trace is spoilt."""
-        self.refusals.append(in_short(error))  # the error itself would keep the trace alive
+        self.refusals.append((in_short(error), place))  # the error itself would keep the trace alive
         return error
+
+    def withdraw(self, place: Place) -> None:
+        """Forget the questions that torch asked at a place: it wants an index first, and takes a symbolic value as well."""
+        while self.refusals and self.refusals[-1][1] == place:
+            self.refusals.pop()
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return the truth of a symbolic value."""
@@ -322,14 +327,14 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
     model = kept.model
     decisions = Decisions(call, model) if decides else None
     tracer = Tracer(call, kept.tensors, decisions)
-    untouched, limits = kept.untouched(), _no_limits_of_proxies()
-    with untouched as changes, _constants_of(model) as constants, _NoRandomness(tracer), limits, uncompiled():
+    untouched, functions = kept.untouched(), _functions_of_proxies()
+    with untouched as changes, _constants_of(model) as constants, _NoRandomness(tracer), functions, uncompiled():
         try:
             graph = tracer.trace(model)
         finally:
             tracer.decisions = None  # torch.fx leaves the tracer in a reference cycle
         if tracer.refusals:
-            raise swallowed(tracer.refusals[0])
+            raise swallowed(tracer.refusals[0][0])
         _check_names(graph)
         if decisions is not None and decisions.taken:
             decisions.write_guards(graph)
@@ -353,11 +358,11 @@ def _check_names(graph: fx.Graph) -> None:
 
 
 @contextlib.contextmanager
-def _no_limits_of_proxies() -> Iterator[None]:
-    """Let torch.finfo and torch.iinfo refuse a symbolic dtype.
+def _functions_of_proxies() -> Iterator[None]:
+    """Let torch.finfo and torch.iinfo refuse a symbolic dtype, and ``torch.zeros(a, b)`` and the like take symbolic sizes.
 
-    They take every object that defines ``__torch_function__`` and read its memory as that of a dtype, so they may give the
-    limits of any other dtype: on Python 3.13 those of float8.
+    The first take every object that defines ``__torch_function__`` and read its memory as that of a dtype, so they may give
+    the limits of any other dtype: on Python 3.13 those of float8. The second take such objects in a tuple alone.
     """
 
     def refusing(limits: Any) -> Any:
@@ -370,7 +375,16 @@ def _no_limits_of_proxies() -> Iterator[None]:
 
         return of
 
-    with patch.multiple(torch, finfo=refusing(torch.finfo), iinfo=refusing(torch.iinfo)):
+    def of_sizes(make: Any) -> Any:
+        @functools.wraps(make)
+        def of(*sizes: Any, **kwargs: Any) -> Any:
+            packed = len(sizes) > 1 and isinstance(sizes[0], fx.Proxy)
+            return make(sizes, **kwargs) if packed else make(*sizes, **kwargs)
+
+        return of
+
+    makers = {make.__name__: of_sizes(make) for make in (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)}
+    with patch.multiple(torch, finfo=refusing(torch.finfo), iinfo=refusing(torch.iinfo), **makers):
         yield
 
 
