@@ -21,11 +21,13 @@ Places = tuple[Tensor | None, ...]
 
 
 def at_places(tensor: Tensor, places: Places) -> Tensor:
-    """Return the part of a tensor at the positions left of each dimension."""
-    for dim, positions in enumerate(places):
-        if positions is not None:
-            tensor = tensor.index_select(dim, positions.to(tensor.device))
-    return tensor
+    """Return the part of a tensor at the positions left of each dimension; its dimensions lie in memory as before."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True) if tensor.layout is torch.strided else []
+    tensor = tensor.permute(order) if order else tensor
+    for at, dim in enumerate(order or range(tensor.dim())):
+        if (positions := places[dim]) is not None:
+            tensor = tensor.index_select(at, positions.to(tensor.device))
+    return tensor.permute([order.index(dim) for dim in range(tensor.dim())]) if order else tensor
 
 
 class _Left(NamedTuple):
