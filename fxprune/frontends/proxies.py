@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
+import functools
 import math
 import operator
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 from torch.fx.proxy import TraceError
 
@@ -126,3 +130,34 @@ class Proxy(_Asking):
             raise cast(Any, self.tracer).note(TraceError(message))
         part: Any = operator.getitem(self, index)
         part.fill_(value) if isinstance(value, int | float) else part.copy_(value)
+
+
+@contextlib.contextmanager
+def functions_of_proxies() -> Iterator[None]:
+    """Let torch.finfo and torch.iinfo refuse a symbolic dtype, and ``torch.zeros(a, b)`` and the like take symbolic sizes.
+
+    The first take every object that defines ``__torch_function__`` and read its memory as that of a dtype, so they may give
+    the limits of any other dtype: on Python 3.13 those of float8. The second take such objects in a tuple alone.
+    """
+
+    def refusing(limits: Any) -> Any:
+        def of(*args: Any, **kwargs: Any) -> Any:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, fx.Proxy):
+                    tracer: Any = value.tracer
+                    raise tracer.note(TypeError(f"torch.{limits.__name__} takes a dtype, not a symbolic value"))
+            return limits(*args, **kwargs)
+
+        return of
+
+    def of_sizes(make: Any) -> Any:
+        @functools.wraps(make)
+        def of(*sizes: Any, **kwargs: Any) -> Any:
+            packed = len(sizes) > 1 and isinstance(sizes[0], fx.Proxy)
+            return make(sizes, **kwargs) if packed else make(*sizes, **kwargs)
+
+        return of
+
+    makers = {make.__name__: of_sizes(make) for make in (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)}
+    with patch.multiple(torch, finfo=refusing(torch.finfo), iinfo=refusing(torch.iinfo), **makers):
+        yield

@@ -26,7 +26,7 @@ from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.model.hooks import Computing
 from fxprune.frontends.model.snapshot import ModelSnapshot
-from fxprune.frontends.proxies import Place, Proxy, is_form
+from fxprune.frontends.proxies import Place, Proxy, functions_of_proxies, is_form
 from fxprune.frontends.torch_export import check_items, check_value, not_a_container, optional_inputs, swallowed
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
@@ -327,7 +327,7 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
     model = kept.model
     decisions = Decisions(call, model) if decides else None
     tracer = Tracer(call, kept.tensors, decisions)
-    untouched, functions = kept.untouched(), _functions_of_proxies()
+    untouched, functions = kept.untouched(), functions_of_proxies()
     with untouched as changes, _constants_of(model) as constants, _NoRandomness(tracer), functions, uncompiled():
         try:
             graph = tracer.trace(model)
@@ -355,37 +355,6 @@ def _check_names(graph: fx.Graph) -> None:
             raise CaptureError(
                 f"the function at {where} goes by the name of torch's {'.'.join(names)}, as functools.wraps lets it"
             )
-
-
-@contextlib.contextmanager
-def _functions_of_proxies() -> Iterator[None]:
-    """Let torch.finfo and torch.iinfo refuse a symbolic dtype, and ``torch.zeros(a, b)`` and the like take symbolic sizes.
-
-    The first take every object that defines ``__torch_function__`` and read its memory as that of a dtype, so they may give
-    the limits of any other dtype: on Python 3.13 those of float8. The second take such objects in a tuple alone.
-    """
-
-    def refusing(limits: Any) -> Any:
-        def of(*args: Any, **kwargs: Any) -> Any:
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, fx.Proxy):
-                    tracer: Any = value.tracer
-                    raise tracer.note(TypeError(f"torch.{limits.__name__} takes a dtype, not a symbolic value"))
-            return limits(*args, **kwargs)
-
-        return of
-
-    def of_sizes(make: Any) -> Any:
-        @functools.wraps(make)
-        def of(*sizes: Any, **kwargs: Any) -> Any:
-            packed = len(sizes) > 1 and isinstance(sizes[0], fx.Proxy)
-            return make(sizes, **kwargs) if packed else make(*sizes, **kwargs)
-
-        return of
-
-    makers = {make.__name__: of_sizes(make) for make in (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)}
-    with patch.multiple(torch, finfo=refusing(torch.finfo), iinfo=refusing(torch.iinfo), **makers):
-        yield
 
 
 @contextlib.contextmanager
