@@ -144,7 +144,13 @@ def var_of_kept(
     centred, count = _centred(input, dims, _spread(keeps, keep_dims, input.dim()))
     found = (centred * centred).sum(dims, keepdim=True) / (count - correction).clamp(min=0)
     found = found if keepdim else found.sum(dims)
-    return found.sqrt() if root else found
+    return _root(found) if root else found
+
+
+def _root(x: Tensor) -> Tensor:
+    """Return the square root, with a gradient of zero where ``x`` is zero, as ``torch.std`` has: a masked row is constant."""
+    zero = x == 0
+    return x.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 
 def var_mean_of_kept(
