@@ -100,7 +100,7 @@ class CaptureWarning(UserWarning):
 
 
 class PruneWarning(UserWarning):
-    """A model was left as large as it was."""
+    """A model was left as large as it was, or nearly so, or a part of what was asked for could not be kept."""
 
 
 class ExportWarning(UserWarning):

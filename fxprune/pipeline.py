@@ -6,7 +6,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +31,10 @@ from fxprune.passes.own_buffers import OwnBuffers
 from fxprune.passes.shrink import shrunk_copy
 from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.passes.unmask import unmasked
-from fxprune.planning.group_choice import Choose
+from fxprune.planning.group_choice import Choose, selectors
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
+from fxprune.planning.reach import shortfall
 from fxprune.torch_internals.switches import alone, quiet, uncollected
 from fxprune.torch_internals.tensors import hooks_of, pytree
 from fxprune.verification.inputs import given
@@ -277,17 +277,40 @@ def prune(
         VerificationError: the small graph does not compute what the masked one does.
 
     Warns:
-        PruneWarning: nothing could be removed; says why. Or a new parameter does not have the hooks of the one before.
+        PruneWarning: nothing could be removed, or an amount reaches less than half of the parameters that are neither fixed by
+            inputs and outputs nor ignored; says what keeps most of them. Or a new parameter does not have the hooks of the one
+            before.
 
     Example:
         >>> slim = fxprune.prune(torchvision.models.resnet50(), torch.randn(1, 3, 224, 224), 0.5)
         >>> fxprune.summary(model, slim)
     """
+    ignore = selectors(ignore)
 
     def captured() -> tuple[CapturedModule, CapturedModule]:
         """Return the graph, and the graph without the masks that it came with."""
         gm = capture(model, example_inputs, example_kwargs, frontend=frontend)
         return gm, shrunk_copy(gm)[0] if all_masked(gm) or KEEPS.get(gm) or BAKED.get(gm) else gm
+
+    def planned(deps: Dependencies) -> tuple[Plan, str]:
+        """Return the plan, and what keeps most of the parameters from what was asked for."""
+        made = plan(
+            deps,
+            amount,
+            importance=importance,
+            scope=scope,
+            round_to=round_to,
+            ignore=ignore,
+            overrides=overrides,
+            max_params=max_params,
+            max_flops=max_flops,
+            choose=choose,
+        )
+        lacking = shortfall(deps, made, ignore, overrides) if amount else ""
+        return (
+            made,
+            lacking and f"amount={amount} leaves {made.params_after / made.params_before:.1%} of the model: it {lacking}",
+        )
 
     with uncollected(), compiled_later():  # most graphs are never called as they were captured
         first, gm = captured()
@@ -295,23 +318,7 @@ def prune(
         if gm is not first and inputs is not None:
             _check_shrunk(first, gm, inputs, from_zeros=False)
         # In a function of its own, so that the analysis is gone when the collector is on again.
-        to_check, small, why = _pruned(
-            gm,
-            lambda: captured()[1],
-            partial(
-                plan,
-                amount=amount,
-                importance=importance,
-                scope=scope,
-                round_to=round_to,
-                ignore=ignore,
-                overrides=overrides,
-                max_params=max_params,
-                max_flops=max_flops,
-                choose=choose,
-            ),
-            masked_too=inputs is not None,
-        )
+        to_check, small, why = _pruned(gm, lambda: captured()[1], planned, masked_too=inputs is not None)
     compile_all(small)
     _warn([*([why] if why and amount != 0 else []), *_lost_hooks(hooked, small)])
     if to_check is not None and inputs is not None:
@@ -320,9 +327,13 @@ def prune(
 
 
 def _pruned(
-    gm: CapturedModule, again: Callable[[], CapturedModule], planned: Callable[[Dependencies], Plan], *, masked_too: bool
+    gm: CapturedModule,
+    again: Callable[[], CapturedModule],
+    planned: Callable[[Dependencies], tuple[Plan, str]],
+    *,
+    masked_too: bool,
 ) -> tuple[CapturedModule | None, CapturedModule, str]:
-    """Return a graph as masked, None unless asked for, and as shrunk; and why nothing was removed, if that is so.
+    """Return a graph as masked, None unless asked for, and as shrunk; and why nothing or little was removed, if that is so.
 
     What a node reads that cannot be masked or rewritten is kept whole: then it starts with the same graph once more, which
     ``again`` gives.
@@ -341,16 +352,17 @@ def _pruned(
 
 
 def _pruned_once(
-    gm: CapturedModule, planned: Callable[[Dependencies], Plan], *, masked_too: bool
+    gm: CapturedModule, planned: Callable[[Dependencies], tuple[Plan, str]], *, masked_too: bool
 ) -> tuple[CapturedModule | None, CapturedModule, str]:
     deps = find_dependencies(gm)
-    removed = planned(deps).removed(deps)
+    made, lacking = planned(deps)
+    removed = made.removed(deps)
     if not removed.any():
         OwnBuffers(list(gm.buffers()))(gm)
         largest = sorted((t for t in deps.tracked if t.is_parameter), key=lambda t: -math.prod(t.label.shape))
         reasons = [str(deps.explain(t.name, dim)) for t in largest[:5] for dim, n in enumerate(t.label.shape) if n > 1]
         return None, gm, "\n  ".join(["nothing was removed:", *reasons])
-    return *without(gm, deps, removed, masked_too=masked_too), ""
+    return *without(gm, deps, removed, masked_too=masked_too), lacking
 
 
 def without(

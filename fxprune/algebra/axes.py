@@ -20,13 +20,17 @@ NONE = -1  # fills a row up to the width of its array
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an axis or a unit can never go: the cause, and the operator, graph node and line of the model's code if known."""
+    """Why an axis or a unit can never go: the cause, and the operator, graph node and line of the model's code if known.
+
+    ``by_model`` says that the model's inputs and outputs leave no choice.
+    """
 
     text: str
     op: str = ""
     node: str = ""
     source: str = ""
     because: Reason | None = None  # why the axis on the other side of a coupling can never go
+    by_model: bool = False
 
     def __str__(self) -> str:
         at = " in ".join(part for part in (self.op, f"node {self.node!r}" if self.node else "") if part)

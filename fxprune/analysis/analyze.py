@@ -193,7 +193,7 @@ class _Labelling(TorchDispatchMode):
         if self.inside:
             pass  # inputs and outputs of a branch are values of the graph outside
         elif node.op == "placeholder":
-            why = replace(self.here, text=f"graph input {node.name!r}")
+            why = replace(self.here, text=f"graph input {node.name!r}", by_model=True)
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, Tensor):
                     self._set(leaf, Label.whole(leaf.shape, why))
@@ -201,7 +201,7 @@ class _Labelling(TorchDispatchMode):
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, Tensor):
                     for axis in self.label(leaf).axes:
-                        self.units.keep_whole(axis, replace(self.here, text="graph output"))
+                        self.units.keep_whole(axis, replace(self.here, text="graph output", by_model=True))
         elif node.op == "get_attr" and type(value) is Tensor and self.sources.find(value) is None:
             self._track(str(node.target), value)
         is_tensor = isinstance(value, Tensor)  # nearly always, and pytree is slow

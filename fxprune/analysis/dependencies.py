@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -77,7 +77,7 @@ class Dependencies:
         # Keeping an axis only takes units away, so the test of each content made in front of the loop stays right.
         for content, (axis, step) in made.items():
             if step.tracked is not None and not step.tracked.used:
-                self.units.keep_whole(axis, Reason(f"{step.tracked.name!r} is not used by the graph"))
+                self.units.keep_whole(axis, Reason(f"{step.tracked.name!r} is not used by the graph", by_model=True))
             elif content.may_go_at_once:
                 name, node = (axis.size, step.node) if step.tracked is None else (repr(step.tracked.name), "")
                 self.units.keep_covering_whole(axis, Reason(f"all of an axis of {name} would go together", step.op, node))
@@ -111,7 +111,9 @@ class Dependencies:
         axes = {self.units.content(axis): axis for tracked in self.tracked for axis in tracked.label.axes}
         for rows in map(self.units.resolve, axes.values()):
             if not combined[rows].all():
-                self.units.keep_units_whole(rows[~combined[rows]], Reason("is not used with inputs like the examples"))
+                self.units.keep_units_whole(
+                    rows[~combined[rows]], Reason("is not used with inputs like the examples", by_model=True)
+                )
 
     def about(self, gm: fx.GraphModule | None) -> Dependencies:
         """Return the same result about another graph with the same nodes, such as a masked one."""
@@ -137,13 +139,16 @@ class Dependencies:
     @property
     def share(self) -> float:
         """The share of the parameters' elements that belong to at least one group, in [0, 1]."""
+        total = sum(math.prod(t.label.shape) for t in self.tracked if t.is_parameter)
+        return (total - sum(self.outside(self.groups).values())) / total if total else 0.0
+
+    def outside(self, groups: Iterable[Group]) -> dict[str, int]:
+        """Return for each parameter how many of its elements belong to none of ``groups``."""
         parameters = [tensor for tensor in self.tracked if tensor.is_parameter]
         outside = {(t.name, dim): np.ones(size, bool) for t in parameters for dim, size in enumerate(t.label.shape)}
-        for member in (member for group in self.groups for member in group.on_parameters):
+        for member in (member for group in groups for member in group.on_parameters):
             outside[member.parameter, member.dim][member.positions.reshape(-1)] = False
-        total = sum(math.prod(t.label.shape) for t in parameters)
-        left = sum(math.prod(int(outside[t.name, dim].sum()) for dim in range(len(t.label))) for t in parameters)
-        return (total - left) / total if total else 0.0
+        return {t.name: math.prod(int(outside[t.name, dim].sum()) for dim in range(len(t.label))) for t in parameters}
 
     @cached_property
     def mixing_points(self) -> tuple[MixingPoint, ...]:

@@ -25,7 +25,7 @@ from fxprune.torch_internals.tensors import memory_of
 # indexes whole.
 MAX_CONSTANT = 1 << 20
 
-_SINGLE = Reason("has a single position")
+_SINGLE = Reason("has a single position", by_model=True)
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import networkx as nx
 import numpy as np
 from torch import nn
 
+from fxprune.algebra.axes import Index
 from fxprune.analysis.costs import Census
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
@@ -36,17 +38,19 @@ class Names:
                 self._groups.setdefault(member.parameter, []).append(group.index)
 
     def groups(self, selector: Any, argument: str) -> set[int]:
-        """Return the indices of all groups that live on the parameters that ``selector`` means.
+        """Return the indices of all groups that live on the parameters that ``selector`` means."""
+        return {index for name in self.parameters(selector, argument) for index in self._groups.get(name, ())}
+
+    def parameters(self, selector: Any, argument: str) -> list[str]:
+        """Return the names of the parameters that ``selector`` means.
 
         ``selector`` is the name of a parameter or module, a glob pattern of names, or a module. Errors name it by ``argument``.
         """
         if isinstance(selector, nn.Module):
-            found = self._of_module(selector, argument)
-        elif isinstance(selector, str):
-            found = self._of_pattern(selector, argument)
-        else:
-            raise PruningTypeError(f"{argument} takes names, glob patterns and modules, not {selector!r}")
-        return {index for name in found for index in self._groups.get(name, ())}
+            return self._of_module(selector, argument)
+        if isinstance(selector, str):
+            return self._of_pattern(selector, argument)
+        raise PruningTypeError(f"{argument} takes names, glob patterns and modules, not {selector!r}")
 
     def _of_module(self, module: nn.Module, argument: str) -> list[str]:
         theirs, ours = set(module.parameters()), dict(self._gm.named_parameters(remove_duplicate=False))
@@ -71,13 +75,13 @@ class Names:
         return found
 
 
-def ignored_groups(names: Names, ignore: Any) -> set[int]:
-    """Return the indices of the groups to leave alone; see :func:`fxprune.planning.planner.plan`."""
+def selectors(ignore: Any) -> list[Any]:
+    """Return the names, patterns and modules that ``ignore`` has."""
     if isinstance(ignore, str | nn.Module):
-        ignore = (ignore,)
+        return [ignore]
     if not isinstance(ignore, Iterable):
         raise PruningTypeError(f"ignore must be an iterable of names, glob patterns and modules, not {ignore!r}")
-    return {index for selector in ignore for index in names.groups(selector, "ignore")}
+    return list(ignore)
 
 
 def uncrossed(deps: Dependencies, census: Census, ignored: set[int], choose: Choose | None) -> list[Group]:
@@ -90,30 +94,45 @@ def uncrossed(deps: Dependencies, census: Census, ignored: set[int], choose: Cho
     """
     if choose not in (None, "outer", "inner", "all"):
         raise PlanError(f'choose must be None, "outer", "inner" or "all", not {choose!r}')
-    candidates = [group for group in deps.groups if group.index not in ignored]
     if choose == "all":
-        return candidates
+        return [group for group in deps.groups if group.index not in ignored]
+    nesting = _nesting(deps, census)
+    candidates = [deps.groups[index] for index in nx.dfs_postorder_nodes(nesting) if index not in ignored]
     if choose == "inner":
         candidates.reverse()
     elif choose is None:
-        candidates.sort(key=lambda g: (0, g.index) if g.size >= _ENOUGH else (1, -g.size))
-    crossing = _crossings(deps, census)
+        candidates.sort(key=lambda g: (0, 0) if g.size >= _ENOUGH else (1, -g.size))
     taken: dict[int, Group] = {}
     for group in candidates:
-        if taken.keys().isdisjoint(crossing[group.index]):
+        if taken.keys().isdisjoint(nx.all_neighbors(nesting, group.index)):
             taken[group.index] = group
     return [taken[index] for index in sorted(taken)]
 
 
-def _crossings(deps: Dependencies, census: Census) -> nx.Graph[int]:
-    """Return the graph of the groups' indices, with an edge wherever two share a position of a parameter or buffer."""
+def _nesting(deps: Dependencies, census: Census) -> nx.DiGraph[int]:
+    """Return the graph of the groups' indices, with an edge from inner to outer where two share positions of a tensor.
+
+    The units of the outer group lie further apart: of two heads of six places, which a rotary embedding takes in pairs of
+    neighbours, the heads start at 0 and 6, and the pairs at 0, 2 and 4. The first axis that both groups are on decides.
+    """
     total = len(deps.groups)
     group_of = np.full(deps.units.count + 1, -1, np.intp)  # the last for NONE
     for group in deps.groups:
         group_of[group.units] = group.index
-    crossing: nx.Graph[int] = nx.empty_graph(total)
-    for slot in {census.slot(axis) for tracked in deps.tracked for axis in tracked.label.axes}:
-        for one, other in itertools.combinations(group_of[census.rows[slot].T], 2):
-            both = (one >= 0) & (other >= 0) & (one != other)
-            crossing.add_edges_from(divmod(code, total) for code in np.unique(one[both] * total + other[both]).tolist())
-    return crossing
+    nesting: nx.DiGraph[int] = nx.empty_graph(total, nx.DiGraph)
+    for slot in dict.fromkeys(census.slot(axis) for tracked in deps.tracked for axis in tracked.label.axes):
+        for one, other in itertools.combinations(census.rows[slot].T, 2):
+            pairs = np.where((group_of[one] >= 0) & (group_of[other] >= 0), group_of[one] * total + group_of[other], -1)
+            for pair in np.unique(pairs[pairs >= 0]).tolist():
+                a, b = divmod(pair, total)
+                if a != b and not nesting.has_edge(a, b) and not nesting.has_edge(b, a):
+                    at = np.flatnonzero(pairs == pair)
+                    inner = min((_distance(one, at), -a), (_distance(other, at), -b))
+                    nesting.add_edge(*((a, b) if inner[1] == -a else (b, a)))
+    return nesting
+
+
+def _distance(units: Index, at: Index) -> float:
+    """Return the least distance between the first of the positions ``at`` that each unit has; infinite for one unit."""
+    first = np.sort(at[np.unique(units[at], return_index=True)[1]])
+    return float(np.diff(first).min()) if len(first) > 1 else math.inf

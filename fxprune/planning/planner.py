@@ -19,7 +19,7 @@ from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError, PruningTypeError
 from fxprune.graph.masks import all_masked
 from fxprune.importance import Criterion, Importance, Magnitude
-from fxprune.planning.group_choice import Choose, Names, ignored_groups, uncrossed
+from fxprune.planning.group_choice import Choose, Names, selectors, uncrossed
 from fxprune.planning.plan import Plan
 from fxprune.planning.ranking import Ranking, Scores, local_counts, rank
 
@@ -60,8 +60,8 @@ def plan(
             Gives the smallest pruning that meets it.
         max_flops: how many floating-point operations may be left, likewise; with ``max_params`` both are met.
         choose: which of several groups is pruned that cross on an axis, such as heads and head dimensions. By default the
-            outermost group with at least eight units, else the group with the most units; "outer" takes the outermost,
-            "inner" the innermost, "all" prunes all of them.
+            outermost group with at least eight units, else the group with the most units; "outer" takes the outermost, whose
+            units lie furthest apart, "inner" the innermost, "all" prunes all of them.
 
     Returns:
         The plan; ``print`` it.
@@ -88,7 +88,8 @@ def plan(
     names, costs = Names(deps), deps.costs
     by_pattern = {selector: _amount(value, f"overrides[{selector!r}]") for selector, value in (overrides or {}).items()}
     special = {i: value for selector, value in by_pattern.items() for i in names.groups(selector, "overrides")}
-    groups = uncrossed(deps, costs.census, ignored_groups(names, ignore), choose)
+    ignored = {index for selector in selectors(ignore) for index in names.groups(selector, "ignore")}
+    groups = uncrossed(deps, costs.census, ignored, choose)
     scores = _scores(deps, groups, Magnitude() if importance is None else importance)
     ranking = rank(deps, costs.census, groups, scores)
     # A multiple beyond all sizes keeps every group, as the largest size does.
