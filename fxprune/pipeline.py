@@ -31,7 +31,8 @@ from fxprune.passes.own_buffers import OwnBuffers
 from fxprune.passes.shrink import shrunk_copy
 from fxprune.passes.shrink_units import ShrinkUnits
 from fxprune.passes.unmask import unmasked
-from fxprune.planning.group_choice import Choose, selectors
+from fxprune.planning.group_choice import Choose
+from fxprune.planning.names import selectors
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
 from fxprune.planning.reach import shortfall

@@ -2,7 +2,8 @@
 
 In: dependencies, an amount or a budget, a criterion. Out: a :class:`~fxprune.planning.plan.Plan` of plain values.
 
-Read ``planner.py`` first (amounts, the search within a budget), then ``ranking.py`` (which groups, in which order their units
-go) and ``plan.py`` (the plan as made).
+Read ``planner.py`` first (amounts, the search within a budget), then ``names.py`` (what names mean), ``group_choice.py``
+(which of crossing groups), ``ranking.py`` (in which order their units go), ``plan.py`` (the plan as made) and ``reach.py``
+(what an amount does not reach).
 Tests: ``tests/planning``.
 """

@@ -1,87 +1,25 @@
-"""Which groups are pruned: the groups that names mean, and of crossing groups, such as heads and places in heads, only one."""
+"""Which groups are pruned of those that cross, such as heads and places in heads: only one."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import itertools
 import math
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import networkx as nx
 import numpy as np
-from torch import nn
 
 from fxprune.algebra.axes import Index
 from fxprune.analysis.costs import Census
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
-from fxprune.errors import PlanError, PruningTypeError
+from fxprune.errors import PlanError
 
 Choose = Literal["outer", "inner", "all"]
 
 # The least number of units of which half are enough. Networks left with two of four attention heads fall behind networks left
 # with half of each head; networks left with four of eight heads do not (python -m tests.benchmarks accuracy).
 _ENOUGH = 8
-
-
-class Names:
-    """Finds the groups that a pattern or a module means."""
-
-    def __init__(self, deps: Dependencies) -> None:
-        self._gm = deps.gm
-        self._parameters = [t for t in deps.tracked if t.is_parameter]
-        self._groups: dict[str, list[int]] = {}
-        for group in deps.groups:
-            for member in group.on_parameters:
-                self._groups.setdefault(member.parameter, []).append(group.index)
-
-    def groups(self, selector: Any, argument: str) -> set[int]:
-        """Return the indices of all groups that live on the parameters that ``selector`` means."""
-        return {index for name in self.parameters(selector, argument) for index in self._groups.get(name, ())}
-
-    def parameters(self, selector: Any, argument: str) -> list[str]:
-        """Return the names of the parameters that ``selector`` means.
-
-        ``selector`` is the name of a parameter or module, a glob pattern of names, or a module. Errors name it by ``argument``.
-        """
-        if isinstance(selector, nn.Module):
-            return self._of_module(selector, argument)
-        if isinstance(selector, str):
-            return self._of_pattern(selector, argument)
-        raise PruningTypeError(f"{argument} takes names, glob patterns and modules, not {selector!r}")
-
-    def _of_module(self, module: nn.Module, argument: str) -> list[str]:
-        theirs, ours = set(module.parameters()), dict(self._gm.named_parameters(remove_duplicate=False))
-        found = [t.name for t in self._parameters if any(ours.get(n) in theirs for n in t.names)]
-        if not found:
-            raise PlanError(
-                f"{argument} has a {type(module).__name__} that shares no parameter with the graph: give a module of the model "
-                "that was captured, or a name"
-            )
-        return found
-
-    def _of_pattern(self, pattern: str, argument: str) -> list[str]:
-        inside = pattern + ".*"
-        matches = fnmatch.fnmatchcase
-        found = [t.name for t in self._parameters if any(matches(n, pattern) or matches(n, inside) for n in t.names)]
-        if not found:
-            names = [n for t in self._parameters for n in t.names]
-            modules = {n[:end] for n in names for end, letter in enumerate(n) if letter == "."}
-            close = difflib.get_close_matches(pattern, [*names, *sorted(modules)], 3)
-            hint = f"; did you mean {', '.join(map(repr, close))}?" if close else f"; it has {len(names)} parameters"
-            raise PlanError(f"{argument} has {pattern!r}, which matches no parameter of the graph{hint}")
-        return found
-
-
-def selectors(ignore: Any) -> list[Any]:
-    """Return the names, patterns and modules that ``ignore`` has."""
-    if isinstance(ignore, str | nn.Module):
-        return [ignore]
-    if not isinstance(ignore, Iterable):
-        raise PruningTypeError(f"ignore must be an iterable of names, glob patterns and modules, not {ignore!r}")
-    return list(ignore)
 
 
 def uncrossed(deps: Dependencies, census: Census, ignored: set[int], choose: Choose | None) -> list[Group]:

@@ -59,6 +59,7 @@ class Plan:
         params_after: elements of all parameters after.
         flops_before: floating-point operations at the example's sizes before.
         flops_after: floating-point operations at the example's sizes after.
+        notes: what names in ``ignore`` and ``overrides`` hold for besides the parameters that they name, as their groups do.
     """
 
     fingerprint: str
@@ -70,9 +71,10 @@ class Plan:
     params_after: int
     flops_before: float
     flops_after: float
+    notes: tuple[str, ...] = ()
 
     @staticmethod
-    def of(deps: Dependencies, costs: Costs, ranking: Ranking, kept: Index) -> Plan:
+    def of(deps: Dependencies, costs: Costs, ranking: Ranking, kept: Index, notes: tuple[str, ...] = ()) -> Plan:
         """Return the plan to keep ``kept[i]`` units of the i-th group of a ranking."""
         removed = ranking.removed(kept)
         left, axes = Remaining(deps.units, removed), {t.name: t.label.axes for t in deps.tracked}
@@ -87,6 +89,7 @@ class Plan:
             params_after=costs.parameters(removed),
             flops_before=costs.flops(nothing),
             flops_after=costs.flops(removed),
+            notes=notes,
         )
 
     def provenance(self, name: str, dim: int) -> Index:
@@ -185,6 +188,7 @@ class Plan:
                 "indices": [index.tolist() for index in arrays.values()],
                 "kept": [[name, dim, places[id(index)]] for (name, dim), index in self.kept.items()],
                 "choices": choices,
+                "notes": self.notes,
             },
             allow_nan=False,
         )
@@ -212,7 +216,7 @@ class Plan:
         table = tabulate(rows, headers=["group", "first member", "units", "kept", "params removed"], intfmt=",")
         params = f"params {self.params_before:,} -> {self.params_after:,} ({_share(self.params_after, self.params_before)})"
         flops = f"FLOPs {self.flops_before:,.0f} -> {self.flops_after:,.0f} ({_share(self.flops_after, self.flops_before)})"
-        return f"{table}\n{params}, {flops}"
+        return "\n".join([table, f"{params}, {flops}", *self.notes])
 
 
 def _share(after: float, before: float) -> str:
@@ -277,7 +281,8 @@ def _read(stored: dict[str, Any]) -> Plan:
     flops_before, flops_after = (float(_given(n, float, "a number of FLOPs")) for n in flops)
     choices = tuple(_choice_of(choice) for choice in _given(stored["choices"], list, "choices"))
     fingerprint = _given(stored["fingerprint"], str, "the fingerprint")
-    return Plan(fingerprint, kept, choices, shapes, aliases, params_before, params_after, flops_before, flops_after)
+    notes = tuple(_given(note, str, "a note") for note in _given(stored.get("notes", []), list, "notes"))
+    return Plan(fingerprint, kept, choices, shapes, aliases, params_before, params_after, flops_before, flops_after, notes)
 
 
 def _choice_of(stored: Any) -> Choice:

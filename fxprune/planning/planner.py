@@ -19,7 +19,8 @@ from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError, PruningTypeError
 from fxprune.graph.masks import all_masked
 from fxprune.importance import Criterion, Importance, Magnitude
-from fxprune.planning.group_choice import Choose, Names, selectors, uncrossed
+from fxprune.planning.group_choice import Choose, uncrossed
+from fxprune.planning.names import Names, selectors
 from fxprune.planning.plan import Plan
 from fxprune.planning.ranking import Ranking, Scores, local_counts, rank
 
@@ -53,9 +54,9 @@ def plan(
         scope: "local" removes ``amount`` of every group; "global" ranks the units of all groups together.
         round_to: the number of units left in a group is rounded up to a multiple of this, never beyond the group's size.
         ignore: names of parameters, names of modules, glob patterns of either, modules. A group stays as it is if any of its
-            parameters is meant.
-        overrides: amounts for the groups on certain parameters, by name or pattern as in ``ignore``; the last entry that means
-            a group counts. With ``scope="global"`` these groups are left out of the ranking.
+            parameters is meant. A name or pattern may end in an axis: ``"*gate_proj.weight[0]"`` means the groups on the rows.
+        overrides: amounts for the groups on certain parameters or axes, by name or pattern as in ``ignore``; the last entry
+            that means a group counts. With ``scope="global"`` these groups are left out of the ranking.
         max_params: how many elements the parameters may have left: an int, or a float in (0, 1) as a share of the present.
             Gives the smallest pruning that meets it.
         max_flops: how many floating-point operations may be left, likewise; with ``max_params`` both are met.
@@ -64,7 +65,7 @@ def plan(
             units lie furthest apart, "inner" the innermost, "all" prunes all of them.
 
     Returns:
-        The plan; ``print`` it.
+        The plan; ``print`` it. Its notes say what ``ignore`` and ``overrides`` hold for besides what they name.
 
     Raises:
         PruningTypeError: an argument is of the wrong type.
@@ -88,7 +89,8 @@ def plan(
     names, costs = Names(deps), deps.costs
     by_pattern = {selector: _amount(value, f"overrides[{selector!r}]") for selector, value in (overrides or {}).items()}
     special = {i: value for selector, value in by_pattern.items() for i in names.groups(selector, "overrides")}
-    ignored = {index for selector in selectors(ignore) for index in names.groups(selector, "ignore")}
+    alone = selectors(ignore)
+    ignored = {index for selector in alone for index in names.groups(selector, "ignore")}
     groups = uncrossed(deps, costs.census, ignored, choose)
     scores = _scores(deps, groups, Magnitude() if importance is None else importance)
     ranking = rank(deps, costs.census, groups, scores)
@@ -98,7 +100,7 @@ def plan(
         kept = _smallest(prunings, costs, budgets)
     else:
         kept = prunings.of_amount(_amount(amount, "amount"))
-    return Plan.of(deps, costs, ranking, kept)
+    return Plan.of(deps, costs, ranking, kept, names.notes(alone, by_pattern, groups))
 
 
 def _check_present(deps: Dependencies) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from fxprune.algebra.axes import Reason
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.sources import Tracked
-from fxprune.planning.group_choice import Names, selectors
+from fxprune.planning.names import Names, selectors
 from fxprune.planning.plan import Plan
 
 _LEAST = 0.5  # of the parameters that an amount should reach
@@ -35,7 +35,7 @@ def shortfall(deps: Dependencies, made: Plan, ignore: Any, overrides: Mapping[st
     names = Names(deps)
     chosen = [(each, "ignore") for each in selectors(ignore)]
     chosen += [(pattern, "overrides") for pattern, amount in (overrides or {}).items() if amount == 0]
-    spared = {name for each in chosen for name in names.parameters(*each)}
+    spared = {name for each in chosen for name, _ in names.places(*each)}
     covered = {choice.group for choice in made.choices}.union(*(names.groups(*each) for each in chosen))
     outside = deps.outside([group for group in deps.groups if group.index in covered])
     asked = {t.name: t for t in deps.tracked if t.is_parameter and t.name not in spared}
