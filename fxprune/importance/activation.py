@@ -14,11 +14,11 @@ from torch import Tensor, fx
 from fxprune.algebra.axes import Flags, Index
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
-from fxprune.errors import PlanError
+from fxprune.errors import FxpruneError, PlanError, PruningTypeError, in_short
 from fxprune.graph.interpreter import NodeRunner, in_order
-from fxprune.importance.criterion import GroupCriterion, Normalizer, Scorer
+from fxprune.importance.criterion import GroupCriterion, Normalizer, Scorer, short
 from fxprune.importance.gradients import undisturbed
-from fxprune.importance.weights import accurate
+from fxprune.importance.weights import Weights, accurate
 from fxprune.rules.labels import Label
 from fxprune.torch_internals.tensors import pytree
 
@@ -29,6 +29,7 @@ class Activation(GroupCriterion):
 
     The graph is run in eval mode, without gradients, and is as before afterwards. Every value counts alike that is computed
     from an input and has an axis with positions of the unit; each is averaged over all other axes and over the batches.
+    Elements that are infinite or no numbers, as masks make them of attention scores, are left out of the averages.
 
     Args:
         batches: the inputs of one call each: a tensor, a tuple or list of positional arguments, or a dict of keyword
@@ -36,8 +37,9 @@ class Activation(GroupCriterion):
         normalizer: the scale that divides the scores of a group: their "mean", "max" or "sum", or "none".
 
     Raises:
-        PlanError: the normalizer is none of these; when planning, there is no batch, or no value has units of a group. A value
-            is left out if its size along the units differs from its size at analysis.
+        PruningTypeError: the batches are no iterable, or a dict or a string in place of several inputs.
+        PlanError: the normalizer is none of these; when planning, there is no batch, the graph fails on one or gives NaN, or no
+            value has units of a group. A value is left out if its size along the units differs from its size at analysis.
 
     Source: Hu et al. 2016, "Network Trimming", arXiv:1607.03250, and Molchanov et al. 2017, arXiv:1611.06440, which compare
     criteria of activations.
@@ -49,16 +51,23 @@ class Activation(GroupCriterion):
     batches: Iterable[Any]
     normalizer: Normalizer = "mean"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_several = hasattr(self.batches, "__iter__") or hasattr(self.batches, "__getitem__")
+        if not is_several or isinstance(self.batches, Mapping | str):
+            raise PruningTypeError(f"batches must be an iterable of inputs, one for each call, not {short(self.batches)}")
+
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups, after a run of the graph on each batch."""
+        Weights(deps).check_present()
         with undisturbed(deps.gm), torch.no_grad():
             deps.gm.eval()
             sums = _Sums(deps)
             runner = NodeRunner(deps.gm, after=sums.add)
-            runner.extra_traceback = True  # nothing else names the node that fails on a batch
             for batch in self.batches:
-                args = tuple(batch) if isinstance(batch, tuple | list) else () if isinstance(batch, Mapping) else (batch,)
-                runner.run(*in_order(deps.gm, (args, dict(batch) if isinstance(batch, Mapping) else {})))
+                result = _run(runner, batch, sums.batches)
+                if any(isinstance(t, Tensor) and t.isnan().any() for t in pytree.tree_leaves(result)):
+                    raise PlanError(f"Activation: the graph gives NaN on batch {sums.batches}, so that its values say nothing")
                 sums.batches += 1
         if not sums.batches:
             raise PlanError("batches is empty: there is no input to compute activations from")
@@ -70,6 +79,20 @@ class Activation(GroupCriterion):
             return self.combined([torch.from_numpy(means[group.units])])
 
         return scorer
+
+
+def _run(runner: NodeRunner, batch: Any, number: int) -> Any:
+    """Return what a graph gives for a batch; raise PlanError if it fails."""
+    args = tuple(batch) if isinstance(batch, tuple | list) else () if isinstance(batch, Mapping) else (batch,)
+    kwargs = dict(batch) if isinstance(batch, Mapping) else {}
+    try:
+        return runner.run(*in_order(runner.module, (args, kwargs)))  # type: ignore[arg-type]
+    except FxpruneError:
+        raise
+    except Exception as error:  # operators raise any type on operands that do not fit
+        node = f" at node {runner.at.name!r} ({runner.at.op} {runner.at.target})" if runner.at is not None else ""
+        given = ", ".join(short(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
+        raise PlanError(f"Activation: the graph fails on batch {number}, of {given}{node}: {in_short(error)}") from error
 
 
 class _Sums:
@@ -92,7 +115,12 @@ class _Sums:
             if not isinstance(tensor, Tensor) or tensor.shape[dim : dim + 1] != (size,) or tensor.numel() == 0:
                 continue
             others = [d for d in range(tensor.dim()) if d != dim]
-            mean = accurate(tensor).abs().mean(others) if others else tensor.abs()
+            magnitudes = accurate(tensor).abs()
+            mean = magnitudes.mean(others) if others else magnitudes
+            if not mean.isfinite().all():
+                # Masked elements of attention scores are -inf, and NaN where all of a row are masked.
+                magnitudes = torch.where(magnitudes.isfinite(), magnitudes, torch.nan)
+                mean = magnitudes.nanmean(others) if others else magnitudes
             _, _, total, times = self._sums.get((node.name, leaf, dim), (units, positions, 0, 0))
             self._sums[node.name, leaf, dim] = units, positions, total + mean, times + 1
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -22,6 +23,13 @@ _COMBINE: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "max": torch.a
 Importance: TypeAlias = Callable[[Dependencies, Group], Any]
 """A callable that gives each unit of a group a finite number, as a tensor or array of shape (``group.size``,): units of larger
 numbers stay longer."""
+
+
+def short(value: Any) -> str:
+    """Return a value in a few words, for errors."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}, {value.dtype} on {value.device}"
+    return textwrap.shorten(repr(value), 100)
 
 
 class Criterion(ABC):
@@ -51,10 +59,22 @@ class GroupCriterion(Criterion):
             if value not in get_args(known):
                 raise PlanError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}, not {value!r}")
 
-    def over_members(self, score: Callable[[Member], Tensor]) -> Scorer:
-        """Return a scorer from the scores of units, shape (units,), on each parameter axis of their group."""
+    def over_members(self, score: Callable[[Member], Tensor], among: Container[str] | None = None) -> Scorer:
+        """Return a scorer from the scores of units, shape (units,), on each parameter axis of their group.
+
+        Args:
+            score: gives the scores on one axis.
+            among: the names of the parameters that have scores; all unless given.
+        """
         most = 1 if self.reduction == "first" else None
-        return lambda group: self.combined([score(member) for member in group.on_parameters[:most]])
+
+        def scorer(group: Group) -> Tensor:
+            members = [m for m in group.on_parameters if among is None or m.parameter in among]
+            if not members:
+                raise PlanError(f"{type(self).__name__} has no scores for {group}, as no parameter there has a gradient")
+            return self.combined([score(member) for member in members[:most]])
+
+        return scorer
 
     def combined(self, scores: Sequence[Tensor]) -> Tensor:
         """Return the scores of units from their scores on several axes, all of shape (units,)."""

@@ -42,7 +42,8 @@ class FPGM(GroupCriterion):
         weights = Weights(deps)
 
         def distances(member: Member) -> Tensor:
-            value = accurate(weights.value(member.parameter)).movedim(member.dim, 0)
+            value = weights.value(member.parameter)
+            value = (torch.view_as_real(value) if value.is_complex() else accurate(value)).movedim(member.dim, 0)
             vectors = value[torch.from_numpy(member.positions).to(value.device)].flatten(1)
             return torch.cdist(vectors, vectors).sum(1)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.importance.criterion import GroupCriterion, Normalizer, Reduction, Scorer
-from fxprune.importance.gradients import Loss, gradients, undisturbed
+from fxprune.importance.gradients import Loss, check_loss, gradients, undisturbed
 from fxprune.importance.weights import Sums, Weights, accurate
 
 
@@ -24,7 +24,8 @@ class Taylor(GroupCriterion):
             default is "none", as changes of the loss are comparable over groups.
 
     Raises:
-        PlanError: an option has another value; when planning, the loss is not a tensor of one element with a gradient.
+        PruningTypeError: the loss is no function.
+        PlanError: an option has another value; when planning, the loss is not one finite number with a gradient.
 
     Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv:1906.10771, the first-order
     criterion for a set of parameters that go together.
@@ -38,16 +39,20 @@ class Taylor(GroupCriterion):
     reduction: Reduction = "mean"
     normalizer: Normalizer = "none"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.loss)
+
     def prepare(self, deps: Dependencies) -> Scorer:
         """Return the scorer of groups by the present gradients."""
         weights = Weights(deps)
-        parameters = {name: weights.parameter(name) for name in weights.dims}
+        parameters = weights.with_gradients()
         with undisturbed(deps.gm):
             found = gradients(deps.gm, self.loss, parameters.values())
         # The chain rule puts a mask into the gradient, so the product is that of the masked weight.
         products = {name: _real_product(found[p], p.detach()) for name, p in parameters.items()}
         sums = Sums(weights, products.__getitem__)
-        return self.over_members(lambda member: sums.of(member).square())
+        return self.over_members(lambda member: sums.of(member).square(), parameters)
 
 
 def _real_product(gradient: Tensor, weight: Tensor) -> Tensor:

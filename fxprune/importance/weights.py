@@ -40,6 +40,20 @@ class Weights:
             )
         return found
 
+    def check_present(self) -> None:
+        """Raise PlanError if a parameter is on the meta device."""
+        for name in self.dims:
+            self.parameter(name)
+
+    def with_gradients(self) -> dict[str, nn.Parameter]:
+        """Return the parameters as they are stored that can have gradients: integers and flags have none."""
+        parameters = {name: self.parameter(name) for name in self.dims}
+        found = {name: p for name, p in parameters.items() if p.is_floating_point() or p.is_complex()}
+        for name, parameter in found.items():
+            if parameter.is_inference():
+                raise PlanError(f"parameter {name!r} was made in inference mode, so that it has no gradient: clone it outside")
+        return found
+
     def value(self, name: str) -> Tensor:
         """Return the value that the graph computes with: the parameter times its mask."""
         value, masked = self.parameter(name).detach(), self._masked.get(name)

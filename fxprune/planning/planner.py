@@ -17,8 +17,9 @@ from fxprune.analysis.costs import Costs
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.groups import Group
 from fxprune.errors import PlanError, PruningTypeError
-from fxprune.graph.masks import all_masked
+from fxprune.graph.masks import all_masked, find_parameter
 from fxprune.importance import Criterion, Importance, Magnitude
+from fxprune.importance.criterion import short
 from fxprune.planning.group_choice import Choose, uncrossed
 from fxprune.planning.names import Names, selectors
 from fxprune.planning.plan import Plan
@@ -164,21 +165,35 @@ def _scores(deps: Dependencies, groups: Sequence[Group], importance: Importance)
     importance = _instance(importance)
     if not callable(importance):
         raise PruningTypeError(f"importance must be a criterion or a callable (deps, group), not {importance!r}")
+    by = f"importance {getattr(importance, '__qualname__', type(importance).__name__)}"
     scorer = importance.prepare(deps) if isinstance(importance, Criterion) else partial(importance, deps)
     found: list[Scores] = []
     for group in groups:
-        given = scorer(group)
-        try:
-            values = given.detach().to("cpu", torch.float64).numpy() if isinstance(given, Tensor) else given
-            score = np.array(values, np.float64)
-        except (TypeError, ValueError) as error:
-            raise PlanError(f"importance gave no numbers for {group}, but {given!r}") from error
+        score = _numbers(scorer(group), f"{by} gave", f"for {group}")
         if score.shape != (group.size,):
-            raise PlanError(f"importance gave scores of shape {list(score.shape)} for {group}; they must be [{group.size}]")
+            raise PlanError(f"{by} gave scores of shape {list(score.shape)} for {group}; they must be [{group.size}]")
         if not np.isfinite(score).all():
-            raise PlanError(f"importance gave scores that are not finite for {group}: {score[~np.isfinite(score)][0]}")
+            number = score[~np.isfinite(score)][0]
+            raise PlanError(f"{by} gave scores that are not finite for {group}: {number}{_why_not_finite(deps, group)}")
         found.append(score)
     return found
+
+
+def _numbers(given: Any, by: str, where: str) -> Scores:
+    """Return scores as an array; raise PlanError if they are no real numbers."""
+    try:
+        if given.is_complex() or given.is_meta if isinstance(given, Tensor) else np.iscomplexobj(given):
+            raise TypeError("no real numbers")
+        return np.array(given.detach().to("cpu", torch.float64).numpy() if isinstance(given, Tensor) else given, np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise PlanError(f"{by} no numbers {where}, but {short(given)}") from error
+
+
+def _why_not_finite(deps: Dependencies, group: Group) -> str:
+    """Return which parameters of a group have values that are not finite, as the end of a sentence."""
+    names = dict.fromkeys(member.parameter for member in group.on_parameters)
+    bad = [name for name in names if not find_parameter(deps.gm, name).detach().isfinite().all()]
+    return f"; not all values of {', '.join(map(repr, bad))} are finite" if bad else ""
 
 
 class _Prunings:

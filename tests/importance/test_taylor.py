@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, PruningTypeError
 from fxprune.importance import Criterion, Hessian, Taylor
 from fxprune.planning.planner import plan
 from tests.importance.nets import deps_of, loss, net, parameters, slices
@@ -90,6 +90,11 @@ def test_a_failing_loss_leaves_the_graph_as_it_was() -> None:
         (lambda gm: 1.0, "loss must return a tensor of one element, not 1.0"),
         (lambda gm: torch.zeros(2, 3), r"loss must return a tensor of one element, not a tensor of shape \[2, 3\]"),
         (lambda gm: torch.zeros(()), "loss must depend on the parameters of the graph it is given"),
+        (lambda gm: loss(gm).detach(), "loss must depend on the parameters of the graph it is given"),
+        (lambda gm: loss(gm) * torch.nan, "loss must be a finite real number, not nan"),
+        (lambda gm: loss(gm) / 0, "loss must be a finite real number, not inf"),
+        (lambda gm: loss(gm) * (1 + 1j), "loss must be a finite real number, not .*j"),
+        (lambda gm: (loss(gm),), "loss must return a tensor of one element, not .tensor"),
     ],
 )
 def test_losses_without_a_gradient(criterion: Any, wrong: Any, message: str) -> None:
@@ -113,3 +118,60 @@ def test_parameters_without_a_part_in_the_loss_score_zero() -> None:
     ):
         assert not criterion(deps, deps.groups[1]).any()
     assert parameters(deps.gm).keys() == dict(deps.gm.named_parameters()).keys()
+
+
+def test_a_loss_that_runs_backward_leaves_gradients_alone() -> None:
+    def backward(gm: fx.GraphModule) -> Tensor:
+        loss(gm).backward()
+        return loss(gm)
+
+    deps = deps_of(net())
+    deps.gm.get_parameter("fc.bias").grad = given = torch.ones(4, dtype=torch.float64)
+    for criterion in (Taylor(backward), Hessian(backward, samples=1)):
+        plan(deps, 0.5, importance=criterion)
+        assert deps.gm.get_parameter("fc.bias").grad is given
+        assert torch.equal(given, torch.ones(4, dtype=torch.float64))
+        assert deps.gm.get_parameter("fc.weight").grad is None
+
+
+class Quantized(nn.Module):
+    """A weight of integers, with a scale or without."""
+
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randint(-9, 9, (6, 3), dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.rand(6)) if scaled else None
+        self.last = nn.Parameter(torch.randint(-9, 9, (2, 6), dtype=torch.int8), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x @ self.weight.float().T
+        return (hidden if self.scale is None else hidden * self.scale) @ self.last.float().T + self.bias
+
+
+@pytest.mark.parametrize("criterion", [Taylor, Hessian])
+def test_integers_have_no_gradient(criterion: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3)
+    model = Quantized(scaled=True)
+    deps = deps_of(model, x)
+    wanted = criterion(lambda gm: gm(x).square().sum())
+    (group,) = deps.groups
+    alone = criterion(lambda gm: gm(x).square().sum(), reduction="max")(deps, group)
+    torch.testing.assert_close(wanted(deps, group), alone)  # the scale alone has scores
+    assert (alone > 0).all()
+    with pytest.raises(PlanError, match=f"{criterion.__name__} has no scores for group 0: 6 units .* no parameter there has"):
+        plan(deps_of(Quantized(scaled=False), x), 0.5, importance=wanted)
+
+
+@pytest.mark.parametrize("criterion", [Taylor, Hessian])
+@pytest.mark.parametrize("wrong", [None, 3, "loss", torch.zeros(2)])
+def test_a_loss_that_is_no_function(criterion: Any, wrong: Any) -> None:
+    with pytest.raises(PruningTypeError, match="loss must be a function from the graph to a tensor of one element, not"):
+        criterion(wrong)
+
+
+def test_nothing_to_rank() -> None:
+    deps = deps_of(nn.Linear(3, 2), torch.randn(2, 3))
+    for criterion in (Taylor(loss), Hessian(loss)):
+        assert plan(deps, 0.5, importance=criterion).choices == ()
