@@ -25,9 +25,12 @@ def selectors(ignore: Any) -> list[Any]:
     """Return the names, patterns and modules that ``ignore`` has."""
     if isinstance(ignore, str | nn.Module):
         return [ignore]
-    if not isinstance(ignore, Iterable):
-        raise PruningTypeError(f"ignore must be an iterable of names, glob patterns and modules, not {ignore!r}")
-    return list(ignore)
+    try:
+        given = iter(ignore)
+    except TypeError:  # so do tensors without a dimension, which are iterable to Python
+        message = f"ignore must be an iterable of names, glob patterns and modules, not {ignore!r}"
+        raise PruningTypeError(message) from None
+    return list(given)
 
 
 class Names:

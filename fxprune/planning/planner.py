@@ -135,9 +135,13 @@ def _budgets(amount: Any, overrides: Any, max_params: Any, max_flops: Any) -> di
 
 def _number(value: Any, argument: str) -> float:
     """Return a number of any kind as an int or a float; raise an error that names the argument if it is no number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    # A span of time of numpy is an integer to Python.
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, Real):
         raise PruningTypeError(f"{argument} must be an int or a float, not {value!r}")
-    return int(value) if isinstance(value, Integral) else float(value)
+    try:
+        return int(value) if isinstance(value, Integral) else float(value)
+    except OverflowError:  # a fraction
+        raise PlanError(f"{argument} is out of range: {short(value)}") from None
 
 
 def _amount(value: Any, argument: str) -> float:
