@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,7 +71,7 @@ class Plan:
     params_after: int
     flops_before: float
     flops_after: float
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @staticmethod
     def of(deps: Dependencies, costs: Costs, ranking: Ranking, kept: Index, notes: tuple[str, ...] = ()) -> Plan:
@@ -188,7 +188,7 @@ class Plan:
                 "indices": [index.tolist() for index in arrays.values()],
                 "kept": [[name, dim, places[id(index)]] for (name, dim), index in self.kept.items()],
                 "choices": choices,
-                "notes": self.notes,
+                **({"notes": self.notes} if self.notes else {}),
             },
             allow_nan=False,
         )
