@@ -30,7 +30,7 @@ from fxprune.passes.mask_units import MaskUnits
 from fxprune.passes.own_buffers import OwnBuffers
 from fxprune.passes.shrink import shrunk_copy
 from fxprune.passes.shrink_units import ShrinkUnits
-from fxprune.passes.unmask import unmasked
+from fxprune.passes.unmask import strip, unmasked
 from fxprune.planning.group_choice import Choose
 from fxprune.planning.names import selectors
 from fxprune.planning.plan import Plan
@@ -336,8 +336,8 @@ def _pruned(
 ) -> tuple[CapturedModule | None, CapturedModule, str]:
     """Return a graph as masked, None unless asked for, and as shrunk; and why nothing or little was removed, if that is so.
 
-    What a node reads that cannot be masked or rewritten is kept whole: then it starts with the same graph once more, which
-    ``again`` gives.
+    What a node reads that cannot be masked or rewritten is kept whole: then it starts with the same graph once more. That is
+    the masked graph without its masks, or what ``again`` gives.
     """
     whole: dict[str, str] = {}
     while True:
@@ -347,8 +347,12 @@ def _pruned(
             if error.nodes.keys() <= whole.keys():
                 raise
             whole |= error.nodes
-        with quiet(CaptureWarning):
-            gm = again()
+        if masked_too:
+            strip(gm)
+            gm.recompile()
+        else:
+            with quiet(CaptureWarning):
+                gm = again()
         WHOLE.set(gm, whole)
 
 

@@ -210,6 +210,39 @@ def test_heads_go_before_their_dimensions(layout: str) -> None:
         assert [(choice.size, len(choice.kept)) for choice in choices] == [(8, 4)]
 
 
+class Grid(nn.Module):
+    """Has a node that cannot be rewritten, behind a norm that a mask corrects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.wide, self.last = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 40), nn.Linear(40, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x))
+        return self.last((self.wide(y + torch.meshgrid(y[0], y[1], indexing="ij")[0][0])).relu())
+
+
+def test_a_verified_prune_captures_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it masked in vain it strips of the masks; without masks it starts with another capture."""
+    captured: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        captured.append(1)
+        return fxprune.capture(*args, **kwargs)
+
+    monkeypatch.setattr("fxprune.pipeline.capture", counted)
+    torch.manual_seed(0)
+    model, x = Grid().double().eval(), torch.randn(5, 6, dtype=torch.float64)
+    slim = fxprune.prune(model, x, 0.5)
+    assert len(captured) == 1
+    other = fxprune.prune(model, x, 0.5, verify=False)
+    assert len(captured) > 2
+    assert slim.get_parameter("wide.weight").shape == (20, 8)
+    assert slim.code == other.code
+    assert slim.state_dict().keys() == other.state_dict().keys()
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in slim.state_dict().items())
+
+
 def test_pruned_again_it_gets_smaller_still() -> None:
     first = fxprune.prune(convnet(), X, 0.5)
     second = fxprune.prune(first, X, 0.5)

@@ -67,8 +67,12 @@ class Costs:
 
     def parameters(self, removed: Flags) -> int:
         """Return how many elements of parameters are left; a tied parameter counts once."""
+        return sum(self.elements(removed))
+
+    def elements(self, removed: Flags) -> list[int]:
+        """Return how many elements are left of each parameter."""
         kept = self.census.kept(removed).tolist()
-        return sum(math.prod(kept[slot] for slot in slots) for slots in self._parameters)
+        return [math.prod(kept[slot] for slot in slots) for slots in self._parameters]
 
     def flops(self, removed: Flags) -> float:
         """Return how many operations are left: those of each call times the share left of every axis of its work."""

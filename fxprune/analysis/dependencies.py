@@ -144,11 +144,11 @@ class Dependencies:
 
     def outside(self, groups: Iterable[Group]) -> dict[str, int]:
         """Return for each parameter how many of its elements belong to none of ``groups``."""
-        parameters = [tensor for tensor in self.tracked if tensor.is_parameter]
-        outside = {(t.name, dim): np.ones(size, bool) for t in parameters for dim, size in enumerate(t.label.shape)}
-        for member in (member for group in groups for member in group.on_parameters):
-            outside[member.parameter, member.dim][member.positions.reshape(-1)] = False
-        return {t.name: math.prod(int(outside[t.name, dim].sum()) for dim in range(len(t.label))) for t in parameters}
+        removed = np.zeros(self.units.count, bool)
+        for group in groups:
+            removed[group.units] = True
+        names = [t.name for t in self.tracked if t.is_parameter]
+        return dict(zip(names, self.costs.elements(removed), strict=True))
 
     @cached_property
     def mixing_points(self) -> tuple[MixingPoint, ...]:

@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -39,10 +40,15 @@ class Names:
     def __init__(self, deps: Dependencies) -> None:
         self._deps = deps
         self._parameters = [t for t in deps.tracked if t.is_parameter]
-        self._groups: dict[tuple[str, int], list[Group]] = {}
-        for group in deps.groups:
+
+    @cached_property
+    def _groups(self) -> dict[tuple[str, int], list[Group]]:
+        """The groups on each axis."""
+        found: dict[tuple[str, int], list[Group]] = {}
+        for group in self._deps.groups:
             for member in group.on_parameters:
-                self._groups.setdefault((member.parameter, member.dim), []).append(group)
+                found.setdefault((member.parameter, member.dim), []).append(group)
+        return found
 
     def groups(self, selector: Any, argument: str) -> set[int]:
         """Return the indices of all groups that live on the axes that ``selector`` means."""
