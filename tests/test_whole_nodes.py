@@ -147,7 +147,7 @@ def test_a_model_with_masks_is_pruned(network: type[nn.Module], frontend: Any) -
         prune.ln_structured(layer, "weight", 0.25, n=2, dim=0)
     prune.random_unstructured(model.last, "weight", 0.3)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", fxprune.CaptureWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of the capture, and of what keeps most of some models
         slim = fxprune.prune(model, X.double(), 0.5, frontend=frontend)
     assert slim.get_parameter("c.weight").shape[0] <= 6
     assert slim(X.double()).shape == (5, 3)
