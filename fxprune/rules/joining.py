@@ -94,7 +94,10 @@ def _repeats_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -
 
 
 def _interleaved_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:
-    return {"repeats": left.size(call.axes["r"])} if "r" in call.axes else {}
+    if "r" not in call.axes:
+        return {}
+    size = None if call["output_size"] is None else left.size(results[0].axes[call.dim()])
+    return {"repeats": left.size(call.axes["r"]), "output_size": size}
 
 
 def _pad_left(call: Call, results: tuple[Label, ...], left: PositionsLeft) -> dict[str, Any]:

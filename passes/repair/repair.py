@@ -42,6 +42,7 @@ _ALIASES = {
     "split_size": ("split_size_or_sections", "split_sizes"),
     "split_sizes": ("split_size_or_sections", "split_size"),
     "chunks": ("sections",),
+    "sections": ("indices_or_sections",),
     "indices": ("indices_or_sections",),
     "size": ("shape",),
     "shape": ("size",),
@@ -318,4 +319,7 @@ def _split_by_sizes(node: fx.Node, call: Call) -> None:
         node.target, name = _aten.split_with_sizes.default, "split_sizes"
     else:
         node.target, name = torch.split, "split_size_or_sections"
-    node.kwargs = {name if k in ("chunks", "sections", "split_size") else k: v for k, v in node.kwargs.items()}
+        if "input" in node.kwargs:  # which ``torch.chunk`` calls it
+            node.kwargs = {"tensor": node.kwargs["input"], **{k: v for k, v in node.kwargs.items() if k != "input"}}
+    names = ("chunks", "sections", "split_size", "indices_or_sections")
+    node.kwargs = {name if k in names else k: v for k, v in node.kwargs.items()}
