@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from torch import Tensor, fx
 
 from fxprune.abstract.propagation import written
 from fxprune.algebra.axes import NONE, Axis, Flags
+from fxprune.analysis.batch_sizes import shapes_of_batch
 from fxprune.analysis.dependencies import Dependencies
 from fxprune.analysis.remaining import Remaining, removed_units
 from fxprune.analysis.sources import Tracked
@@ -28,6 +31,7 @@ from fxprune.rules import find_rule
 from fxprune.rules.call import Call
 from fxprune.rules.labels import Label
 from fxprune.rules.notation import Pattern
+from fxprune.rules.pointwise import POINTWISE
 from fxprune.rules.registry import op_card
 from fxprune.torch_internals.operators import is_mutable
 from fxprune.torch_internals.tensors import memory_of, pytree
@@ -97,6 +101,10 @@ def _keep_one_of_each_axis(deps: Dependencies, removed: Flags, gone: Flags) -> N
             kept = Remaining(deps.units, removed | gone)
 
 
+def _at_most_finite(slices: Slices) -> Slices:
+    return of_states(np.minimum(slices["state"], SliceState.FINITE))
+
+
 class _Decision:
     """Goes through the calls in their order and takes the units out of ``wanted`` that have to stay.
 
@@ -117,6 +125,7 @@ class _Decision:
         self.twins = _twins(gm, deps)
         self.readers = Counter(label.producer for step in deps.steps for label in step.operands)
         self.at_node = Counter(step.node for step in deps.steps)
+        self.nodes = {node.name: node for node in gm.graph.nodes}
 
     def follow(self) -> bool:
         """Follow the states of slices through the graph; return False if the graph writes into a parameter."""
@@ -131,8 +140,24 @@ class _Decision:
                 return False
             for label, known in zip(step.results, results_of(step.call, operands), strict=True):
                 key = (number, id(label.axes))
+                if find_rule(step.call.op) is POINTWISE and self._varies(step.node):
+                    known = tuple([None if slices is None else _at_most_finite(slices) for slices in known])
                 self.known[key] = nothing_of(label.shape) if key in self.known else known
         return True
+
+    def _varies(self, name: str) -> bool:
+        """Tell whether a node reads a number that depends on the batch size, so that what it makes of constants does."""
+        reads = self.nodes[name].all_input_nodes if name in self.nodes else ()
+        numbers = {r.name: n for r in reads if type(n := self.deps.values.get(r.name)) in (int, float)}
+        return any(self._of_larger_batch.get(read) != number for read, number in numbers.items())
+
+    @cached_property
+    def _of_larger_batch(self) -> dict[str, Any]:
+        """The values of the nodes for twice the batch; none if the graph does not take it."""
+        try:
+            return shapes_of_batch(self.gm, 2)
+        except Exception:  # the model's own code, on a size that it does not take
+            return {}
 
     def _source(self, tracked: Tracked) -> Known:
         shape = tracked.label.shape

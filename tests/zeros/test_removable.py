@@ -453,3 +453,26 @@ def test_most_operators_say_something() -> None:
         deps = fxprune.analyze(fxprune.capture(Everything(text), torch.rand(2, 8, 4, 6).double()))
         found = _said_of_output(deps, (None, numbers, None, None))
         assert sum(int(is_constant(s).sum()) for s in found if s is not None) == 2, text
+
+
+class Scaled(nn.Module):
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.first, self.second, self.by = nn.Linear(5, 8), nn.Linear(8, 2), by
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.sigmoid(self.first(x))
+        return self.second(eval(self.by, {"y": y}))
+
+
+@pytest.mark.parametrize(
+    ("by", "width"), [("y * y.numel()", 8), ("y + y.shape[0]", 8), ("y / (y.size(0) * 2)", 8), ("y * y.shape[1] ** -0.5", 5)]
+)
+@pytest.mark.parametrize("frontend", ["trace", "export"])
+def test_a_number_that_depends_on_the_batch_size_leaves_no_constant(by: str, width: int, frontend: str) -> None:
+    gm = fxprune.capture(randomised(Scaled(by)).double().eval(), VECTOR, frontend=frontend)  # type: ignore[arg-type]
+    masked(gm, "first.weight")
+    before = gm(VECTOR), gm(VECTOR[:2])
+    small = fxprune.shrink(gm)
+    assert small.get_parameter("first.weight").shape[0] == width
+    assert all(relative_error(small(x), result) < 1e-9 for x, result in zip((VECTOR, VECTOR[:2]), before, strict=True))
