@@ -1,7 +1,8 @@
 """Answers the questions of a model's code that need the number behind a symbolic value: an ``if``, a loop, ``range(n)``.
 
 The nodes that the value is computed from run on tensors without values, at several batch sizes. The answer has to be the same
-at every batch size. All other sizes are those of the example, and the graph checks them. For ``x`` of shape ``(batch, 3)``::
+at every batch size. All other sizes are those of the example, and the graph checks them; if the code asks for nothing but ranks
+and dtypes, the graph checks the ranks alone. For ``x`` of shape ``(batch, 3)``::
 
     if x.shape[1] == 3        True at batch sizes 2, 3, 5 and 4099: the answer is True
     range(len(x))             2, 3, 5 and 4099: TraceError
@@ -37,7 +38,11 @@ _LOOK_UPS = (getattr, operator.getitem)  # computed anew each time, which is fas
 _EQUALITIES = (operator.eq, operator.ne)
 _COMPARISONS = (*_EQUALITIES, operator.lt, operator.le, operator.gt, operator.ge)
 # Attributes, methods and functions for which a tensor without values gives the answer of the real tensor.
-_OF_FORM = ("shape", "size", "dtype", "ndim", "dim", "numel", "nelement", "is_floating_point", "is_complex", "len")
+_OF_FORM = ("shape", "size", "dtype", "ndim", "dim", "numel", "nelement", "is_floating_point", "is_complex", "len", "is_nested")
+
+
+# Of these, those that are the same at all sizes.
+_OF_RANK = ("dtype", "ndim", "dim", "is_floating_point", "is_complex", "is_nested")
 
 
 # Stands for every operand of a call in the part of its key that all batch sizes share.
@@ -128,6 +133,8 @@ class Decisions:
     def __init__(self, call: inspect.BoundArguments, root: nn.Module) -> None:
         self.taken = False  # whether the trace took any decision
         self.for_several = False  # whether the code asked if the batch is one sample; the answer is no
+        self._by_sizes = False  # whether an answer depends on other than ranks and dtypes
+        self._ranked: set[fx.Node] = set()  # nodes with tensors of the same ranks, or a shape of the same length, at all sizes
         self.inputs: dict[fx.Node, Tensor] = {}
         self.given: dict[str, Any] = {}  # the values of the inputs in the example, by the names of their placeholders
         self._root = root
@@ -149,6 +156,8 @@ class Decisions:
                 for ancestor in sorted(sources(node, self._runs[0].__contains__)):
                     for env, value in zip(self._runs, self._values(ancestor), strict=True):
                         env[ancestor] = value
+                    if self._is_ranked(ancestor):
+                        self._ranked.add(ancestor)
                 found = [ask(env[node]) for env in self._runs]
         except Exception as error:  # the nodes need values, or fail at another batch size
             known = self._runs[0].get(node, _OPERAND)
@@ -158,7 +167,27 @@ class Decisions:
         if any(value != found[0] for value in found[1:]) or not self._is_free_of_batch(node):
             raise TraceError(f"{question}, which depends on the batch size")
         self.taken = True
+        counts = ask in (len, bool) and isinstance(self._runs[0][node], torch.Size) and node in self._ranked
+        self._by_sizes = self._by_sizes or not (counts or self._is_of_ranks(node))
         return found[0]
+
+    def _is_ranked(self, node: fx.Node) -> bool:
+        """Tell whether ranks, and the lengths of shapes, follow from those of the operands of a node that are ranked."""
+        name, what = getattr(node.target, "__name__", str(node.target)), node.target
+        if not self._ranked.issuperset(node.all_input_nodes) or ("squeeze" in name and "unsqueeze" not in name):
+            return False
+        if node.op == "call_function" and str(what.__module__).partition(".")[0] not in ("torch", "_operator", "builtins"):
+            return False
+        is_part = what is operator.getitem and isinstance(self._runs[0][node], torch.Size)
+        return not is_part or len(node.all_input_nodes) == 1
+
+    def _is_of_ranks(self, node: fx.Node) -> bool:
+        """Tell whether the value of a node is computed from ranks and dtypes alone."""
+        if node.target is getattr or node.op == "call_method":
+            name = node.args[1] if node.target is getattr else node.target
+            return name in _OF_RANK and self._ranked.issuperset(node.all_input_nodes)
+        computes = node.op == "call_function" and node.target.__module__ == "_operator" and node.target is not operator.getitem
+        return computes and bool(node.all_input_nodes) and all(map(self._is_of_ranks, node.all_input_nodes))
 
     def _values(self, node: fx.Node) -> list[Any]:
         """Return the value of a node at each batch size."""
@@ -274,7 +303,7 @@ class Decisions:
         )
 
     def write_guards(self, graph: fx.Graph) -> None:
-        """Check, at the head of a graph, that all sizes but the batch's are those of the example.
+        """Check, at the head of a graph, that all sizes but the batch's are those of the example, or the ranks alone.
 
         Nodes that only decisions used are erased.
         """
@@ -282,14 +311,14 @@ class Decisions:
         erase_unused(sorted({*asked, *graph.find_nodes(op="get_attr")}))
         batches = [node for node, value in self.inputs.items() if id(value) in self._batched]
         with graph.inserting_after(max([*self.inputs, *graph.find_nodes(op="placeholder")])):
-            size = graph.call_method("size", (batches[0], 0)) if len(batches) > 1 else None
+            size = graph.call_method("size", (batches[0], 0)) if len(batches) > 1 and self._by_sizes else None
         last = size
         for node, value in self.inputs.items():
-            expected: list[Any] = list(value.shape)
-            if node in batches:
+            expected: list[Any] = list(value.shape) if self._by_sizes else [-1] * value.dim()
+            if node in batches and self._by_sizes:
                 expected[0] = -1 if node is batches[0] else size
-            if all(n == -1 for n in expected):
-                continue
+                if all(n == -1 for n in expected):
+                    continue
             with graph.inserting_after(last or max(self.inputs)):
                 last = graph.call_function(layers.check_shape, (node, expected, node.name))
 

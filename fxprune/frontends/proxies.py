@@ -58,7 +58,8 @@ def _asking(question: Callable[..., Any]) -> Callable[..., Any]:
 
     def ask(self: fx.Proxy, *args: Any, **kwargs: Any) -> Any:
         place = _place(sys._getframe(1))
-        return cast(Any, self.tracer).decide(self, lambda value: question(value, *args, **kwargs), place)
+        asked = (lambda value: question(value, *args, **kwargs)) if args or kwargs else question
+        return cast(Any, self.tracer).decide(self, asked, place)
 
     return ask
 

@@ -95,10 +95,32 @@ def other_shape(net: Any, x: Tensor) -> Tensor:
     return x if x.shape == (7, 9, 9) else x * 3
 
 
-DECIDED = [
-    by_width, by_layer, loop_over_parts, loop_over_places, length, star, limits_of_a_dtype, shapes_of_a_buffer, equal_batches,
-    more_than_one, padded, other_shape,
+def squeezed(net: Any, x: Tensor) -> Tensor:
+    return x * 2 if x[:, 2:].squeeze(1).dim() == 3 else x
+
+
+def parts(net: Any, x: Tensor) -> Tensor:
+    return x * len(x.split(2, 1))
+
+
+def part_of_a_shape(net: Any, x: Tensor) -> Tensor:
+    return x * len(x.shape[: x.shape[1] - 2])
+
+
+def by_rank(net: Any, x: Tensor) -> Tensor:
+    return x.mean(tuple(range(1, x.ndim)), keepdim=True) + x if x.dim() in (3, 4) and not x.is_nested else x
+
+
+def unpacked(net: Any, x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[:-1] + (1,)) + x.new_zeros(*x.size()[:2], 1) + x
+
+
+BY_SIZES = [
+    by_width, by_layer, loop_over_parts, loop_over_places, shapes_of_a_buffer, equal_batches, more_than_one, padded,
+    other_shape, squeezed, parts, part_of_a_shape,
 ]  # fmt: skip
+BY_RANKS = [length, star, limits_of_a_dtype, by_rank, unpacked]
+DECIDED = [*BY_SIZES, *BY_RANKS]
 
 
 @pytest.mark.parametrize("code", DECIDED)
@@ -119,11 +141,30 @@ def test_what_one_capture_found_out_leaves_the_next_as_it_is(code: Code) -> None
     assert graphs[0].code == graphs[1].code == graphs[2].code
 
 
-@pytest.mark.parametrize("code", DECIDED)
+@pytest.mark.parametrize("code", BY_SIZES)
 def test_other_sizes_are_refused_by_the_graph(code: Code) -> None:
     gm = fxprune.capture(Net(code), torch.randn(2, 4, 6), frontend="trace")
     with pytest.raises(RuntimeError, match="'x' does not have the shape that the graph was captured with"):
         gm(torch.randn(2, 5, 6))
+
+
+@pytest.mark.parametrize("code", BY_RANKS)
+def test_code_that_decides_by_ranks_takes_other_sizes(code: Code) -> None:
+    model = Net(code).double()
+    gm = fxprune.capture(model, torch.randn(2, 4, 6, dtype=torch.float64), frontend="trace")
+    for sizes in ((3, 7), (1, 1), (4, 2)):
+        x = torch.randn(*sizes, 6, dtype=torch.float64)
+        assert relative_error(gm(x), model(x)) <= 1e-12
+    with pytest.raises(RuntimeError, match="'x' has the wrong number of dimensions"):
+        gm(torch.randn(3, 6, dtype=torch.float64))
+
+
+def test_a_transformer_encoder_of_torch_is_traced_for_every_length() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    gm = fxprune.capture(model, torch.randn(2, 5, 8, dtype=torch.float64), frontend="trace")
+    x = torch.randn(3, 7, 8, dtype=torch.float64)
+    assert relative_error(gm(x), model(x)) <= 1e-12
 
 
 @pytest.mark.parametrize("code", [by_width, loop_over_parts, loop_over_places, more_than_one])
