@@ -21,7 +21,7 @@ from fxprune.frontends.modes.reads import ModeReads, in_mode, noting_mode_reads
 from fxprune.frontends.torch_export import Exported, batched, export, optional_inputs
 from fxprune.frontends.trace import Traced, bind, trace
 from fxprune.graph.captured import CapturedModule
-from fxprune.graph.metadata import OPTIONAL
+from fxprune.graph.metadata import FIXED_DTYPE, OPTIONAL
 from fxprune.graph.parts import shared_copy
 from fxprune.torch_internals.tensors import pytree, with_tensors
 
@@ -85,11 +85,20 @@ def by_trace(example: Example) -> Attempt:
     with noting_mode_reads(example.kept.modules) as reads, in_mode(example.kept.modules, example.training):
         traced = trace(example.kept, call)
     attempt = Attempt(assemble(example.model, traced.graph, traced.constants))
+    dtypes_asked = [traced.of_dtype]
     attempt.notes += _state_notes(example, _check_first(example, attempt.gm, record=True))
     if traced.for_several:
         _check_other_batches(attempt, example, example.training)
+
+    def other() -> Traced:
+        found = trace(example.kept, call, decides=traced.decides)
+        dtypes_asked.append(found.of_dtype)
+        return found
+
     if reads:
-        _follow_mode(attempt, example, reads, lambda: trace(example.kept, call, decides=traced.decides))
+        _follow_mode(attempt, example, reads, other)
+    if any(dtypes_asked):
+        FIXED_DTYPE.set(attempt.gm, max(dtypes_asked))
     if reads.writes:
         attempt.follows_mode = False
         attempt.notes.append(_writes_note(reads.writes, example.training))

@@ -25,9 +25,11 @@ from torch.fx.proxy import TraceError
 
 from fxprune.abstract.form import Form, IncomparableError, frozen
 from fxprune.abstract.propagation import PROPAGATION, UNCHANGING, Effect
+from fxprune.frontends.form_guards import check_dtype
 from fxprune.frontends.torch_export import batched
 from fxprune.functional import layers
 from fxprune.graph.paths import all_tensors, erase_unused, sources
+from fxprune.graph.source_lines import code_line
 from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.switches import modes_unwatched
 from fxprune.torch_internals.tensors import pytree
@@ -43,6 +45,7 @@ _OF_FORM = ("shape", "size", "dtype", "ndim", "dim", "numel", "nelement", "is_fl
 
 # Of these, those that are the same at all sizes.
 _OF_RANK = ("dtype", "ndim", "dim", "is_floating_point", "is_complex", "is_nested")
+_OF_DTYPE = ("dtype", "is_floating_point", "is_complex")
 
 
 # Stands for every operand of a call in the part of its key that all batch sizes share.
@@ -133,6 +136,8 @@ class Decisions:
     def __init__(self, call: inspect.BoundArguments, root: nn.Module) -> None:
         self.taken = False  # whether the trace took any decision
         self.for_several = False  # whether the code asked if the batch is one sample; the answer is no
+        self.of_dtype = ""  # where the code asks for a dtype of floating point, which is a constant of the graph
+        self._asked_dtype: dict[fx.Node, str] = {}  # inputs with where the code asks for their dtype
         self._by_sizes = False  # whether an answer depends on other than ranks and dtypes
         self._ranked: set[fx.Node] = set()  # nodes with tensors of the same ranks, or a shape of the same length, at all sizes
         self.inputs: dict[fx.Node, Tensor] = {}
@@ -169,6 +174,11 @@ class Decisions:
         self.taken = True
         counts = ask in (len, bool) and isinstance(self._runs[0][node], torch.Size) and node in self._ranked
         self._by_sizes = self._by_sizes or not (counts or self._is_of_ranks(node))
+        if isinstance(found[0], torch.dtype) and (found[0].is_floating_point or found[0].is_complex):
+            self.of_dtype = self.of_dtype or code_line(node)
+        name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+        if name in _OF_DTYPE and node.args[0] in self.inputs:
+            self._asked_dtype.setdefault(node.all_input_nodes[0], code_line(node))
         return found[0]
 
     def _is_ranked(self, node: fx.Node) -> bool:
@@ -303,7 +313,7 @@ class Decisions:
         )
 
     def write_guards(self, graph: fx.Graph) -> None:
-        """Check, at the head of a graph, that all sizes but the batch's are those of the example, or the ranks alone.
+        """Check, at the head of a graph, that sizes but the batch's are those of the example, or ranks alone, and dtypes.
 
         Nodes that only decisions used are erased.
         """
@@ -313,6 +323,9 @@ class Decisions:
         with graph.inserting_after(max([*self.inputs, *graph.find_nodes(op="placeholder")])):
             size = graph.call_method("size", (batches[0], 0)) if len(batches) > 1 and self._by_sizes else None
         last = size
+        for node, where in self._asked_dtype.items():
+            with graph.inserting_after(last or max(self.inputs)):
+                last = check_dtype(graph, node, self.inputs[node], where)
         for node, value in self.inputs.items():
             expected: list[Any] = list(value.shape) if self._by_sizes else [-1] * value.dim()
             if node in batches and self._by_sizes:

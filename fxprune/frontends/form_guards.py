@@ -8,7 +8,7 @@ graph refuses what would have another answer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -99,16 +99,17 @@ def _names_float(node: fx.Node) -> bool:
 
 def _message(node: fx.Node, what: str, where: str) -> str:
     return (
-        f"input {str(node.target)!r} {what} when the graph was captured, which the code at {where} asks for; capture the model "
+        f"input {node.name!r} {what} when the graph was captured, which the code at {where} asks for; capture the model "
         "again with an example like this input"
     )
 
 
-def _check_dtype(graph: fx.Graph, node: fx.Node, value: Tensor, where: str) -> None:
+def check_dtype(graph: fx.Graph, node: fx.Node, value: Tensor, where: str) -> fx.Node:
+    """Write a check that an input has the dtype of ``value``, which the code at ``where`` asks for; return its node."""
     # A verification in double precision runs the graph as captured on wider numbers.
     wider = torch.complex128 if value.is_complex() else torch.float64 if value.is_floating_point() else value.dtype
     dtypes, message = list(dict.fromkeys((value.dtype, wider))), _message(node, f"was of {value.dtype}", where)
-    graph.call_function(layers.check_dtype, (node, dtypes, message))
+    return graph.call_function(layers.check_dtype, (node, dtypes, message))
 
 
 def _check_contiguous(graph: fx.Graph, node: fx.Node, value: Tensor, where: str) -> None:
@@ -121,4 +122,8 @@ def _check_requires_grad(graph: fx.Graph, node: fx.Node, value: Tensor, where: s
     graph.call_function(layers.check_requires_grad, (node, value.requires_grad, _message(node, what, where)))
 
 
-_CHECKS = {"dtype": _check_dtype, "contiguous": _check_contiguous, "requires_grad": _check_requires_grad}
+_CHECKS: dict[str, Callable[..., Any]] = {
+    "dtype": check_dtype,
+    "contiguous": _check_contiguous,
+    "requires_grad": _check_requires_grad,
+}

@@ -305,6 +305,7 @@ class Traced:
     constants: dict[str, Any]
     decides: bool  # whether tracing took decisions on the numbers behind symbolic values
     for_several: bool  # whether the code asked if the batch is one sample, and the graph is for more samples
+    of_dtype: str  # where the code asks for a dtype that the graph has as a constant; empty if nowhere
 
 
 def trace(kept: ModelSnapshot, call: inspect.BoundArguments, *, decides: bool = False) -> Traced:
@@ -340,7 +341,9 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
             decisions.write_guards(graph)
     if changes.rebound_tensors:
         raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
-    return Traced(graph, constants, decides, decisions is not None and decisions.for_several)
+    if decisions is None:
+        return Traced(graph, constants, decides, False, "")
+    return Traced(graph, constants, decides, decisions.for_several, decisions.of_dtype)
 
 
 def _check_names(graph: fx.Graph) -> None:

@@ -1,4 +1,4 @@
-"""What an exported graph takes from the form of the example is checked at the call, or follows."""
+"""What a graph takes from the form of the example is checked at the call, or follows."""
 
 from __future__ import annotations
 
@@ -56,6 +56,12 @@ class CastsBack(Net):
         return self.b(h.float().softmax(-1).to(h.dtype))
 
 
+class LimitsInTraining(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y / (y.abs().amax() + torch.finfo(y.dtype).eps * 1e3) if self.training else y)
+
+
 class AsksForGradients(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.a(x)) * (2 if x.requires_grad else 3)
@@ -83,25 +89,30 @@ class Attends(nn.Module):
         return self.attention(x[:, None], x[:, None], x[:, None], need_weights=False)[0][:, 0]
 
 
-def captured(kind: type[nn.Module], x: Tensor) -> tuple[nn.Module, fx.GraphModule]:
+def captured(kind: type[nn.Module], x: Tensor, frontend: str = "export") -> tuple[nn.Module, fx.GraphModule]:
     torch.manual_seed(0)
     model = kind().eval()
-    return model, fxprune.capture(model, x, frontend="export")
+    return model, fxprune.capture(model, x, frontend=frontend)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "what"),
+    ("kind", "change", "what", "frontend"),
     [
-        (BranchesOnDtype, lambda x: x.half(), r"input 'x' was of torch.float32 .*test_form_guards.py:\d+ asks for"),
-        (Scales, lambda x: x.to(torch.uint8), "input 'x' was of torch.float32"),
-        (AsksTorch, lambda x: x.to(torch.uint8), "input 'x' was of torch.float32"),
-        (AsksForGradients, lambda x: x.clone().requires_grad_(), "input 'x' did not require gradients"),
-        (AsksForLayout, lambda x: x.t().contiguous().t(), "input 'x' was contiguous"),
+        (BranchesOnDtype, lambda x: x.half(), r"input 'x' was of torch.float32 .*test_form_guards.py:\d+ asks for", "export"),
+        (Scales, lambda x: x.to(torch.uint8), "input 'x' was of torch.float32", "export"),
+        (AsksTorch, lambda x: x.to(torch.uint8), "input 'x' was of torch.float32", "export"),
+        (AsksForGradients, lambda x: x.clone().requires_grad_(), "input 'x' did not require gradients", "export"),
+        (AsksForLayout, lambda x: x.t().contiguous().t(), "input 'x' was contiguous", "export"),
+        (BranchesOnDtype, lambda x: x.half(), r"input 'x' was of torch.float32 .*test_form_guards.py:\d+ asks for", "trace"),
+        (Scales, lambda x: x.to(torch.uint8), "input 'x' was of torch.float32", "trace"),
+        (AsksTorch, lambda x: x.to(torch.uint8), "input 'x' was of torch.float32", "trace"),
     ],
 )
-def test_an_input_of_another_form_is_refused(kind: type[nn.Module], change: Callable[[Tensor], Tensor], what: str) -> None:
+def test_an_input_of_another_form_is_refused(
+    kind: type[nn.Module], change: Callable[[Tensor], Tensor], what: str, frontend: str
+) -> None:
     x = torch.randn(3, 4)
-    model, gm = captured(kind, x)
+    model, gm = captured(kind, x, frontend)
     assert torch.equal(gm(x), model(x))
     with pytest.raises(RuntimeError, match=what):
         gm(change(x))
@@ -111,10 +122,16 @@ def test_an_input_of_another_form_is_refused(kind: type[nn.Module], change: Call
     assert fxprune.verify(gm, copy.deepcopy(gm), x) < 1e-9
 
 
-@pytest.mark.parametrize("kind", [BranchesOnDtype, Limits, Makes, CastsBack])
+@pytest.mark.parametrize(
+    ("kind", "frontend"),
+    [(BranchesOnDtype, "export"), (Limits, "export"), (Makes, "export"), (CastsBack, "export"), (BranchesOnDtype, "trace")]
+    + [(Limits, "trace"), (LimitsInTraining, "trace")],
+)
 @pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.double, nn.Module.bfloat16])
-def test_a_graph_that_holds_dtypes_is_not_converted(kind: type[nn.Module], convert: Callable[[nn.Module], nn.Module]) -> None:
-    model, gm = captured(kind, torch.randn(3, 4))
+def test_a_graph_that_holds_dtypes_is_not_converted(
+    kind: type[nn.Module], frontend: str, convert: Callable[[nn.Module], nn.Module]
+) -> None:
+    model, gm = captured(kind, torch.randn(3, 4), frontend)
     for graph in (gm, copy.deepcopy(gm), pickle.loads(pickle.dumps(gm))):
         with pytest.raises(fxprune.CaptureError, match=r"in torch.float32 .*test_form_guards.py:\d+: convert the model"):
             convert(graph)
@@ -123,10 +140,12 @@ def test_a_graph_that_holds_dtypes_is_not_converted(kind: type[nn.Module], conve
     assert torch.equal(gm.float()(x), model(x))
 
 
-@pytest.mark.parametrize("kind", [Plain, Attends])
+@pytest.mark.parametrize(
+    ("kind", "frontend"), [(Plain, "export"), (Attends, "export"), (Plain, "trace"), (Makes, "trace"), (CastsBack, "trace")]
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_graph_without_dtypes_is_converted(kind: type[nn.Module], dtype: torch.dtype) -> None:
-    model, gm = captured(kind, torch.randn(3, 4))
+def test_a_graph_without_dtypes_is_converted(kind: type[nn.Module], frontend: str, dtype: torch.dtype) -> None:
+    model, gm = captured(kind, torch.randn(3, 4), frontend)
     x = torch.randn(3, 4).to(dtype)
     assert torch.equal(gm.to(dtype)(x), model.to(dtype)(x))
 
