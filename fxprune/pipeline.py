@@ -20,7 +20,7 @@ from fxprune.frontends.capture import Frontend
 from fxprune.graph.captured import CapturedModule, adopt, as_editable, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
 from fxprune.graph.masks import all_masked, base_names
-from fxprune.graph.metadata import BAKED, EXAMPLE, KEEPS, WHOLE
+from fxprune.graph.metadata import BAKED, EXAMPLE, FIXED_DTYPE, KEEPS, WHOLE
 from fxprune.graph.parts import Graph, shared_copy
 from fxprune.importance import Importance
 from fxprune.passes.bake import Bake
@@ -206,7 +206,9 @@ def _check_shrunk(gm: fx.GraphModule, smaller: fx.GraphModule, inputs: _Example,
     except VerificationError:
         if not any(p.dtype in _HALF for p in gm.parameters()):
             raise
-        wide = copy.deepcopy(gm).double()
+        wide = copy.deepcopy(gm)
+        FIXED_DTYPE.pop(wide)  # both graphs have the same dtypes as constants
+        wide.double()
         for node in wide.graph.find_nodes(op="placeholder"):
             node.meta["val"] = pytree.tree_map_only(Tensor, lambda t: t.double() if t.dtype in _HALF else t, node.meta["val"])
         with compiled_later():

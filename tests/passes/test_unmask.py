@@ -231,6 +231,28 @@ def test_biases_in_half_precision_take_constants_in(dtype: torch.dtype, from_zer
     assert relative_error(gm(X.to(dtype)), expected) <= 0.02
 
 
+class OfDtype(nn.Sequential):
+    """Its graph has a dtype as a constant."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).clamp(min=torch.finfo(input.dtype).min)
+
+
+@pytest.mark.parametrize("frontend", ["trace", "export"])
+def test_biases_in_half_precision_take_constants_in_where_the_graph_holds_a_dtype(frontend: str) -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 32), nn.Sigmoid(), nn.Linear(32, 3)
+    model, x = OfDtype(*layers).to(torch.bfloat16).eval(), X.to(torch.bfloat16)
+    gm = fxprune.capture(model, x, frontend=frontend)  # type: ignore[arg-type]
+    fxprune.ln_structured(gm, "2.weight", 0.5, n=2, dim=0)
+    expected = gm(x)
+    fxprune.shrink(gm)
+    assert gm.get_parameter("2.weight").shape == (16, 16)
+    assert relative_error(gm(x), expected) <= 0.02
+    with pytest.raises(fxprune.CaptureError, match="has dtypes as constants"):
+        gm.double()
+
+
 def test_a_wrong_bias_in_half_precision_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 3)).to(torch.bfloat16).eval()
     gm = fxprune.capture(model, X.to(torch.bfloat16))
