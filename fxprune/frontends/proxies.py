@@ -83,7 +83,8 @@ class _Asking(fx.Proxy):
         return result
 
     # Python calls these where it needs the number itself, and raises TypeError where one is missing.
-    __len__, __index__, __float__, __complex__ = _asking(len), _asking(operator.index), _asking(float), _asking(complex)
+    __len__, __index__, __int__ = _asking(len), _asking(operator.index), _asking(int)
+    __float__, __complex__ = _asking(float), _asking(complex)
     __round__, __trunc__, __floor__, __ceil__ = _asking(round), _asking(math.trunc), _asking(math.floor), _asking(math.ceil)
     __array__ = _asking(np.asarray)
 

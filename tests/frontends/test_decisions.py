@@ -103,6 +103,10 @@ def parts(net: Any, x: Tensor) -> Tensor:
     return x * len(x.split(2, 1))
 
 
+def a_share_of_a_size(net: Any, x: Tensor) -> Tensor:
+    return x * x[:, : int(x.shape[1] * 0.5)].mean(1, keepdim=True) + int(x.shape[1] / 3)
+
+
 def part_of_a_shape(net: Any, x: Tensor) -> Tensor:
     return x * len(x.shape[: x.shape[1] - 2])
 
@@ -117,7 +121,7 @@ def unpacked(net: Any, x: Tensor) -> Tensor:
 
 BY_SIZES = [
     by_width, by_layer, loop_over_parts, loop_over_places, shapes_of_a_buffer, equal_batches, more_than_one, padded,
-    other_shape, squeezed, parts, part_of_a_shape,
+    other_shape, squeezed, parts, part_of_a_shape, a_share_of_a_size,
 ]  # fmt: skip
 BY_RANKS = [length, star, limits_of_a_dtype, by_rank, unpacked]
 DECIDED = [*BY_SIZES, *BY_RANKS]
