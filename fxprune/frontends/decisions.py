@@ -45,6 +45,7 @@ _OF_FORM = ("shape", "size", "dtype", "ndim", "dim", "numel", "nelement", "is_fl
 
 # Of these, those that are the same at all sizes.
 _OF_RANK = ("dtype", "ndim", "dim", "is_floating_point", "is_complex", "is_nested")
+_SQUEEZES = ("squeeze", "squeeze_")  # whose ranks depend on sizes
 _OF_DTYPE = ("dtype", "is_floating_point", "is_complex")
 
 
@@ -177,19 +178,23 @@ class Decisions:
         if isinstance(found[0], torch.dtype) and (found[0].is_floating_point or found[0].is_complex):
             self.of_dtype = self.of_dtype or code_line(node)
         name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
-        if name in _OF_DTYPE and node.args[0] in self.inputs:
+        if name in _OF_DTYPE and node.op != "placeholder" and node.args[0] in self.inputs:
             self._asked_dtype.setdefault(node.all_input_nodes[0], code_line(node))
         return found[0]
 
     def _is_ranked(self, node: fx.Node) -> bool:
         """Tell whether ranks, and the lengths of shapes, follow from those of the operands of a node that are ranked."""
-        name, what = getattr(node.target, "__name__", str(node.target)), node.target
-        if not self._ranked.issuperset(node.all_input_nodes) or ("squeeze" in name and "unsqueeze" not in name):
+        what, value = node.target, self._runs[0][node]
+        if not self._ranked.issuperset(node.all_input_nodes) or (node.op == "call_method" and what in _SQUEEZES):
             return False
-        if node.op == "call_function" and str(what.__module__).partition(".")[0] not in ("torch", "_operator", "builtins"):
+        if node.op != "call_function":
+            return True
+        name = getattr(what, "__name__", "")
+        if str(what.__module__).partition(".")[0] not in ("torch", "_operator", "builtins") or name in _SQUEEZES:
             return False
-        is_part = what is operator.getitem and isinstance(self._runs[0][node], torch.Size)
-        return not is_part or len(node.all_input_nodes) == 1
+        if what is operator.getitem and isinstance(value, torch.Size):
+            return len(node.all_input_nodes) == 1
+        return not isinstance(value, tuple) or what.__module__ != "_operator" or what in (operator.getitem, operator.add)
 
     def _is_of_ranks(self, node: fx.Node) -> bool:
         """Tell whether the value of a node is computed from ranks and dtypes alone."""

@@ -111,6 +111,14 @@ def part_of_a_shape(net: Any, x: Tensor) -> Tensor:
     return x * len(x.shape[: x.shape[1] - 2])
 
 
+def a_computed_rank(net: Any, x: Tensor) -> Tensor:
+    return x * x.reshape(x.shape + (1,) * (x.shape[1] - 3)).dim()
+
+
+def by_a_computed_rank(net: Any, x: Tensor) -> Tensor:
+    return x * 2 if x.reshape(x.shape + (1,) * (x.shape[1] - 3)).dim() == 4 else x
+
+
 def by_rank(net: Any, x: Tensor) -> Tensor:
     return x.mean(tuple(range(1, x.ndim)), keepdim=True) + x if x.dim() in (3, 4) and not x.is_nested else x
 
@@ -121,7 +129,7 @@ def unpacked(net: Any, x: Tensor) -> Tensor:
 
 BY_SIZES = [
     by_width, by_layer, loop_over_parts, loop_over_places, shapes_of_a_buffer, equal_batches, more_than_one, padded,
-    other_shape, squeezed, parts, part_of_a_shape, a_share_of_a_size,
+    other_shape, squeezed, parts, part_of_a_shape, a_share_of_a_size, by_a_computed_rank,
 ]  # fmt: skip
 BY_RANKS = [length, star, limits_of_a_dtype, by_rank, unpacked]
 DECIDED = [*BY_SIZES, *BY_RANKS]
