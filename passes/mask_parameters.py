@@ -24,6 +24,7 @@ from fxprune.graph.masks import (
     Masked,
     all_masked,
     check_prunable,
+    fault_of,
     find_masked,
     find_parameter,
     is_binary,
@@ -95,12 +96,8 @@ def _maskable(gm: fx.GraphModule, name: str, mask: Tensor, held: Mapping[Tensor 
         raise PruningAssertionError(
             f"the mask of {name!r} must have the parameter's shape {tuple(parameter.shape)}, got {tuple(mask.shape)}"
         )
-    if mask.layout is not torch.strided:
-        raise PruningTypeError(f"the mask of {name!r} has the layout {mask.layout}; give it as a dense tensor: mask.to_dense()")
-    if mask.is_meta and not parameter.is_meta:
-        raise PruningTypeError(f"the mask of {name!r} is on the meta device, where it has no values; the parameter has some")
-    if mask.is_complex() and not (parameter.is_complex() or mask.is_meta) and bool(mask.imag.any()):
-        raise PruningTypeError(f"the mask of {name!r} has complex values, but the parameter is of dtype {parameter.dtype}")
+    if fault := fault_of(mask, parameter):
+        raise PruningTypeError(f"the mask of {name!r} {fault}")
     check_names(name, held[parameter], [MASK])
     return parameter
 

@@ -39,6 +39,17 @@ def is_binary(mask: Tensor) -> bool:
     return bool(((mask == 0) | (mask == 1)).all())
 
 
+def fault_of(mask: Tensor, parameter: Tensor) -> str:
+    """Return why a mask of the right shape cannot multiply a parameter; an empty string if it can."""
+    if mask.layout is not torch.strided:
+        return f"has the layout {mask.layout}; give it as a dense tensor: mask.to_dense()"
+    if mask.is_meta and not parameter.is_meta:
+        return "is on the meta device, where it has no values; the parameter has some"
+    if mask.is_complex() and not (parameter.is_complex() or mask.is_meta) and bool(mask.imag.any()):
+        return f"has complex values, but the parameter is of dtype {parameter.dtype}"
+    return ""
+
+
 class MaskLoading(nn.Module):
     """Mixin that lets a state_dict with masks of any dtype load without loss.
 

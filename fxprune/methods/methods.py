@@ -20,7 +20,7 @@ from torch.nn.utils import prune as torch_prune
 
 from fxprune.errors import PruningAssertionError, PruningTypeError, PruningValueError, as_pruning_errors
 from fxprune.graph.captured import as_editable, as_graph_module
-from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, find_masked, find_parameter
+from fxprune.graph.masks import Masked, all_masked, base_names, check_prunable, fault_of, find_masked, find_parameter
 from fxprune.graph.metadata import METHODS
 from fxprune.graph.parts import Graph
 from fxprune.passes.mask_parameters import insert_masks, remove_masks
@@ -138,8 +138,12 @@ class CustomFromMask(torch_prune.CustomFromMask, BasePruningMethod):  # type: ig
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """Return the product of the given mask and the mask in force."""
+        if not isinstance(self.mask, Tensor):
+            raise AttributeError(f"the mask must be a tensor, not {type(self.mask).__name__}")
         if self.mask.shape != default_mask.shape:  # torch up to 2.12 raises without a message
             raise AssertionError(f"the mask has shape {list(self.mask.shape)}, the parameter {list(default_mask.shape)}")
+        if fault := fault_of(self.mask, default_mask):
+            raise TypeError(f"the mask {fault}")
         return super().compute_mask(t, default_mask)  # type: ignore[no-any-return]
 
 

@@ -273,7 +273,26 @@ REFUSALS: tuple[Refusal, ...] = (
         AssertionError,
         r"parameter 'conv\.weight' of shape \(4, 2, 3, 3\) with CustomFromMask: .*\[4, 2, 3\]",
     ),
-    _local("mask_of_wrong_type", "custom_from_mask", {"mask": [1.0]}, AttributeError, r"parameter 'conv\.weight'"),
+    _local("mask_of_wrong_type", "custom_from_mask", {"mask": [1.0]}, AttributeError, r"conv\.weight.* a tensor, not list"),
+    _local("mask_none", "custom_from_mask", {"mask": None}, AttributeError, r"conv\.weight.* a tensor, not NoneType"),
+    Refusal(
+        "complex_mask",
+        lambda gm: fxprune.custom_from_mask(gm, W, torch.full((4, 2, 3, 3), 1j)),
+        TypeError,
+        r"conv\.weight.*CustomFromMask: the mask has complex values, but the parameter is of dtype torch.float32",
+    ),
+    Refusal(
+        "sparse_mask",
+        lambda gm: fxprune.custom_from_mask(gm, W, torch.ones(4, 2, 3, 3).to_sparse()),
+        TypeError,
+        r"conv\.weight.*layout torch.sparse_coo; give it as a dense tensor",
+    ),
+    Refusal(
+        "mask_on_the_meta_device",
+        lambda gm: fxprune.custom_from_mask(gm, W, torch.ones(4, 2, 3, 3, device="meta")),
+        TypeError,
+        r"conv\.weight.* on the meta device, where it has no values",
+    ),
     _local(
         "scores_of_wrong_shape",
         "l1_unstructured",
