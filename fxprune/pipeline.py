@@ -20,7 +20,7 @@ from fxprune.frontends.capture import Frontend
 from fxprune.graph.captured import CapturedModule, adopt, as_editable, as_graph_module, compile_all, compiled_later
 from fxprune.graph.interpreter import in_order
 from fxprune.graph.masks import all_masked, base_names
-from fxprune.graph.metadata import BAKED, EXAMPLE, FIXED_DTYPE, KEEPS, WHOLE
+from fxprune.graph.metadata import BAKED, EXAMPLE, FIXED_DTYPE, KEEPS, SHAPES, WHOLE
 from fxprune.graph.parts import Graph, shared_copy
 from fxprune.importance import Importance
 from fxprune.passes.bake import Bake
@@ -39,7 +39,7 @@ from fxprune.planning.reach import shortfall
 from fxprune.torch_internals.switches import alone, quiet, uncollected
 from fxprune.torch_internals.tensors import hooks_of, pytree
 from fxprune.verification.inputs import given
-from fxprune.verification.verify import verify as check
+from fxprune.verification.verify import verify_rewriting
 
 _Example = tuple[Any, Mapping[str, Any] | None]
 _HALF = (torch.half, torch.bfloat16)
@@ -108,7 +108,7 @@ def mask(gm: Graph, masks: Plan | Mapping[str, Tensor], *, verify: bool = True) 
         try:
             with compiled_later():
                 smaller, _ = shrunk_copy(shared_copy(gm))  # the graph itself has no note of what cannot be rewritten
-            check(gm, smaller, *inputs, modes=("eval",), other_batch=False)
+            verify_rewriting(gm, smaller, *inputs, modes=("eval",))
         except ShrinkError:  # which says nothing of the masked graph
             return gm
         except BaseException:
@@ -135,7 +135,8 @@ def shrink(
     Args:
         gm: the graph.
         from_zeros: take out slices of zeros in the weights as well, without any mask.
-        verify: compare the results of both graphs in eval and in train mode, at two batch sizes; see :func:`verify`.
+        verify: compare the results of both graphs, in eval mode on one sample and in train mode on two, on the smallest inputs
+            on which every node combines several positions.
         example_inputs: positional inputs to verify with; those of the capture unless given.
         example_kwargs: keyword inputs, likewise.
 
@@ -202,7 +203,7 @@ def _check_shrunk(gm: fx.GraphModule, smaller: fx.GraphModule, inputs: _Example,
     graphs with the same weights in double precision as any others.
     """
     try:
-        check(gm, smaller, *inputs)
+        verify_rewriting(gm, smaller, *inputs)
     except VerificationError:
         if not any(p.dtype in _HALF for p in gm.parameters()):
             raise
@@ -213,8 +214,8 @@ def _check_shrunk(gm: fx.GraphModule, smaller: fx.GraphModule, inputs: _Example,
             node.meta["val"] = pytree.tree_map_only(Tensor, lambda t: t.double() if t.dtype in _HALF else t, node.meta["val"])
         with compiled_later():
             smaller_wide, _ = shrunk_copy(wide, from_zeros=from_zeros)
-        check(wide, smaller_wide, *inputs)
-        check(gm, smaller, *inputs, precision="own")
+        verify_rewriting(wide, smaller_wide, *inputs)
+        verify_rewriting(gm, smaller, *inputs, precision="own")
 
 
 def _example(gm: fx.GraphModule) -> _Example | None:
@@ -269,7 +270,7 @@ def prune(
         max_flops: a budget of floating-point operations in place of an amount.
         choose: which of several groups that cross on an axis are pruned.
         frontend: see :func:`fxprune.capture`.
-        verify: compare the small graph with the masked one; see :func:`fxprune.verify`.
+        verify: compare the small graph with the masked one; see :func:`fxprune.shrink`.
 
     Returns:
         A graph with parameters and buffers of its own; of the parameters those that lost nothing are the model's.
@@ -325,7 +326,7 @@ def prune(
     compile_all(small)
     _warn([*([why] if why and amount != 0 else []), *_lost_hooks(hooked, small)])
     if to_check is not None and inputs is not None:
-        check(to_check, small, *inputs)
+        verify_rewriting(to_check, small, *inputs)
     return small
 
 
@@ -382,5 +383,6 @@ def without(
         return None, gm
     MaskUnits(deps, removed)(gm)
     small = shared_copy(gm)
+    SHAPES.set(small, deps.shapes())
     run_all((Bake(), *shrinking), small)
     return gm, small

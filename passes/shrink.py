@@ -15,7 +15,7 @@ from fxprune.errors import AnalysisError, ShrinkError
 from fxprune.frontends.modes.reads import in_mode
 from fxprune.graph.captured import adopt, compiled_later
 from fxprune.graph.masks import all_masked
-from fxprune.graph.metadata import WHOLE
+from fxprune.graph.metadata import SHAPES, WHOLE
 from fxprune.graph.parts import Graph
 from fxprune.passes.bake import Bake
 from fxprune.passes.fold_constants import FoldConstants, amounts_of
@@ -73,6 +73,7 @@ def _shrunk_copy(gm: Graph, from_zeros: bool) -> tuple[Graph, bool]:
     if zeros := zero_slices(copy) if from_zeros else masked_slices(gm):
         removed, folds, amounts = _with_others(copy, deps, removed, zeros)
     shrinking = (ShrinkUnits(deps, removed), FoldConstants(folds, amounts)) if removed.any() else ()
+    SHAPES.set(copy, deps.shapes())
     run_all((*shrinking, OwnBuffers(list(gm.buffers()))), copy)
     return copy, bool(removed.any())
 

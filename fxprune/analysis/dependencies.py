@@ -30,6 +30,8 @@ from fxprune.analysis.sources import Tracked
 from fxprune.analysis.steps import MixingPoint, Step
 from fxprune.errors import PruningIndexError, PruningTypeError, UnknownParameterError
 from fxprune.rules.card import Work
+from fxprune.rules.labels import Label
+from fxprune.torch_internals.tensors import pytree
 
 
 @dataclass(eq=False)
@@ -65,6 +67,14 @@ class Dependencies:
         self._hold_what_no_mask_corrects()
         self._hold_what_is_never_combined()
         self.groups = form_groups(self.units, self.tracked, self.work)
+
+    def shapes(self) -> dict[str, list[tuple[int, ...]]]:
+        """Return the shapes of the tensors in each node's value, by node name."""
+        found = {}
+        for name, value in self.values.items():
+            leaves = [value] if isinstance(value, Label) else pytree.tree_leaves(value)
+            found[name] = [leaf.shape for leaf in leaves if isinstance(leaf, Label)]
+        return found
 
     def _hold_what_cannot_go(self) -> None:
         """Keep unused parameters whole, and units whose removal would leave an axis without positions."""

@@ -22,7 +22,7 @@ from torch.fx.node import map_aggregate
 
 from fxprune.errors import CaptureError, PruningTypeError
 from fxprune.graph.masks import MaskLoading
-from fxprune.graph.metadata import ANALYSIS, EXAMPLE, FIXED_DTYPE, OPTIONAL
+from fxprune.graph.metadata import ANALYSIS, EXAMPLE, FIXED_DTYPE, OPTIONAL, SHAPES
 from fxprune.graph.parts import shared_copy
 from fxprune.graph.pickling import dump, load
 from fxprune.torch_internals.graphs import (
@@ -193,7 +193,7 @@ def adopt(gm: fx.GraphModule, other: fx.GraphModule) -> None:
 
 
 # recompile() makes the code of the graph; the compiled call is of this graph, example and analysis of this process alone.
-_DERIVED = (*OF_CODE, COMPILED_CALL, EXAMPLE.name, ANALYSIS.name)
+_DERIVED = (*OF_CODE, COMPILED_CALL, EXAMPLE.name, ANALYSIS.name, SHAPES.name)
 
 
 def _rebuild(state: dict[str, Any], class_name: str, graph: bytes) -> CapturedModule:

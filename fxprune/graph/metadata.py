@@ -8,7 +8,7 @@ key says whether its values survive pickling and a shrink. Facts with a class of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -150,6 +150,10 @@ OPTIONAL = Attribute[dict[str, Any]]("_fxprune_optional")
 EXAMPLE = Attribute[Any]("_fxprune_example", pickled=False)
 """On a captured graph, the inputs that it was captured with, positional and by name. Written by ``frontends/capture.py``; read
 by ``analysis/`` and ``pipeline.py``; a deep copy has them."""
+
+SHAPES = Attribute[Mapping[str, Sequence[tuple[int, ...]]]]("_fxprune_shapes", pickled=False)
+"""On a graph that was just shrunk, the shapes of the tensors in each node's value before, for inputs like the example. Written
+by ``passes/shrink.py`` and ``pipeline.py``; taken away by ``verification/verify.py``."""
 
 ANALYSIS = Attribute[tuple[Any, Any]]("_fxprune_analysis", pickled=False, shrunk=False)
 """On a captured graph, its last analysis and fingerprint; no copy has them. Only in ``analysis/fingerprint.py``."""

@@ -34,27 +34,45 @@ class Inputs(NamedTuple):
         return self.map(lambda t: t.detach().to(WIDER.get(t.dtype, t.dtype) if double else t.dtype, copy=True))
 
 
+class Try(NamedTuple):
+    """Inputs for one run, and their number of samples if that is known."""
+
+    inputs: Inputs
+    samples: int | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way to run: the mode, the number of samples if known, and the inputs to try, the best first."""
+    """One comparison: the mode, and the inputs to try, the best first."""
 
     training: bool
-    samples: int | None
-    inputs: tuple[Inputs, ...]
-
-    def __str__(self) -> str:
-        size = "" if self.samples is None else f" at batch size {self.samples}"
-        return f"in {'train' if self.training else 'eval'} mode{size}"
+    tries: tuple[Try, ...]
 
 
 def cases(model: nn.Module, inputs: Inputs, modes: Iterable[Mode], *, other_batch: bool) -> Iterator[Case]:
     """Yield the cases to compare models in; with ``other_batch`` also those with one sample more, if ``model`` can take it."""
     batch = batch_size(model, inputs)
-    sizes = [batch] if batch is None or not other_batch else [batch, batch + 1]
     for mode in dict.fromkeys(modes):
-        for samples in sizes:
-            of_size = inputs if batch is None or samples is None else resized(inputs, batch, samples)
-            yield Case(mode == "train", samples, (randomised(of_size), of_size))
+        for samples in (batch, batch + 1) if batch is not None and other_batch else (batch,):
+            full = _of_size(inputs, batch, samples)
+            yield Case(mode == "train", (full._replace(inputs=randomised(full.inputs)), full))
+
+
+def cases_of_rewriting(model: nn.Module, inputs: Inputs, small: Inputs, modes: Iterable[Mode]) -> Iterator[Case]:
+    """Yield one case a mode: on one sample of the ``small`` inputs in the first mode, on two in the second.
+
+    Where the model does not run on these, the inputs of the example's sizes are tried.
+    """
+    batch = batch_size(model, inputs)
+    for number, mode in enumerate(dict.fromkeys(modes)):
+        best = _of_size(small, batch, None if batch is None else number + 1)
+        more = _of_size(inputs, batch, None if batch is None else batch + number)
+        drawn = (each._replace(inputs=randomised(each.inputs)) for each in (best, more, Try(inputs, batch)))
+        yield Case(mode == "train", (*drawn, Try(inputs, batch)))
+
+
+def _of_size(inputs: Inputs, batch: int | None, samples: int | None) -> Try:
+    return Try(inputs if batch is None or samples is None else resized(inputs, batch, samples), samples)
 
 
 def given(model: nn.Module, inputs: Any, kwargs: Any) -> Inputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.remaining import Places
 from fxprune.errors import InputError, PruningTypeError, PruningValueError, VerificationError, in_short
 from fxprune.graph.masks import ORIG, find_masked
-from fxprune.graph.metadata import KEPT
+from fxprune.graph.metadata import KEPT, SHAPES
 from fxprune.torch_internals.tensors import pytree
 from fxprune.verification.differences import relative_error, select
 from fxprune.verification.first_difference import first_difference, shapes
-from fxprune.verification.inputs import Case, Inputs, Mode, cases, given
+from fxprune.verification.inputs import Case, Inputs, Mode, cases, cases_of_rewriting, given
+from fxprune.verification.small import small_inputs
 from fxprune.verification.subject import Result, Subject
 
 
@@ -71,21 +73,38 @@ def verify(
     """
     _check_arguments(reference, candidate, tolerance, modes, precision)
     inputs = given(reference, example_inputs, example_kwargs)
+    tried = tuple(cases(reference, inputs, modes, other_batch=other_batch))
+    return _Verification(reference, candidate, tried, tolerance, gradients).run_in(precision)
 
-    def largest_error(*, double: bool) -> float:
-        allowed = _default_tolerance(reference, inputs, double) if tolerance is None else tolerance
-        return _Verification(reference, candidate, inputs, tuple(modes), allowed, other_batch, gradients, double).run()
 
+def verify_rewriting(
+    reference: fx.GraphModule,
+    candidate: fx.GraphModule,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None,
+    *,
+    modes: Sequence[Mode] = ("eval", "train"),
+    precision: Literal["double", "own"] = "double",
+) -> float:
+    """Check a graph against the graph that it was made of, as :func:`verify` does with fewer and smaller runs.
+
+    Rewriting does not depend on the sizes of inputs, so that both run on the smallest inputs that show a fault; see
+    :func:`fxprune.verification.small.small_inputs`. Where the reference fails there, or gives NaN, both run on inputs of the
+    example's sizes. The first of the modes runs on one sample, the second on two.
+
+    Args:
+        reference: the graph before.
+        candidate: the graph after.
+        example_inputs: positional inputs as a tuple or list, or the single input.
+        example_kwargs: keyword inputs.
+        modes: which modes to run in.
+        precision: see :func:`verify`, as for results and errors.
+    """
+    inputs = given(reference, example_inputs, example_kwargs)
     with torch.inference_mode(False):
-        if precision == "double":
-            try:
-                return largest_error(double=True)
-            except InputError:
-                pass
-            except VerificationError as error:
-                if error.__cause__ is None:
-                    raise  # else the candidate failed, perhaps because of the precision
-        return largest_error(double=False)
+        small = small_inputs(reference, inputs, SHAPES.pop(candidate))
+    tried = tuple(cases_of_rewriting(reference, inputs, small, modes))
+    return _Verification(reference, candidate, tried).run_in(precision)
 
 
 def _check_arguments(reference: object, candidate: object, tolerance: object, modes: object, precision: object) -> None:
@@ -110,21 +129,46 @@ def _check_arguments(reference: object, candidate: object, tolerance: object, mo
 class _Expected:
     """The result of the reference for the inputs that were chosen for a case."""
 
-    case: Case
+    training: bool
     inputs: Inputs
+    samples: int | None
     result: Result
+
+    def __str__(self) -> str:
+        size = "" if self.samples is None else f" at batch size {self.samples}"
+        return f"in {'train' if self.training else 'eval'} mode{size}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Verification:
     reference: nn.Module
     candidate: nn.Module
-    inputs: Inputs
-    modes: tuple[Mode, ...]
-    tolerance: float
-    other_batch: bool
-    gradients: bool
-    double: bool
+    cases: tuple[Case, ...]
+    allowed: float | None = None  # the tolerance, by precision if None
+    gradients: bool = False
+    double: bool = True
+
+    def run_in(self, precision: Literal["double", "own"]) -> float:
+        """Return the largest relative error, in double precision if asked for and if both models run in it."""
+        with torch.inference_mode(False):
+            if precision == "double":
+                try:
+                    return self.run()
+                except InputError:
+                    pass
+                except VerificationError as error:
+                    if error.__cause__ is None:
+                        raise  # else the candidate failed, perhaps because of the precision
+            return dataclasses.replace(self, double=False).run()
+
+    @cached_property
+    def tolerance(self) -> float:
+        """The largest relative error allowed."""
+        return (
+            _default_tolerance(self.reference, self.cases[0].tries[-1].inputs, self.double)
+            if self.allowed is None
+            else self.allowed
+        )
 
     def run(self) -> float:
         """Return the largest relative error; the models are copied one after the other."""
@@ -133,9 +177,9 @@ class _Verification:
         worst = 0.0
         for run in expected:
             try:
-                result = subject.run(run.inputs, training=run.case.training)
+                result = subject.run(run.inputs, training=run.training)
             except Exception as error:  # operators raise any type on operands that do not fit
-                text = f"the candidate fails {run.case}, where the reference runs: {in_short(error)}{self._blame(run)}"
+                text = f"the candidate fails {run}, where the reference runs: {in_short(error)}{self._blame(run)}"
                 raise VerificationError(text) from error
             for name, found in self._errors(run.result, result):
                 if not found <= self.tolerance:
@@ -148,16 +192,17 @@ class _Verification:
         subject = Subject(self.reference, double=self.double, gradients=self.gradients)
         failures: dict[str, Exception] = {}
         runs: list[_Expected] = []
-        for case in cases(self.reference, self.inputs, self.modes, other_batch=self.other_batch):
+        for case in self.cases:
             try:
                 runs.append(_best_run(subject, case))
             except Exception as error:  # models raise any type on inputs that they do not take
                 failures.setdefault("train" if case.training else "eval", error)
         for mode, failure in failures.items():
-            if not any(run.case.training is (mode == "train") for run in runs):
+            if not any(run.training is (mode == "train") for run in runs):
+                args, kwargs = self.cases[0].tries[-1].inputs
                 raise InputError(
-                    f"the reference itself fails in {mode} mode on inputs of shapes {shapes(self.inputs.args)} "
-                    f"{shapes(self.inputs.kwargs) or ''}: {in_short(failure)}"
+                    f"the reference itself fails in {mode} mode on inputs of shapes {shapes(args)} {shapes(kwargs) or ''}: "
+                    f"{in_short(failure)}"
                 ) from failure
         return runs
 
@@ -196,10 +241,10 @@ class _Verification:
             text = f"{theirs} in the reference, {ours} in the candidate"
         else:
             text = "infinite relative error: NaN, infinities or integers differ"
-        return f"the candidate does not compute what the reference does {run.case}: {name}: {text}{self._blame(run)}"
+        return f"the candidate does not compute what the reference does {run}: {name}: {text}{self._blame(run)}"
 
     def _blame(self, run: _Expected) -> str:
-        how = {"training": run.case.training, "double": self.double}
+        how = {"training": run.training, "double": self.double}
         found = first_difference(self.reference, self.candidate, run.inputs, tolerance=self.tolerance, **how)
         return f"; {found}" if found else ""
 
@@ -207,11 +252,11 @@ class _Verification:
 def _best_run(subject: Subject, case: Case) -> _Expected:
     """Run on the first inputs that give finite outputs; if none do, on the first inputs that run."""
     best: _Expected | None = None
-    for inputs in case.inputs:
+    for inputs, samples in case.tries:
         try:
-            run = _Expected(case, inputs, subject.run(inputs, training=case.training))
+            run = _Expected(case.training, inputs, samples, subject.run(inputs, training=case.training))
         except Exception:  # the model need not take random numbers
-            if best is None and inputs is case.inputs[-1]:
+            if best is None and inputs is case.tries[-1].inputs:
                 raise
             continue
         if run.result.is_finite():
