@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from torch import fx
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from fxprune.algebra.axes import Flags
 from fxprune.analysis.analyze import find_dependencies
@@ -85,6 +86,13 @@ class ShrinkUnits(GraphPass):
                 stuck, removed = written_out, removed_units(deps, dead)
 
 
+def _as_run(value: Any) -> Any:
+    """Return a value in the containers that a run of the graph gives, in place of torch.fx's own for arguments."""
+    if isinstance(value, immutable_list):
+        return [_as_run(part) for part in value]
+    return {key: _as_run(part) for key, part in value.items()} if isinstance(value, immutable_dict) else value
+
+
 @dataclasses.dataclass(frozen=True)
 class NoteKept(GraphPass):
     """Pass: note on the nodes which positions of their values are left, and drop the example values that do not fit any more.
@@ -103,7 +111,7 @@ class NoteKept(GraphPass):
                 node.meta.pop("val", None)
                 value = self.deps.values[node.name]
                 is_tensor = isinstance(value, Label)  # nearly always, and pytree is slow
-                KEPT_OF_VALUE.set(node, self._left(value) if is_tensor else pytree.tree_map(self._left, value))
+                KEPT_OF_VALUE.set(node, self._left(value) if is_tensor else pytree.tree_map(self._left, _as_run(value)))
         return False
 
     def ensures(self, gm: fx.GraphModule) -> None:

@@ -155,7 +155,7 @@ def test_options_reach_the_plan() -> None:
 @pytest.mark.parametrize("keep", [True, False])
 def test_no_verification_on_request(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("fxprune.pipeline.check", lambda *args, **_: seen.append(args))
+    monkeypatch.setattr("fxprune.pipeline.verify_rewriting", lambda *args, **_: seen.append(args))
     fxprune.prune(convnet(), X, 0.5, verify=keep)
     assert len(seen) == keep
 
@@ -166,7 +166,7 @@ def test_failed_verification_leaves_the_model_alone(monkeypatch: pytest.MonkeyPa
 
     model = convnet()
     twin = copy.deepcopy(model)
-    monkeypatch.setattr("fxprune.pipeline.check", refuse)
+    monkeypatch.setattr("fxprune.pipeline.verify_rewriting", refuse)
     with pytest.raises(fxprune.VerificationError, match="they differ"):
         fxprune.prune(model, X, 0.5)
     assert_same(model, twin, (X,), tolerance=0.0)

@@ -4,6 +4,7 @@ In: a reference, a candidate, example inputs. Out: the largest relative error, o
 differs.
 
 Read ``verify.py`` first, then ``subject.py`` (runs of one model), ``inputs.py`` (random inputs like the examples), ``small.py``
-(the sizes that a rewriting is compared on), ``differences.py``, ``first_difference.py`` and ``without_chance.py`` (random operators replaced).
+(the sizes that a rewriting is compared on), ``differences.py``, ``first_difference.py`` and ``without_chance.py`` (random
+operators replaced).
 Tests: ``tests/verification``.
 """

@@ -9,7 +9,7 @@ import pytest
 from tests.mutations.mutations import MUTATIONS, Mutation
 from tests.mutations.runs import PLACES, outcome
 
-NAMES = ("residual", "squeeze_excite", "multihead", "lstm", "response_norm", "shuffle_grouped")
+NAMES = ("residual", "called_twice", "squeeze_excite", "multihead", "lstm", "response_norm", "shuffle_grouped")
 SAMPLE = [
     (name, f, mutation) for name, f in PLACES if name in NAMES for mutation in random.Random(name + f).sample(MUTATIONS, 2)
 ]

@@ -140,7 +140,7 @@ def test_failed_verification_leaves_the_graph_as_it_was(monkeypatch: pytest.Monk
     def refuse(*_: Any, **__: Any) -> float:
         raise fxprune.VerificationError("they differ")
 
-    monkeypatch.setattr("fxprune.pipeline.check", refuse)
+    monkeypatch.setattr("fxprune.pipeline.verify_rewriting", refuse)
     with pytest.raises(fxprune.VerificationError, match="they differ"):
         fxprune.shrink(gm)
     assert_untouched(gm, before)
@@ -225,7 +225,7 @@ def test_shrunk_twice_is_shrunk_once() -> None:
 def test_inputs_to_verify_with(monkeypatch: pytest.MonkeyPatch) -> None:
     gm = masked()
     seen: list[Any] = []
-    monkeypatch.setattr("fxprune.pipeline.check", lambda *args, **kwargs: seen.append(args[2:]))
+    monkeypatch.setattr("fxprune.pipeline.verify_rewriting", lambda *args, **kwargs: seen.append(args[2:]))
     fxprune.shrink(copy.deepcopy(gm), verify=False)
     assert not seen
     fxprune.shrink(copy.deepcopy(gm), example_inputs=(X[:2],))
