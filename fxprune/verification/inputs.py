@@ -55,7 +55,7 @@ def cases(model: nn.Module, inputs: Inputs, modes: Iterable[Mode], *, other_batc
     for mode in dict.fromkeys(modes):
         for samples in (batch, batch + 1) if batch is not None and other_batch else (batch,):
             full = _of_size(inputs, batch, samples)
-            yield Case(mode == "train", (full._replace(inputs=randomised(full.inputs)), full))
+            yield Case(mode == "train", (Try(randomised(full.inputs), full.samples), full))
 
 
 def cases_of_rewriting(model: nn.Module, inputs: Inputs, small: Inputs, modes: Iterable[Mode]) -> Iterator[Case]:
@@ -67,7 +67,7 @@ def cases_of_rewriting(model: nn.Module, inputs: Inputs, small: Inputs, modes: I
     for number, mode in enumerate(dict.fromkeys(modes)):
         best = _of_size(small, batch, None if batch is None else number + 1)
         more = _of_size(inputs, batch, None if batch is None else batch + number)
-        drawn = (each._replace(inputs=randomised(each.inputs)) for each in (best, more, Try(inputs, batch)))
+        drawn = (Try(randomised(each.inputs), each.samples) for each in (best, more, Try(inputs, batch)))
         yield Case(mode == "train", (*drawn, Try(inputs, batch)))
 
 
