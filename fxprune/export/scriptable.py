@@ -13,6 +13,7 @@ from torch.fx.graph import CodeGen
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.parts import ByMode, Container, Lowered
 from fxprune.graph.paths import sources
+from fxprune.graph.scripted import Scripted
 from fxprune.torch_internals.graphs import codegen_of
 from fxprune.torch_internals.operators import OpOverload
 from fxprune.torch_internals.tensors import pytree
@@ -49,6 +50,8 @@ def scriptable(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _copy_for_script(module: nn.Module) -> nn.Module:
+    if isinstance(module, Scripted):
+        return copy.copy(module.script())
     is_ours = isinstance(module, fx.GraphModule | ByMode | Lowered) or type(module).forward is nn.Module.forward
     copied = _bare_copy(module) if is_ours else module
     if isinstance(module, fx.GraphModule):

@@ -105,9 +105,8 @@ def _inputs(model: nn.Module, inputs: Any, kwargs: Any, frontend: str) -> tuple[
     if frontend not in ("auto", "trace", "export"):
         raise CaptureError(f'frontend must be "auto", "trace" or "export", not {frontend!r}')
     args, kwargs = as_call(inputs, kwargs)
-    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        raise CaptureError(f"module {scripted[0] or '(the model itself)'!r} is TorchScript, which no front end looks into")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("the model is TorchScript, which no front end looks into: capture the module that it was made from")
     for name, value in bind(model, args, kwargs).arguments.items():
         if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(value)):
             raise InputError(f"example input {name!r} is or holds a NumPy array: give a tensor, as of torch.from_numpy")

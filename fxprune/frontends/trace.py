@@ -32,6 +32,7 @@ from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
 from fxprune.graph.metadata import MODULE, STACK_TRACE
 from fxprune.graph.paths import sources, value_at
+from fxprune.graph.scripted import Scripted
 from fxprune.graph.source_lines import calling_lines
 from fxprune.torch_internals.interrupts import let_interrupts_in
 from fxprune.torch_internals.operators import TorchDispatchMode
@@ -138,6 +139,8 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules as leaves, except modules that hide parameters from passes or have other code."""
+        if isinstance(m, Scripted):
+            return True
         is_torchs = super().is_leaf_module(m, module_qualified_name) and "forward" not in vars(m)
         return is_torchs and not (nn.utils.parametrize.is_parametrized(m) or is_opaque(m) or isinstance(m, Computing))
 

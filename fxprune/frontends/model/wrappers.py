@@ -1,4 +1,4 @@
-"""Wrappers of modules: they run the module inside compiled or on several devices, and compute nothing themselves."""
+"""Modules in whose place a capture sees others: wrappers, which only call the module inside, and TorchScript."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxprune.frontends.model.hooks import cannot_keep, other_hooks
 from fxprune.graph.paths import replace_modules
+from fxprune.graph.scripted import Scripted
 from fxprune.torch_internals.wrappers import compiled_inside
 
 _REGISTRIES = frozenset(vars(nn.Module()))
@@ -59,11 +61,18 @@ class _Passing(nn.Module):
 
 @contextlib.contextmanager
 def without_wrappers(model: nn.Module) -> Iterator[None]:
-    """Put modules in place of the wrappers inside a model, within the context, which pass calls on and do nothing else."""
-    found = [(module, inside) for module in model.modules() if (inside := _inside(module)) is not None]
-    passing: dict[nn.Module, nn.Module] = {wrapper: _Passing(wrapper, inside) for wrapper, inside in found}
+    """Put stand-ins in place of the wrappers inside a model, within the context, which pass calls on and do nothing else.
+
+    Those in place of TorchScript run it as a layer.
+    """
+    stand_ins: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        if (inside := _inside(module)) is not None:
+            stand_ins[module] = _Passing(module, inside)
+        if not isinstance(module, torch.jit.ScriptModule):
+            stand_ins |= {child: Scripted(child) for child in module.children() if isinstance(child, torch.jit.ScriptModule)}
     try:
-        replace_modules(model, passing)
+        replace_modules(model, stand_ins)
         yield
     finally:
-        replace_modules(model, {stand_in: wrapper for wrapper, stand_in in passing.items()})
+        replace_modules(model, {stand_in: module for module, stand_in in stand_ins.items()})
