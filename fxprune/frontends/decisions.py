@@ -7,6 +7,7 @@ and dtypes, the graph checks the ranks alone. For ``x`` of shape ``(batch, 3)``:
     if x.shape[1] == 3        True at batch sizes 2, 3, 5 and 4099: the answer is True
     range(len(x))             2, 3, 5 and 4099: TraceError
     if (x > 0).all()          depends on values: TraceError
+    int(self.heads)           a buffer that the model does not write to: its number, which the graph checks
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from fxprune.abstract.propagation import PROPAGATION, UNCHANGING, Effect
 from fxprune.frontends.form_guards import check_dtype
 from fxprune.frontends.torch_export import batched
 from fxprune.functional import layers
-from fxprune.graph.paths import all_tensors, erase_unused, sources
+from fxprune.graph.paths import all_tensors, erase_unused, sources, value_at
+from fxprune.graph.side_effects import writer_of
 from fxprune.graph.source_lines import code_line
 from fxprune.torch_internals.operators import no_modes
 from fxprune.torch_internals.switches import modes_unwatched
@@ -150,6 +152,7 @@ class Decisions:
         self._batches = (max(len(tensors[0]), 2) if tensors else 0, *_OTHER_BATCHES)
         self._meta: dict[int, Tensor] = {}  # of parameters and buffers
         self._runs: list[dict[fx.Node, Any]] = [{} for _ in self._batches]
+        self._constants: dict[str, Tensor] = {}  # the buffers whose values the code asks for, by name
 
     def answer(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
         """Return ``ask`` of the value of a node; raise TraceError if the answer depends on the batch size or on values.
@@ -158,14 +161,10 @@ class Decisions:
         """
         question = f"the code needs the value of node {node.name!r} ({node.target})"
         try:
-            with no_modes(), modes_unwatched(), torch.no_grad():
-                for ancestor in sorted(sources(node, self._runs[0].__contains__)):
-                    for env, value in zip(self._runs, self._values(ancestor), strict=True):
-                        env[ancestor] = value
-                    if self._is_ranked(ancestor):
-                        self._ranked.add(ancestor)
-                found = [ask(env[node]) for env in self._runs]
+            found = self._asked(node, ask)
         except Exception as error:  # the nodes need values, or fail at another batch size
+            if self._takes_constants(node):
+                return self.answer(node, ask)
             known = self._runs[0].get(node, _OPERAND)
             if isinstance(error, TypeError) and type(known) in (torch.Size, tuple, torch.dtype, torch.device):
                 raise  # as the code does: torch asks a shape for an index before it takes it for a shape
@@ -174,7 +173,8 @@ class Decisions:
             raise TraceError(f"{question}, which depends on the batch size")
         self.taken = True
         counts = ask in (len, bool) and isinstance(self._runs[0][node], torch.Size) and node in self._ranked
-        self._by_sizes = self._by_sizes or not (counts or self._is_of_ranks(node))
+        of_constants = bool(self._constants) and all(read.op != "placeholder" for read in sources(node, lambda _: False))
+        self._by_sizes = self._by_sizes or not (counts or of_constants or self._is_of_ranks(node))
         if isinstance(found[0], torch.dtype) and (found[0].is_floating_point or found[0].is_complex):
             self.of_dtype = self.of_dtype or code_line(node)
         name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
@@ -204,6 +204,26 @@ class Decisions:
         computes = node.op == "call_function" and node.target.__module__ == "_operator" and node.target is not operator.getitem
         return computes and bool(node.all_input_nodes) and all(map(self._is_of_ranks, node.all_input_nodes))
 
+    def _asked(self, node: fx.Node, ask: Callable[[Any], Any]) -> list[Any]:
+        with no_modes(), modes_unwatched(), torch.no_grad():
+            for ancestor in sorted(sources(node, self._runs[0].__contains__)):
+                for env, value in zip(self._runs, self._values(ancestor), strict=True):
+                    env[ancestor] = value
+                if self._is_ranked(ancestor):
+                    self._ranked.add(ancestor)
+            return [ask(env[node]) for env in self._runs]
+
+    def _takes_constants(self, node: fx.Node) -> bool:
+        """Take the small buffers that a node is computed from for constants; tell whether there are any that were not."""
+        behind = list(sources(node, lambda _: False))
+        reads = {str(source.target): value_at(self._root, str(source.target)) for source in behind if source.op == "get_attr"}
+        new = {name: t for name, t in reads.items() if name not in self._constants and _may_be_constant(t)}
+        self._constants |= new
+        for env in self._runs if new else ():
+            for source in behind:
+                env.pop(source, None)
+        return bool(new)
+
     def _values(self, node: fx.Node) -> list[Any]:
         """Return the value of a node at each batch size."""
         if node.op == "placeholder":
@@ -211,9 +231,10 @@ class Decisions:
             return [pytree.tree_map(functools.partial(self._without_values, batch=batch), given) for batch in self._batches]
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self._root)
-            return [self._state(value) if isinstance(value, Tensor) else value] * len(self._runs)
+            is_unknown = isinstance(value, Tensor) and str(node.target) not in self._constants
+            return [self._state(value) if is_unknown else value] * len(self._runs)
         what: Any = self._root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-        if what in _LOOK_UPS:
+        if what in _LOOK_UPS or any(_is_known(self._runs[0][read]) for read in node.all_input_nodes):
             return [self._run(what, node, env) for env in self._runs]
         operands: list[fx.Node] = []
 
@@ -256,7 +277,7 @@ class Decisions:
         waiting, seen = [node], set[fx.Node]()
         while waiting:
             source = waiting.pop()
-            if source in seen or _is_of_tensors(self._runs[0][source]):
+            if source in seen or (_is_of_tensors(self._runs[0][source]) and not _is_known(self._runs[0][source])):
                 continue
             seen.add(source)
             self._check_is_of_form(source)
@@ -275,7 +296,7 @@ class Decisions:
 
     def _varies(self, side: Any) -> bool:
         values = [env[side] for env in self._runs] if isinstance(side, fx.Node) else []
-        return any(value != values[0] for value in values)
+        return any(not torch.equal(v, values[0]) if _is_known(v) else v != values[0] for v in values)
 
     def _is_settled(self, node: fx.Node) -> bool:
         """Tell whether the sides of an equality are equal at all batch sizes, or are shapes with other unequal sizes."""
@@ -295,6 +316,8 @@ class Decisions:
     def _check_is_of_form(self, node: fx.Node) -> None:
         """Raise TraceError if a node reads an attribute of a tensor that differs on a tensor without values."""
         if not node.args or not isinstance(node.args[0], fx.Node) or not isinstance(self._runs[0][node.args[0]], Tensor):
+            return
+        if _is_known(self._runs[0][node.args[0]]):
             return
         name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
         if name not in _OF_FORM:
@@ -328,6 +351,8 @@ class Decisions:
         with graph.inserting_after(max([*self.inputs, *graph.find_nodes(op="placeholder")])):
             size = graph.call_method("size", (batches[0], 0)) if len(batches) > 1 and self._by_sizes else None
         last = size
+        if self._constants:
+            self._write_constants(graph)
         for node, where in self._asked_dtype.items():
             with graph.inserting_after(last or max(self.inputs)):
                 last = check_dtype(graph, node, self.inputs[node], where)
@@ -339,6 +364,34 @@ class Decisions:
                     continue
             with graph.inserting_after(last or max(self.inputs)):
                 last = graph.call_function(layers.check_shape, (node, expected, node.name))
+
+    def _write_constants(self, graph: fx.Graph) -> None:
+        """Check, at the head of a graph, that the buffers whose values decide are as they were."""
+        if (writer := writer_of(set(self._constants), graph, self._root)) is not None:
+            raise TraceError(f"the code decides by {', '.join(self._constants)}, and writes in node {writer.name!r}")
+        for name, buffer in self._constants.items():
+            held = buffer.flatten().double().tolist()
+            message = (
+                f"buffer {name!r}, by which the model's code decides, was {buffer.tolist()} when the graph was captured; "
+                "capture the model again for another value"
+            )
+            with graph.inserting_after(max(graph.find_nodes(op="placeholder"))):
+                read = graph.get_attr(name)
+            with graph.inserting_after(read):
+                graph.call_function(layers.check_constant, (read, held, message))
+
+
+_LARGEST_CONSTANT = 256  # elements
+
+
+def _may_be_constant(value: Any) -> bool:
+    """Tell whether a tensor is a buffer with values, of few enough elements to check at each call."""
+    is_buffer = isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.is_meta
+    return is_buffer and value.numel() <= _LARGEST_CONSTANT and not value.is_complex()
+
+
+def _is_known(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_meta
 
 
 def _is_of_tensors(value: Any) -> bool:

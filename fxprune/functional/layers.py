@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fxprune.errors import CaptureWarning
 from fxprune.functional.attention import additive, as_batch, attend, attention_mask, behind, by_head, project, project_packed
+from fxprune.torch_internals.graphs import assert_async
 
 
 def select_float(training: bool, in_train: float, in_eval: float) -> float:
@@ -96,6 +97,13 @@ def check_requires_grad(value: Tensor, expected: bool, message: str) -> None:
     """Raise RuntimeError with ``message`` unless ``value`` requires gradients, or does not, as expected."""
     if value.requires_grad != expected:
         raise RuntimeError(message)
+
+
+@has_side_effect
+def check_constant(value: Tensor, expected: list[float], message: str) -> None:
+    """Raise RuntimeError with ``message`` unless ``value`` has the ``expected`` elements, in the order of a flat list."""
+    same = value.flatten().cpu() == torch.tensor(expected, dtype=value.dtype, device=torch.device("cpu"))
+    assert_async(same.all(), message)
 
 
 def output_padding(

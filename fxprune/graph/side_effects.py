@@ -73,13 +73,15 @@ def writes_to_parameters(model: nn.Module) -> bool:
     if not isinstance(model, fx.GraphModule):
         return any(map(renormalises, model.modules()))
     parameters = set(dict(model.named_parameters(remove_duplicate=False)))
-    for node in model.graph.nodes:
-        if node.op == "call_module":
-            if writes_to_parameters(model.get_submodule(str(node.target))):
-                return True
-        elif may_write(node, model) and any(_starts_from(n, parameters) for n in node.all_input_nodes):
-            return True
-    return False
+    called = {str(node.target) for node in model.graph.find_nodes(op="call_module")}
+    inside = any(writes_to_parameters(model.get_submodule(path)) for path in called)
+    return inside or writer_of(parameters, model.graph, model) is not None
+
+
+def writer_of(names: set[str], graph: fx.Graph, root: nn.Module) -> fx.Node | None:
+    """Return a node, other than a call of a module, that may write to one of these tensors of ``root``; None without one."""
+    writing = (node for node in graph.nodes if node.op != "call_module" and may_write(node, root))
+    return next((node for node in writing if any(_starts_from(n, names) for n in node.all_input_nodes)), None)
 
 
 def _starts_from(node: fx.Node, parameters: set[str]) -> bool:

@@ -17,6 +17,9 @@ TRACER_FILE = inspect.getfile(fx.Tracer)
 graph_assert = torch._assert
 """The function that torch.fx calls in a graph for ``assert``; it has no public name."""
 
+assert_async = torch._assert_async
+"""Raises RuntimeError with a message unless a tensor is true; compilers and exporters keep it as an operator."""
+
 OF_CODE = ("_graph", "_code", "_in_spec", "_out_spec")
 """The attributes of a GraphModule that ``recompile`` makes of its graph. If torch adds more, they are pickled needlessly."""
 
