@@ -103,7 +103,11 @@ def check_requires_grad(value: Tensor, expected: bool, message: str) -> None:
 def check_constant(value: Tensor, expected: list[float], message: str) -> None:
     """Raise RuntimeError with ``message`` unless ``value`` has the ``expected`` elements, in the order of a flat list."""
     same = value.flatten().cpu() == torch.tensor(expected, dtype=value.dtype, device=torch.device("cpu"))
-    assert_async(same.all(), message)
+    if torch.jit.is_scripting():  # where the operator counts as dead code
+        if not bool(same.all()):
+            raise RuntimeError(message)
+    else:
+        assert_async(same.all(), message)
 
 
 def output_padding(

@@ -102,7 +102,11 @@ def test_another_value_is_an_error(change: Any, copied: Any) -> None:
 def test_the_check_goes_where_the_graph_goes() -> None:
     gm = fxprune.capture(Net(by_heads).eval(), X)
     expected = gm(X)
-    torch.testing.assert_close(fxprune.to_torchscript(gm, X)(X), expected, rtol=1e-9, atol=1e-9)
+    script = fxprune.to_torchscript(copy.deepcopy(gm), X)
+    torch.testing.assert_close(script(X), expected, rtol=1e-9, atol=1e-9)
+    script.heads.fill_(2)
+    with pytest.raises(Exception, match="buffer 'heads', by which"):
+        script(X)
     torch.testing.assert_close(fxprune.to_exported_program(gm, X).module()(X), expected, rtol=1e-9, atol=1e-9)
     compiled = torch.compile(gm, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(X), expected, rtol=1e-9, atol=1e-9)

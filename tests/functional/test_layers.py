@@ -125,6 +125,15 @@ def test_check_dtype(compiled: Any) -> None:
         check(torch.ones(2, dtype=torch.double))
 
 
+@both_ways
+@pytest.mark.parametrize("dtype", [torch.float, torch.long, torch.bool, torch.bfloat16])
+def test_check_constant(compiled: Any, dtype: torch.dtype) -> None:
+    check, expected = compiled(functional.check_constant), [[1.0, 0.0], [1.0, 1.0]]
+    check(torch.tensor(expected, dtype=dtype), [1.0, 0.0, 1.0, 1.0], "not as captured")
+    with pytest.raises(Exception, match="not as captured"):
+        check(torch.ones(2, 2, dtype=dtype), [1.0, 0.0, 1.0, 1.0], "not as captured")
+
+
 def _under_autocast(x: Tensor) -> Tensor:
     functional.check_autocast(x, "not as captured")
     return x
@@ -434,7 +443,7 @@ def test_every_function_is_tested_here() -> None:
     public = {n for n, f in vars(functional).items() if getattr(f, "__module__", "") == functional.__name__}
     tested = {
         "select_float", "select_int", "invert", "add_if_", "check_none", "check_shape", "check_dtype", "check_contiguous",
-        "check_requires_grad", "check_autocast", "output_padding", "batch_norm_momentum",
+        "check_constant", "check_requires_grad", "check_autocast", "output_padding", "batch_norm_momentum",
         "instance_norm", "multi_head_attention", "lstm", "gru", "lstm_cell", "rnn_cell",
     }  # fmt: skip
     assert {n for n in public if not n.startswith("_")} == tested
