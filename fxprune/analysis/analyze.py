@@ -40,7 +40,7 @@ from fxprune.rules.pointwise import called_on
 from fxprune.rules.registry import is_by_user, op_card
 from fxprune.torch_internals.operators import REGIONS, OpOverload, TorchDispatchMode, is_composite, is_mutable, no_modes
 from fxprune.torch_internals.switches import alone, no_fast_path, uncollected
-from fxprune.torch_internals.tensors import DynamicOutputShapeException, FakeTensor, memory_of, pytree
+from fxprune.torch_internals.tensors import DynamicOutputShapeException, FakeTensor, mapped, memory_of, pytree
 
 
 @alone()
@@ -205,7 +205,7 @@ class _Labelling(TorchDispatchMode):
         elif node.op == "get_attr" and type(value) is Tensor and self.sources.find(value) is None:
             self._track(str(node.target), value)
         is_tensor = isinstance(value, Tensor)  # nearly always, and pytree is slow
-        self.values[self.inside + node.name] = self.label(value) if is_tensor else pytree.tree_map(self._labelled, value)
+        self.values[self.inside + node.name] = self.label(value) if is_tensor else mapped(self._labelled, value)
 
     def _couple(self, one: Any, other: Any) -> None:
         """Couple the results of the two modes axis by axis."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import inspect
 import math
 import operator
 import sys
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.proxy import TraceError
+from torch.nn.utils import rnn
 
 from fxprune.graph.metadata import IN_PLACE
+from fxprune.torch_internals.tensors import pytree
 
 # Attributes and methods that depend on the form of a tensor alone, not on its values.
 _OF_FORM = ("shape", "size", "dtype", "device", "ndim", "dim", "numel", "layout", "is_cuda")
@@ -162,4 +165,25 @@ def functions_of_proxies() -> Iterator[None]:
 
     makers = {make.__name__: of_sizes(make) for make in (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)}
     with patch.multiple(torch, finfo=refusing(torch.finfo), iinfo=refusing(torch.iinfo), **makers):
+        yield
+
+
+OF_VALUES: dict[str, Any] = {name: getattr(rnn, name) for name in rnn.__all__ if inspect.isfunction(getattr(rnn, name))}
+"""Functions of torch that read values of their arguments: symbolic values have none, so the graph calls the functions."""
+
+
+@contextlib.contextmanager
+def calls_of_values() -> Iterator[None]:
+    """Let :data:`OF_VALUES` become nodes within the context where they get symbolic values, by the names that torch has."""
+
+    def recorded(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            symbolic = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+            tracer: Any = symbolic[0].tracer if symbolic else None
+            return tracer.create_proxy("call_function", function, args, kwargs) if symbolic else function(*args, **kwargs)
+
+        return call
+
+    with patch.multiple(rnn, **{name: recorded(function) for name, function in OF_VALUES.items()}):
         yield

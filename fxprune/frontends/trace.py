@@ -21,16 +21,17 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy, TraceError
+from torch.nn.utils.rnn import PackedSequence
 
 from fxprune.errors import CaptureError, InputError, in_short
 from fxprune.frontends.decisions import Decisions
 from fxprune.frontends.model.hooks import Computing
 from fxprune.frontends.model.snapshot import ModelSnapshot
-from fxprune.frontends.proxies import Place, Proxy, functions_of_proxies, is_form
+from fxprune.frontends.proxies import OF_VALUES, Place, Proxy, calls_of_values, functions_of_proxies, is_form
 from fxprune.frontends.torch_export import check_items, check_value, not_a_container, optional_inputs, swallowed
 from fxprune.functional import layers
 from fxprune.functional.leaf_cards import is_opaque
-from fxprune.graph.metadata import MODULE, STACK_TRACE
+from fxprune.graph.metadata import IS_WRAPPED, MODULE, STACK_TRACE
 from fxprune.graph.paths import sources, value_at
 from fxprune.graph.scripted import Scripted
 from fxprune.graph.source_lines import calling_lines
@@ -54,7 +55,7 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, call: inspect.BoundArguments, tensors: dict[str, Tensor], decisions: Decisions | None) -> None:
-        super().__init__(autowrap_functions=layers.ALL, param_shapes_constant=decisions is not None)
+        super().__init__(autowrap_functions=(*layers.ALL, *OF_VALUES.values()), param_shapes_constant=decisions is not None)
         self._call = call
         self._context = _context()
         self.decisions = decisions
@@ -237,6 +238,8 @@ class Tracer(fx.Tracer):
                     self.decisions.inputs[proxy.node] = value
             return proxy
         call = functools.partial(self.create_proxy, "call_function", kwargs={})
+        if isinstance(value, PackedSequence):  # a tuple that looks at its items, for functions that take it as a whole
+            return proxy
         if not tensors_in(value):
             check_value(call, proxy, name, value)
             return with_tensors(value, lambda tensor: tensor)  # the code may write into it
@@ -331,17 +334,21 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
     model = kept.model
     decisions = Decisions(call, model) if decides else None
     tracer = Tracer(call, kept.tensors, decisions)
-    untouched, functions = kept.untouched(), functions_of_proxies()
-    with untouched as changes, _constants_of(model) as constants, _NoRandomness(tracer), functions, uncompiled():
+    with (
+        kept.untouched() as changes, _constants_of(model) as constants, _NoRandomness(tracer), functions_of_proxies(),
+        uncompiled(), calls_of_values(),
+    ):  # fmt: skip
         try:
             graph = tracer.trace(model)
         finally:
             tracer.decisions = None  # torch.fx leaves the tracer in a reference cycle
         if tracer.refusals:
             raise swallowed(tracer.refusals[0][0])
-        _check_names(graph)
         if decisions is not None and decisions.taken:
             decisions.write_guards(graph)
+    _check_names(graph)
+    for node in [n for function in OF_VALUES.values() for n in graph.find_nodes(op="call_function", target=function)]:
+        IS_WRAPPED.pop(node)  # which is for functions that have a plain name where the code is
     if changes.rebound_tensors:
         raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
     if decisions is None:

@@ -124,6 +124,16 @@ def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return pytree.tree_map(changed, value)
 
 
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return a nested value with ``change`` of each leaf; a container whose class does not take the new leaves is a list."""
+    leaves, spec = pytree.tree_flatten(value)
+    changed = [change(leaf) for leaf in leaves]
+    try:
+        return pytree.tree_unflatten(changed, spec)
+    except Exception:  # its constructor asks for more than there is, such as the device of a tensor
+        return changed
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors in a nested value, each once, also those in objects of any class."""
     found: list[Tensor] = []
