@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.errors import CaptureWarning
+from fxprune.errors import CaptureError, CaptureWarning, in_short
 from fxprune.frontends.capture import Frontend, capture_graph
 from fxprune.graph.captured import CapturedModule, compile_all, compiled_later
 from fxprune.methods import methods
 from fxprune.passes.mask_parameters import insert_masks
-from fxprune.torch_internals.switches import alone, uncollected
+from fxprune.torch_internals.switches import alone, deeper, uncollected
 
 
 def capture(
@@ -51,8 +51,11 @@ def capture(
     Example:
         >>> gm = fxprune.capture(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224))
     """
-    with uncollected(), compiled_later():
-        found = capture_graph(model, example_inputs, example_kwargs, frontend)
+    with uncollected(), deeper(), compiled_later():
+        try:
+            found = capture_graph(model, example_inputs, example_kwargs, frontend)
+        except RecursionError as error:
+            raise CaptureError(in_short(error)) from error
         for entry in found.pruned:  # masked as torch.nn.utils.prune had it, the record of its methods included
             insert_masks(found.gm, {entry.name: entry.mask})
             methods.adopt(found.gm, entry.name, entry.method)

@@ -36,7 +36,7 @@ from fxprune.planning.names import selectors
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import Scope, plan
 from fxprune.planning.reach import shortfall
-from fxprune.torch_internals.switches import alone, quiet, uncollected
+from fxprune.torch_internals.switches import alone, deeper, quiet, uncollected
 from fxprune.torch_internals.tensors import hooks_of, pytree
 from fxprune.verification.inputs import given
 from fxprune.verification.verify import verify_rewriting
@@ -316,7 +316,7 @@ def prune(
             lacking and f"amount={amount} leaves {made.params_after / made.params_before:.1%} of the model: it {lacking}",
         )
 
-    with uncollected(), compiled_later():  # most graphs are never called as they were captured
+    with uncollected(), deeper(), compiled_later():  # most graphs are never called as they were captured
         first, gm = captured()
         inputs, hooked = _inputs(first, None, None) if verify else None, _hooked(first)
         if gm is not first and inputs is not None:

@@ -69,6 +69,16 @@ def uncollected() -> Iterator[None]:
 
 @shared
 @contextlib.contextmanager
+def deeper() -> Iterator[None]:
+    """Let calls nest four times as deep: tracing and copying take several calls of Python where the model takes one."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(4 * before)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@shared
+@contextlib.contextmanager
 def no_fast_path() -> Iterator[None]:
     """Switch off the fast path of nn.MultiheadAttention, a fused operator that some modules call in eval mode."""
     before = torch.backends.mha.get_fastpath_enabled()

@@ -43,20 +43,26 @@ def mend_lstm_shapes() -> None:
 def mend_keyword_targets() -> None:
     """Let the code of graphs read attributes whose names are keywords of Python, as keys of an ``nn.ModuleDict`` may be.
 
-    Up to torch 2.14 the code says ``self.heads.class``, which is no Python. Without the mend such graphs have no code.
+    Up to torch 2.14 the code says ``self.heads.class``, which is no Python. Without the mend such graphs have no code. Nor have
+    those with numbered modules in each other, 200 deep: the code has a call of ``getattr`` for each, in that of the one before.
     """
     format_target = graph_code._format_target
 
     @functools.wraps(format_target)
     def mended(base: str, target: str) -> str:
         names = target.split(".")
-        if not any(map(keyword.iskeyword, names)):
+        if len(names) > _DEEPEST:
+            base, names = f'{base}.get_submodule("{".".join(names[:-1])}")', names[-1:]
+        elif not any(map(keyword.iskeyword, names)):
             return format_target(base, target)
         for name in names:
             base = f"{base}.{name}" if name.isidentifier() and not keyword.iskeyword(name) else f'getattr({base}, "{name}")'
         return base
 
     graph_code._format_target = mended
+
+
+_DEEPEST = 90
 
 
 @functools.cache
