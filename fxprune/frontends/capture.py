@@ -20,7 +20,7 @@ from fxprune.frontends.model.hooks import Hook, Pruned, cannot_keep, other_hooks
 from fxprune.frontends.model.snapshot import ModelSnapshot
 from fxprune.frontends.model.wrappers import without_wrapper, without_wrappers
 from fxprune.frontends.modes.reads import in_mode, switching_changes
-from fxprune.frontends.trace import as_call, bind
+from fxprune.frontends.trace import AssignedError, as_call, bind
 from fxprune.graph.captured import CapturedModule, compiled_later
 from fxprune.graph.metadata import EXAMPLE
 from fxprune.graph.parts import has_extra_state
@@ -29,6 +29,7 @@ from fxprune.torch_internals.switches import (
     no_autocast,
     own_random_numbers,
     uncollected,
+    uncompiled,
     unlogged,
     watching_backwards,
 )
@@ -134,7 +135,24 @@ def _with_gradients(example: Example, frontend: Frontend) -> Attempt:
     return attempt
 
 
-def _first_that_works(example: Example, frontend: Frontend) -> Attempt:
+def _after_a_call(example: Example, frontend: Frontend) -> Attempt:
+    """Return the first attempt that works on the model with the tables that its first call makes, with a note on them."""
+
+    def call() -> None:
+        args, kwargs = with_tensors((example.args, example.kwargs), Tensor.clone)
+        with torch.no_grad(), uncompiled():
+            example.model(*args, **kwargs)
+
+    with example.kept.with_assigned(call) as names:
+        later = _example(example.model, example.args, example.kwargs)
+        attempt = _first_that_works(later, frontend, fills=False)
+    attempt.notes.append(
+        f"forward assigns tensors to {', '.join(names)}; the graph has those of the example inputs as constants"
+    )
+    return attempt
+
+
+def _first_that_works(example: Example, frontend: Frontend, *, fills: bool = True) -> Attempt:
     attempts = {"trace": by_trace, "export": by_export}
     if isinstance(example.model, CapturedModule):
         attempts, frontend = {"copy": by_copy}, "auto"
@@ -155,6 +173,8 @@ def _first_that_works(example: Example, frontend: Frontend) -> Attempt:
         found.append(attempt)  # the other front end may keep more of the model
     if found:
         return min(found, key=lambda attempt: len(attempt.notes))
+    if fills and any(isinstance(error.__cause__, AssignedError) for error in reasons.values()):
+        return _after_a_call(example, frontend)
     _blame_inputs(example)
     listed = "\n  ".join(f"{name}: {error}" for name, error in reasons.items())
     hint = "" if frontend == "auto" else '\nThe other front end may be able to: frontend="auto" tries both.'

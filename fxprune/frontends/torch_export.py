@@ -40,7 +40,8 @@ def not_a_container(kind: type | str) -> str:
     name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     return (
         f"an input or output is of class {name}, which no graph holds: let the model take and return tensors, tuples, lists, "
-        "dicts or dataclasses (one that returns a cache does with use_cache=False among example_kwargs)"
+        "dicts or dataclasses (one that returns a cache does with use_cache=False among example_kwargs), or register the class "
+        "for torch.export by torch.utils._pytree.register_pytree_node, as the library that it is from may do on request"
     )
 
 

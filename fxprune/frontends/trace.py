@@ -303,6 +303,10 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], advice
         ) from error
 
 
+class AssignedError(CaptureError):
+    """The model's code assigns new tensors to attributes that hold tensors, which a graph cannot do."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Traced:
     """A graph, and the constants that it reads, by the targets of their get_attr nodes."""
@@ -350,7 +354,7 @@ def _traced(kept: ModelSnapshot, call: inspect.BoundArguments, decides: bool) ->
     for node in [n for function in OF_VALUES.values() for n in graph.find_nodes(op="call_function", target=function)]:
         IS_WRAPPED.pop(node)  # which is for functions that have a plain name where the code is
     if changes.rebound_tensors:
-        raise CaptureError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
+        raise AssignedError(f"forward assigns a new tensor to {', '.join(changes.rebound_tensors)}")
     if decisions is None:
         return Traced(graph, constants, decides, False, "")
     return Traced(graph, constants, decides, decisions.for_several, decisions.of_dtype)

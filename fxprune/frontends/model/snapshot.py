@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -14,6 +14,7 @@ from fxprune.frontends.form_guards import FormReads
 from fxprune.frontends.model.plain import NUMBERS, PlainState, is_same_number, same_items
 from fxprune.graph.captured import CapturedModule
 from fxprune.graph.paths import Modules, all_tensors, join
+from fxprune.torch_internals.tensors import overwrite
 
 _REGISTRIES = frozenset(vars(nn.Module()))
 _IMMUTABLE = frozenset({bool, int, float, str, type(None)})
@@ -148,6 +149,35 @@ class ModelSnapshot:
         hiding = copy.copy(self)
         hiding._hides_caches = True
         return hiding
+
+    @contextlib.contextmanager
+    def with_assigned(self, call: Callable[[], Any]) -> Iterator[list[str]]:
+        """Give attributes that hold tensors the tensors that ``call`` of the model's code assigns to them, within the context.
+
+        All else stays as it was before the call. Yields the names.
+        """
+        places = [(path, held, dict(held)) for path, m in self.modules for held in (vars(m), m._buffers)]
+        buffers = {
+            tensor: tensor.detach().clone() for _, m in self.modules for tensor in m._buffers.values() if tensor is not None
+        }
+        with self.untouched():
+            try:
+                call()
+                new = [
+                    (path, held, k, held.get(k)) for path, held, was in places for k, t in was.items() if isinstance(t, Tensor)
+                ]
+            finally:
+                for tensor, values in buffers.items():
+                    overwrite(tensor, values)
+        new = [(path, held, k, tensor) for path, held, k, tensor in new if isinstance(tensor, Tensor) and tensor is not held[k]]
+        before = [(held, k, held[k]) for _, held, k, _ in new]
+        try:
+            for _, held, k, tensor in new:
+                held[k] = tensor
+            yield [join(path, k) for path, _, k, _ in new]
+        finally:
+            for held, k, tensor in before:
+                held[k] = tensor
 
     @contextlib.contextmanager
     def untouched(self, changes: Changes | None = None) -> Iterator[Changes]:
