@@ -231,15 +231,14 @@ class Tracer(fx.Tracer):
     def _unpack(self, proxy: Any, name: str, value: Any) -> Any:
         """Return the input that the model's code gets for ``value``: symbolic tensors inside real containers."""
         kind: Any = type(value)
-        if isinstance(value, Tensor) or (kind in (int, float) and self.decisions is None):
+        # A packed sequence is a tuple that looks at its items; torch's functions take it as a whole.
+        if isinstance(value, Tensor | PackedSequence) or (kind in (int, float) and self.decisions is None):
             if isinstance(value, Tensor):
                 self.written.add(proxy.node)
                 if self.decisions is not None:
                     self.decisions.inputs[proxy.node] = value
             return proxy
         call = functools.partial(self.create_proxy, "call_function", kwargs={})
-        if isinstance(value, PackedSequence):  # a tuple that looks at its items, for functions that take it as a whole
-            return proxy
         if not tensors_in(value):
             check_value(call, proxy, name, value)
             return with_tensors(value, lambda tensor: tensor)  # the code may write into it
