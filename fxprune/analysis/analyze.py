@@ -30,6 +30,7 @@ from fxprune.analysis.steps import MixingPoint, Step
 from fxprune.errors import AnalysisError, FxpruneError, RuleError, in_short
 from fxprune.functional import layers
 from fxprune.graph.interpreter import NodeRunner
+from fxprune.graph.masks import unmaskable
 from fxprune.graph.metadata import LABEL, WHOLE
 from fxprune.graph.parts import ByMode, within
 from fxprune.graph.source_lines import code_line
@@ -83,7 +84,7 @@ class _Labelling(TorchDispatchMode):
         self.first = 0  # the number of its first step
         self.examples = Examples(gm, self.fakes)
         self.dynamic: dict[OpOverload, int] = {}  # how often the node that runs called an operator whose sizes depend on values
-        self.whole = WHOLE.get(gm) or {}
+        self.whole = unmaskable(gm) | (WHOLE.get(gm) or {})
         self.not_analysed: dict[str, None] = {}
         self.values: dict[str, Any] = {}
         self.mixing_points: list[MixingPoint] = []

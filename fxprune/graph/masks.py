@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.errors import PruningTypeError, UnknownParameterError
 from fxprune.graph.metadata import MASKED
-from fxprune.graph.paths import parameter_names, split
+from fxprune.graph.paths import parameter_names, split, value_at
 
 ORIG = "_orig"
 MASK = "_mask"
@@ -168,6 +168,25 @@ def find_parameter(root: nn.Module, name: str) -> nn.Parameter:
         return root.get_parameter(name)
     except AttributeError:
         raise UnknownParameterError(_unknown(root, name)) from None
+
+
+def unmaskable(gm: fx.GraphModule) -> dict[str, str]:
+    """Return by name the nodes that read a parameter for whose masks its module has no names left, and why."""
+    owners: dict[nn.Parameter, str] = {}
+    readers: dict[str, nn.Module] = {}
+    for path, module in gm.named_modules(remove_duplicate=False):
+        names = vars(module).keys() | module._parameters.keys() | module._buffers.keys() | module._modules.keys()
+        for name, parameter in module._parameters.items():
+            taken = [name + end for end in (ORIG, *(f"{MASK}{dim}" for dim in range(8))) if name + end in names]
+            if taken and parameter is not None:
+                owners[parameter] = f"cannot be masked, as the name {taken[0]!r} is taken by another attribute of its module"
+        readers[path] = module
+    found: dict[str, str] = {}
+    for node in gm.graph.nodes if owners else ():
+        value = value_at(gm, str(node.target)) if node.op == "get_attr" else None
+        read = [value] if node.op == "get_attr" else readers[str(node.target)].parameters() if node.op == "call_module" else []
+        found.update((node.name, owners[parameter]) for parameter in read if parameter in owners)
+    return found
 
 
 def _unknown(root: nn.Module, name: str) -> str:
