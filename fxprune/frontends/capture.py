@@ -32,6 +32,7 @@ from fxprune.torch_internals.switches import (
     uncompiled,
     unlogged,
     watching_backwards,
+    watching_checkpoints,
 )
 from fxprune.torch_internals.tensors import pytree, with_tensors
 
@@ -121,8 +122,18 @@ def _with_gradients(example: Example, frontend: Frontend) -> Attempt:
     def note(name: str, code: CodeType) -> None:
         backwards.setdefault(f"{name} ({code.co_filename}:{code.co_firstlineno})")
 
-    with watching_backwards(note):
+    checkpointed: dict[str, None] = {}
+
+    def note_checkpoint(code: CodeType | None) -> None:
+        checkpointed.setdefault(f"{code.co_filename}:{code.co_firstlineno}" if code is not None else "unknown code")
+
+    with watching_backwards(note), watching_checkpoints(note_checkpoint):
         attempt = _first_that_works(example, frontend)
+    if checkpointed:
+        attempt.notes.append(
+            "torch.utils.checkpoint does not take part in the graph, which keeps all activations for the backward pass: of the "
+            f"code at {', '.join(checkpointed)}"
+        )
     if backwards:
         for training in (example.training, not example.training) if attempt.follows_mode else (example.training,):
             each = example.doubled() if training else example  # some layers need two samples to train on

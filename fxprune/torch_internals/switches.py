@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import transformer
+from torch.utils import checkpoint
 
 from fxprune.torch_internals.interrupts import interrupts_wait
 
@@ -239,6 +240,20 @@ def _backwards_replaced() -> Iterator[None]:
         return register(tensor, hook)
 
     with patch.object(function, "apply", classmethod(applied)), patch.object(Tensor, "register_hook", registered):
+        yield
+
+
+@contextlib.contextmanager
+def watching_checkpoints(watch: Callable[[CodeType | None], None]) -> Iterator[None]:
+    """Call ``watch`` with the code of each function that is called by ``torch.utils.checkpoint``, by a thread that is alone."""
+    start = checkpoint._checkpoint_without_reentrant_generator
+
+    def telling(function: Any, *args: Any, **kwargs: Any) -> Any:
+        called = function.forward if isinstance(function, nn.Module) else function
+        watch(getattr(called, "__code__", None))
+        return start(function, *args, **kwargs)
+
+    with patch.object(checkpoint, "_checkpoint_without_reentrant_generator", telling):
         yield
 
 
