@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 import fxprune
 
+pytestmark = pytest.mark.filterwarnings("ignore:amount=0.5 leaves:fxprune.PruneWarning")  # most of these models stays whole
+
 ATTRIBUTES: list[Callable[[], Any]] = [
     lambda: nn.Parameter(torch.ones(16)),
     lambda: nn.Buffer(torch.ones(16)),

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fxprune
 
+pytestmark = pytest.mark.filterwarnings("ignore:amount=0.5 leaves:fxprune.PruneWarning")  # most of these models stays whole
+
 Code = Callable[[Any, Tensor, Tensor], Tensor]
 rnn = nn.utils.rnn
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import fxprune
 
+pytestmark = pytest.mark.filterwarnings("ignore:amount=0.5 leaves:fxprune.PruneWarning")  # most of these models stays whole
+
 
 class Block(nn.Module):
     """Differs by mode, and assigns another tensor to a buffer."""
