@@ -112,7 +112,7 @@ def in_short(error: Exception, lines: int = 1) -> str:
     """Return an error as one line: its type and the first lines of its text that are not empty."""
     if isinstance(error, RecursionError):
         limit = sys.getrecursionlimit()
-        return f"RecursionError: calls nest deeper than Python's limit of {limit}; sys.setrecursionlimit raises it"
+        return f"RecursionError: calls go deeper than Python's limit of {limit}; sys.setrecursionlimit raises it"
     text = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(text[:lines])}" if text else type(error).__name__
 
