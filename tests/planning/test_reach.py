@@ -85,7 +85,7 @@ def test_it_warns_however_the_amount_is_meant(options: dict[str, Any]) -> None:
         {"max_params": 0.95},
         {"max_flops": 0.95, "scope": "global"},
     ],
-    ids=str,
+    ids=["ignored", "ignored by an iterator", "kept by overrides", "amount 0", "budget", "budget of all groups"],
 )
 def test_what_nobody_asked_for_is_not_missed(options: dict[str, Any]) -> None:
     fxprune.prune(Kept(lambda y: y.cumsum(-1)), X, **options)
