@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # an export imports them, which sets attributes of torch
+import torch._inductor
+import torch.onnx
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import transformer
@@ -77,7 +80,7 @@ def jobs() -> list[Job]:
         image = torch.randn(2, 3, 8, 8)
         return [
             Job(Convolutions().train(), image, "trace"),
-            Job(Attends().eval(), torch.randint(20, (2, 5)), "auto"),
+            Job(Attends().eval(), torch.randint(20, (2, 5)), "export"),
             Job(Convolutions().eval(), image, "export"),
             Job(ReadsItsMode().train(), torch.randn(3, 5), "trace"),
         ]

@@ -75,7 +75,10 @@ class Activation(GroupCriterion):
 
         def scorer(group: Group) -> Tensor:
             if not seen[group.units].all():
-                raise PlanError(f"no value that the graph computes has all units of {group}: give another importance")
+                raise PlanError(
+                    f"no value that the graph computes has all units of {group}: give another importance, or capture the model "
+                    'with frontend="export", which writes out what layers compute inside'
+                )
             return self.combined([torch.from_numpy(means[group.units])])
 
         return scorer

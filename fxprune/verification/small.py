@@ -52,7 +52,7 @@ def small_inputs(gm: fx.GraphModule, inputs: Inputs, shapes: Shapes | None) -> I
 def _checked(gm: fx.GraphModule) -> set[int]:
     """Return the sizes that a graph demands of its inputs."""
     checks = gm.graph.find_nodes(op="call_function", target=layers.check_shape)
-    return {size for node in checks for size in node.args[1] if size >= 0}
+    return {size for node in checks for size in node.args[1] if isinstance(size, int) and size >= 0}
 
 
 def _options(size: int, shapes: Shapes) -> list[int]:

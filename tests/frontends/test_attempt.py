@@ -419,12 +419,12 @@ def test_capture_changes_neither_inputs_nor_tensors_of_the_model(kind: type[nn.M
         assert relative_error(copy.deepcopy(gm)(y.clone()), copy.deepcopy(model)(y.clone())) <= 1e-6
 
 
-def test_scripted_modules_are_refused_by_name() -> None:
+def test_scripted_modules_are_refused_by_export() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(nn.Linear(4, 4))
-    with pytest.raises(fxprune.CaptureError, match="module '1' is TorchScript"):
-        fxprune.capture(nn.Sequential(nn.Linear(4, 4), scripted), x())
+    with pytest.raises(fxprune.CaptureError, match="export: CaptureError: the module is TorchScript"):
+        fxprune.capture(nn.Sequential(nn.Linear(4, 4), scripted), x(), frontend="export")
 
 
 def test_captures_in_several_threads() -> None:
