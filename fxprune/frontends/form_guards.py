@@ -84,7 +84,7 @@ def _asks_for(fact: str, places: dict[int, str], place: int, value: Tensor) -> s
 
 _AUTOCAST = (
     "the graph has dtypes as constants that the code at {} asks of a computed tensor; under autocast the model may compute "
-    'something else. Convert the model before the capture instead, or capture it with frontend="trace"'
+    "something else. Convert the model before the capture instead"
 )
 _GRADIENTS = (
     "the code at {} asks whether a tensor requires gradients that is no input; the graph always does what it does for the "
