@@ -163,11 +163,17 @@ def shrink(
         for node, value in zip(placeholders, in_order(gm, given(gm, *inputs)), strict=True):
             node.meta.setdefault("val", value)  # a graph from a pickle has no example values
     whole = WHOLE.get(gm) or {}
-    with compiled_later():
-        smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
-    stuck = [why for name, why in (WHOLE.get(gm) or {}).items() if name not in whole]
-    if inputs is not None:
-        _check_shrunk(gm, smaller, inputs, from_zeros)
+    try:
+        with compiled_later():
+            smaller, _ = shrunk_copy(gm, from_zeros=from_zeros)
+        stuck = [why for name, why in (WHOLE.get(gm) or {}).items() if name not in whole]
+        if inputs is not None:
+            _check_shrunk(gm, smaller, inputs, from_zeros)
+    except BaseException:
+        WHOLE.pop(gm)
+        if whole:
+            WHOLE.set(gm, whole)
+        raise
     lost = _lost_hooks(_hooked(gm), smaller)
     adopt(gm, smaller)
     _warn([*(f"{why}; what the node reads stays whole" for why in stuck), *lost])
@@ -310,11 +316,9 @@ def prune(
             max_flops=max_flops,
             choose=choose,
         )
-        lacking = shortfall(deps, made, ignore, overrides) if amount else ""
-        return (
-            made,
-            lacking and f"amount={amount} leaves {made.params_after / made.params_before:.1%} of the model: it {lacking}",
-        )
+        if not amount or not (lacking := shortfall(deps, made, ignore, overrides)):
+            return made, ""
+        return made, f"amount={amount} leaves {made.params_after / made.params_before:.1%} of the model: it {lacking}"
 
     with uncollected(), deeper(), compiled_later():  # most graphs are never called as they were captured
         first, gm = captured()

@@ -138,6 +138,20 @@ def test_what_cannot_be_rewritten_stays_whole_when_it_shrinks(network: type[nn.M
     assert "node" in str(fxprune.analyze(gm).explain("b.weight"))
 
 
+def test_a_shrink_that_fails_leaves_no_note_of_what_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    gm = fxprune.capture(Grid().double().eval(), X.double())
+    fxprune.mask(gm, fxprune.plan(fxprune.analyze(gm), 0.5))
+    before = dict(gm.meta)
+
+    def refuse(*_: Any, **__: Any) -> float:
+        raise fxprune.VerificationError("they differ")
+
+    monkeypatch.setattr("fxprune.pipeline.verify_rewriting", refuse)
+    with pytest.raises(fxprune.VerificationError):
+        fxprune.shrink(gm)
+    assert gm.meta == before
+
+
 @pytest.mark.parametrize("network", [Grid, Attention, Branch, Conjugated, WithoutGradients])
 @pytest.mark.parametrize("frontend", ["auto", "export"])
 def test_a_model_with_masks_is_pruned(network: type[nn.Module], frontend: Any) -> None:

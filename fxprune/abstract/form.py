@@ -106,16 +106,18 @@ class FakeMode(FakeTensorMode):
     def make(self, form: Form, base: Tensor | None = None, offset: int = 0) -> FakeTensor:
         """Return a new fake tensor, in its own memory or at an offset in that of another fake tensor."""
         guard = undispatched()
-        tensor = form.on_meta()
-        if base is not None:
-            tensor.set_(base.untyped_storage(), offset, form.size, form.stride)
-        state = self._states.get(form.device)
-        if state is None:
-            fake = FakeTensor(self, tensor, form.device)
-            self._states[form.device] = dict(vars(fake))
-        else:
-            fake = fake_like(state, tensor, form.device)
-        del guard
+        try:
+            tensor = form.on_meta()
+            if base is not None:
+                tensor.set_(base.untyped_storage(), offset, form.size, form.stride)
+            state = self._states.get(form.device)
+            if state is None:
+                fake = FakeTensor(self, tensor, form.device)
+                self._states[form.device] = dict(vars(fake))
+            else:
+                fake = fake_like(state, tensor, form.device)
+        finally:
+            del guard  # an error that someone keeps would hold it
         return fake
 
     @contextlib.contextmanager

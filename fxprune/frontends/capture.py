@@ -125,14 +125,14 @@ def _with_gradients(example: Example, frontend: Frontend) -> Attempt:
     checkpointed: dict[str, None] = {}
 
     def note_checkpoint(code: CodeType | None) -> None:
-        checkpointed.setdefault(f"{code.co_filename}:{code.co_firstlineno}" if code is not None else "unknown code")
+        checkpointed.setdefault(f"{code.co_filename}:{code.co_firstlineno}" if code is not None else "functions of torch")
 
     with watching_backwards(note), watching_checkpoints(note_checkpoint):
         attempt = _first_that_works(example, frontend)
     if checkpointed:
         attempt.notes.append(
-            "torch.utils.checkpoint does not take part in the graph, which keeps all activations for the backward pass: of the "
-            f"code at {', '.join(checkpointed)}"
+            "torch.utils.checkpoint does not take part in the graph, which keeps all activations for the backward pass: those "
+            f"of {', '.join(checkpointed)}"
         )
     if backwards:
         for training in (example.training, not example.training) if attempt.follows_mode else (example.training,):

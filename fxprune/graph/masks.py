@@ -177,8 +177,10 @@ def unmaskable(gm: fx.GraphModule) -> dict[str, str]:
     for path, module in gm.named_modules(remove_duplicate=False):
         names = vars(module).keys() | module._parameters.keys() | module._buffers.keys() | module._modules.keys()
         for name, parameter in module._parameters.items():
-            taken = [name + end for end in (ORIG, *(f"{MASK}{dim}" for dim in range(8))) if name + end in names]
-            if taken and parameter is not None:
+            if parameter is None:
+                continue
+            wanted = (name + ORIG, *(f"{name}{MASK}{dim}" for dim in range(parameter.dim())))
+            if taken := [each for each in wanted if each in names]:
                 owners[parameter] = f"cannot be masked, as the name {taken[0]!r} is taken by another attribute of its module"
         readers[path] = module
     found: dict[str, str] = {}
